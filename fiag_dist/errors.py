@@ -1,5 +1,9 @@
 """What can go wrong through no bug of ours. Each message says what happened, the value, the rule and the fix, in one line."""
 
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
 
 class FiagError(Exception):
     """Base of every error that a user can cause and mend; the command line prints its text and exits with 2."""
@@ -23,3 +27,23 @@ class DistributedError(FiagError):
 
 class WeightsError(FiagError):
     """A pretrained extractor's file is missing, or its SHA-256 is not the pinned one."""
+
+
+def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Runs a command's `main(argv)` and returns the exit status: how every command, `python -m fiag_dist.X` included, meets a user's mistake.
+
+    A FiagError becomes one line on stderr and 2, with the traceback only under `--debug` (anywhere in `argv`, taken out before `main` sees it);
+    Ctrl-C becomes 130. Anything else is a bug of ours and keeps its traceback. `argv` None: the process's own arguments.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    try:
+        return main([arg for arg in args if arg != "--debug"])
+    except FiagError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"fiag-dist: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fiag-dist: stopped by Ctrl-C", file=sys.stderr)
+        return 130

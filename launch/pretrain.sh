@@ -1,0 +1,23 @@
+#!/bin/bash
+# bash launch/pretrain.sh CONFIG.yaml [--a.b value]: pretraining on all GPUs of 1..N nodes; the same line on each node, with its own NODE_RANK.
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash launch/pretrain.sh configs/pretrain_cpu.yaml
+# Without a GPU: 2 ranks a node (NPROC overrides). A killed worker is restarted from the newest checkpoint, RESTARTS times.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ $# -gt 0 ] || { sed -n '2,4s/^# *//p' "$0" >&2; exit 2; }
+[ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
+gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
+nproc=${NPROC:-$((gpus > 0 ? gpus : 2))}
+nodes=${NNODES:-1}
+rank=${NODE_RANK:-0}
+if [ "$nodes" -gt 1 ] && [ -z "${MASTER_ADDR:-}" ]; then
+  echo "pretrain: NNODES=$nodes needs MASTER_ADDR, the name or address of node 0 as the other nodes see it" >&2
+  exit 2
+fi
+rendezvous=(--standalone)
+if [ "$nodes" -gt 1 ]; then
+  host=$([ "$rank" = 0 ] && echo 1 || echo 0)
+  rendezvous=(--node-rank="$rank" --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-fiag-dist}" --rdzv-conf="is_host=$host"
+    --rdzv-endpoint="$MASTER_ADDR:${MASTER_PORT:-29500}")
+fi
+exec torchrun --nnodes="$nodes" --nproc-per-node="$nproc" --max-restarts="${RESTARTS:-3}" "${rendezvous[@]}" -m fiag_dist.pretrain "$@"

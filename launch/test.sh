@@ -1,0 +1,24 @@
+#!/bin/bash
+# bash launch/test.sh [PYTEST ARGUMENTS]: installs what is missing, then lint, types and all fast tests. FIAG_CLIPS=FOLDER adds the tests on real clips.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash launch/install.sh ingest,dev
+export PATH="$PWD/.venv/bin:$PATH"
+
+step() { echo "== $1 ($((SECONDS / 60)) min $((SECONDS % 60)) s)"; }
+step "weights of the pretrained extractors"
+fiag-dist weights fetch || echo "test: not all weights could be had; tests that need them are skipped with the reason"
+failed=()
+step "ruff"
+ruff check . || failed+=("ruff check")
+ruff format --check . || failed+=("ruff format --check")
+step "pyright"
+pyright || failed+=("pyright")
+step "pytest"
+status=0
+pytest -m "not slow and not gpu" "$@" || status=$?
+for check in ${failed[@]+"${failed[@]}"}; do
+  echo "test: failed before pytest: $check" >&2
+  status=1
+done
+exit "$status"
