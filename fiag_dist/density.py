@@ -1,0 +1,102 @@
+"""Growth and pruning of a field that many identities share (model.md 4 and 5)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fiag_dist.config import DensityConfig
+from fiag_dist.model.field import PARAMETERS, GaussianField
+from fiag_dist.types import BOUND_M, Gaussians, Rendering
+
+FAR_M = 0.02
+"""A Gaussian displaced further than this has its child where it is seen, not where it rests."""
+CHILD_SHRINK = math.log(1.5)
+MIN_LIVE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Regrowth:
+    """The rows of a field after an update: same for all its parameters."""
+
+    source: Tensor
+    """[live] row that each new row copies."""
+    fresh: Tensor
+    """[live] rows that start without moments: children and their parents."""
+    values: dict[str, Tensor]
+    """New rows of each parameter [live, ...]."""
+    pruned: int
+    grown: int
+
+
+class Statistics:
+    """What was seen of one branch's Gaussians since the last update, over whichever identities were rendered."""
+
+    def __init__(self, capacity: int):
+        self.gradient = torch.zeros(capacity)
+        self.views = torch.zeros(capacity)
+        self.displacement = torch.zeros(capacity, 3)
+        self.opacity = torch.zeros(capacity)
+        """Maximum over identities: a Gaussian that one person needs survives, whoever else does not."""
+
+    @torch.no_grad()
+    def observe(self, rendering: Rendering, canonical: Gaussians, person: Gaussians, scale: float) -> None:
+        """Adds one rendered frame after its backward pass. `scale` undoes the frame's share in the loss."""
+        gradient = rendering.means2d.grad
+        n = len(canonical)
+        self.opacity[:n] = torch.maximum(self.opacity[:n], torch.sigmoid(person.opacities).cpu())
+        if gradient is None:
+            return
+        half_image = rendering.image.shape[-1] / 2
+        seen = (rendering.radii[:, 0] > 0).float().cpu()
+        self.gradient[:n] += gradient.norm(dim=1).cpu() * seen * (scale * half_image)
+        self.views[:n] += seen
+        self.displacement[:n] += (person.means - canonical.means).cpu() * seen[:, None]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For checkpoints and for sums over ranks."""
+        return {"gradient": self.gradient, "views": self.views, "displacement": self.displacement, "opacity": self.opacity}
+
+    def clear(self) -> None:
+        for tensor in self.tensors().values():
+            tensor.zero_()
+
+
+@torch.no_grad()
+def regrow(
+    field: GaussianField, seen: Statistics, config: DensityConfig, grad_threshold: float, prune_below: float, generator: torch.Generator
+) -> Regrowth:
+    """Which rows go, which have children, and what the field looks like then. The same inputs give the same answer on every rank.
+
+    Removed: opacity below `prune_below` for all identities, or outside the cube, where no identity could move or fade it.
+    """
+    n = len(field)
+    old = {name: getattr(field, name)[:n].detach().cpu().clone() for name in PARAMETERS}
+    # An identity that was not rendered since the last update has no say in `opacity`; unseen rows are kept until someone looked.
+    keep = (seen.opacity[:n] >= prune_below) | (seen.opacity[:n] == 0)
+    keep &= old["means"].abs().amax(1) <= BOUND_M
+    if int(keep.sum()) < MIN_LIVE:
+        keep = torch.ones(n, dtype=torch.bool)
+    gradient = seen.gradient[:n] / seen.views[:n].clamp(min=1)
+    room = min(int(config.grow * n), field.capacity - int(keep.sum()))
+    wanting = int((keep & (gradient > grad_threshold)).sum())
+    parents = torch.topk(torch.where(keep, gradient, -1.0), min(room, wanting)).indices.sort().values
+
+    old["log_scales"][parents] -= CHILD_SHRINK
+    children = {name: value[parents].clone() for name, value in old.items()}
+    shift = seen.displacement[:n][parents] / seen.views[:n][parents].clamp(min=1)[:, None]
+    far = shift.norm(dim=1, keepdim=True) > FAR_M
+    noise = torch.randn(len(parents), 3, generator=generator) * torch.exp(children["log_scales"])
+    children["means"] += torch.where(far, shift, noise)
+
+    kept = keep.nonzero()[:, 0]
+    is_parent = torch.zeros(n, dtype=torch.bool)
+    is_parent[parents] = True
+    return Regrowth(
+        source=torch.cat([kept, parents]),
+        fresh=torch.cat([is_parent[kept], torch.ones(len(parents), dtype=torch.bool)]),
+        values={name: torch.cat([old[name][kept], children[name]]) for name in PARAMETERS},
+        pruned=n - len(kept),
+        grown=len(parents),
+    )

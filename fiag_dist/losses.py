@@ -1,0 +1,156 @@
+"""What training asks of a performance (model.md 3): every term by name, weighted."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fiag_dist.config import LossConfig
+from fiag_dist.kernels.ssim import ssim
+from fiag_dist.landmarks import LIPS_AND_LIDS
+from fiag_dist.model.head import Head, Performance
+from fiag_dist.model.motion import METRES, PersonalNet
+from fiag_dist.model.surface import NUM_MESH
+from fiag_dist.stages import Stage
+from fiag_dist.types import Camera, Label, Shot
+
+TRIPLET_POINTS = 2048
+MOUTH_MARGIN_PX = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Rival:
+    """Another identity to tell this one from: what L_t and L_c compare with."""
+
+    positive: Float[Tensor, " id_dim"]
+    """Embedding of another frame of the same person."""
+    negative: Float[Tensor, " id_dim"]
+    """Embedding of the other person."""
+    personal: PersonalNet | None
+    """The other person's IM-Net."""
+
+
+def reconstruction(image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], weight_ssim: float) -> Tensor:
+    """L1 + weight * (1 - SSIM)."""
+    return (image - target).abs().mean() + weight_ssim * (1 - ssim(image, target))
+
+
+def face_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig) -> dict[str, Tensor]:
+    """The face branch against head pixels without the inside of the mouth, both over the same random colour."""
+    inside = (shot.labels == Label.MOUTH)[None]
+    mask = shot.alpha * ~inside
+    image = performance.face.image[:3] + (1 - performance.face.alpha) * backdrop
+    target = shot.image * mask + backdrop * (1 - mask)
+    coverage = ((1 - performance.face.alpha) * mask).mean() + (performance.face.alpha * (1 - mask)).mean()
+    terms = {"face": reconstruction(image, target, config.ssim), "face_coverage": config.coverage * coverage}
+    if config.mouth_region != 1.0:
+        x0, y0, x1, y1 = shot.lips_rect
+        share = (y1 - y0) * (x1 - x0) / target[0].numel()
+        region = (image - target)[:, y0:y1, x0:x1].abs().mean()
+        terms["face_lips"] = (config.mouth_region - 1) * share * region
+    return terms
+
+
+def mouth_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig) -> dict[str, Tensor]:
+    """The mouth branch against the inside of the mouth; lips hide it elsewhere in their square, and outside of that it must not be seen."""
+    alpha = performance.mouth.alpha
+    size = alpha.shape[-1]
+    x0, y0 = (max(v - MOUTH_MARGIN_PX, 0) for v in shot.lips_rect[:2])
+    x1, y1 = (min(v + MOUTH_MARGIN_PX, size) for v in shot.lips_rect[2:])
+    inside = torch.zeros_like(alpha)
+    inside[:, y0:y1, x0:x1] = 1
+    terms = {"mouth_coverage": config.coverage * (alpha * (1 - inside)).mean()}
+    seen = (shot.labels == Label.MOUTH)[None, y0:y1, x0:x1]
+    if bool(seen.any()):
+        image = (performance.mouth.image + (1 - alpha) * backdrop)[:, y0:y1, x0:x1]
+        target = torch.where(seen, shot.image[:, y0:y1, x0:x1], image.detach())
+        terms["mouth"] = reconstruction(image, target, config.ssim)
+        terms["mouth_coverage"] = terms["mouth_coverage"] + config.coverage * ((1 - alpha[:, y0:y1, x0:x1]) * seen).mean()
+    return terms
+
+
+def fusion_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig) -> dict[str, Tensor]:
+    """The composite of both branches against the whole head."""
+    target = shot.image * shot.alpha + backdrop * (1 - shot.alpha)
+    return {"fusion": reconstruction(performance.over(backdrop), target, config.ssim)}
+
+
+def motion_terms(performance: Performance, config: LossConfig) -> dict[str, Tensor]:
+    """Small motion is preferred: mean absolute value of every output."""
+    motion = performance.motion
+    if motion is None or performance.mouth_motion is None:
+        return {}
+    sizes = [motion.means / METRES, motion.quats, motion.log_scales, performance.mouth_motion / METRES]
+    return {"motion": config.motion * torch.stack([x.abs().mean(0).sum() for x in sizes]).sum()}
+
+
+def attention_terms(performance: Performance, shot: Shot, config: LossConfig) -> dict[str, Tensor]:
+    """Expression must leave the lips alone, and hair is moved by nothing (form `attention`: its norms are rendered as channels)."""
+    if performance.face.image.shape[0] < 5:
+        return {}
+    audio, expression = performance.face.image[3:5]
+    x0, y0, x1, y1 = shot.lips_rect
+    hair = shot.labels == Label.HAIR
+    terms = {"attention_lips": config.attention_lips * expression[y0:y1, x0:x1].mean()}
+    if bool(hair.any()):
+        terms["attention_hair"] = config.attention_hair * (audio + expression)[hair].mean()
+    return terms
+
+
+def project(points_N3: Float[Tensor, "n 3"], camera: Camera) -> Float[Tensor, "n 2"]:
+    """Points of the head frame in pixels."""
+    seen = points_N3 @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]
+    return (seen @ camera.K.T)[:, :2] / seen[:, 2:]
+
+
+def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float) -> Tensor:
+    """L_m: robust distance of the moved rest landmarks from the tracked ones, pixels of a 256-pixel frame."""
+    at_256 = 256 / shot.camera.width
+    found = project(shot.rest_landmarks[:NUM_MESH] + moved_V3, shot.camera)
+    tracked = project(shot.landmarks[:NUM_MESH], shot.camera)
+    distance2 = ((found - tracked) * at_256).square().sum(1)
+    weights = torch.ones_like(distance2)
+    weights[list(LIPS_AND_LIDS)] = contours
+    return (weights / weights.mean() * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
+
+
+def triplet_term(head: Head, shot: Shot, rival: Rival, margin: float) -> Tensor:
+    """L_t (paper Eq. 4): offsets of one person's two frames lie nearer to each other than to another person's; unscaled, normalised outputs."""
+    means = head.face_field.gaussians().means.detach()
+    points = means[torch.randperm(len(means), device=means.device)[:TRIPLET_POINTS]]
+    embeddings = (shot.embedding, rival.positive, rival.negative)
+    anchor, positive, negative = (F.normalize(head.face_identity.raw(points, e).flatten(), dim=0, eps=1e-8) for e in embeddings)
+    return F.relu((anchor - positive).square().sum() - (anchor - negative).square().sum() + margin)
+
+
+def contrast_term(head: Head, performance: Performance, shot: Shot, rival: PersonalNet) -> Tensor:
+    """L_c (paper Eq. 6): personal motion must not be what another person's net would ask for at the same points (centimetres squared)."""
+    assert performance.motion is not None
+    assert performance.motion.own is not None
+    points = performance.person.face.means.detach()
+    with torch.no_grad():
+        other = rival(points, head.drive(shot), head.universal.upper(points)).means
+    return F.relu((other * performance.motion.own).sum(1) / METRES**2).mean()
+
+
+def compute(
+    head: Head, performance: Performance, shot: Shot, stage: Stage, config: LossConfig, landmark_weight: float, rival: Rival | None
+) -> dict[str, Tensor]:
+    """All weighted terms of one frame in its stage; their sum is what is minimised. Draws a random backdrop from torch's generator."""
+    backdrop = torch.rand(3, 1, 1, device=shot.image.device)
+    if stage is Stage.FUSION:
+        return fusion_terms(performance, shot, backdrop, config)
+    terms = face_terms(performance, shot, backdrop, config) | mouth_terms(performance, shot, backdrop, config)
+    if stage is Stage.WARM_UP:
+        terms.pop("face_coverage")
+    else:
+        terms |= motion_terms(performance, config) | attention_terms(performance, shot, config)
+    if performance.landmark_motion is not None and landmark_weight:
+        terms["landmarks"] = landmark_weight * landmark_term(performance.landmark_motion, shot, config.landmarks_contours)
+    if rival is not None and stage is Stage.IDENTITY and config.triplet:
+        terms["triplet"] = config.triplet * triplet_term(head, shot, rival, config.triplet_margin)
+    if rival is not None and rival.personal is not None and stage is Stage.MOTION and config.contrast:
+        terms["contrast"] = config.contrast * contrast_term(head, performance, shot, rival.personal)
+    return terms

@@ -1,0 +1,83 @@
+"""From windows of speech features to the code that moves a face (model.md 2.4)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fiag_dist.config import AudioConfig
+
+TAPS = (1, 3, 4, 5, 7)
+"""Of the eight windows t-4 .. t+3, those at -3, -1, 0, 1 and 3."""
+CODE_DIM = 32
+
+
+def taps(audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch five_dims"]:
+    """Five windows, each averaged over its steps, one after the other: what the principal components are taken of."""
+    return audio_8CW[..., TAPS, :, :].mean(-1).flatten(-2)
+
+
+class Listener(nn.Module):
+    """What all networks of a model hear: whitened principal components, or standardised features. Fitted once, then frozen."""
+
+    def __init__(self, config: AudioConfig, dim: int, window: int):
+        super().__init__()
+        self.config, self.dim, self.window = config, dim, window
+        self.register_buffer("mean", torch.zeros(len(TAPS) * dim if config.code == "pca" else dim))
+        self.register_buffer("basis", torch.zeros(len(TAPS) * dim, config.dim) if config.code == "pca" else torch.ones(dim))
+
+    @torch.no_grad()
+    def fit(self, audio_T8CW: Float[Tensor, "frames 8 dim window"]) -> None:
+        """Takes mean and spread of the training frames of many clips."""
+        if self.config.code == "net":
+            self.mean.copy_(audio_T8CW.mean((0, 1, 3)))
+            self.basis.copy_(1 / (audio_T8CW.std((0, 1, 3)) + 1e-3))
+            return
+        x_TD = taps(audio_T8CW)
+        self.mean.copy_(x_TD.mean(0))
+        _, spread, directions = torch.linalg.svd((x_TD - self.mean).double(), full_matrices=False)
+        count = min(self.config.dim, len(spread))
+        deviation = spread[:count] / max(len(x_TD) - 1, 1) ** 0.5
+        self.basis[:, :count] = (directions[:count] / deviation.clamp(min=1e-6)[:, None]).T.float()
+
+    def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
+        """[pca dim] for code `pca`, [8, dim, window] for `net`."""
+        if self.config.code == "net":
+            return (audio_8CW - self.mean[:, None]) * self.basis[:, None]
+        code = (taps(audio_8CW) - self.mean) @ self.basis
+        return code + self.config.noise * torch.randn_like(code) if self.training else code
+
+
+class AudioCode(nn.Module):
+    """One network's own reading of what the listener heard: [32]."""
+
+    def __init__(self, config: AudioConfig, dim: int, window: int):
+        super().__init__()
+        self.net = nn.Linear(config.dim, CODE_DIM) if config.code == "pca" else AudioNet(dim, window)
+
+    def forward(self, heard: Tensor) -> Float[Tensor, "32"]:
+        return self.net(heard)
+
+
+class AudioNet(nn.Module):
+    """Four strided convolutions over each window, then attention over the eight (the relatives' AudioNet and AudioAtt)."""
+
+    def __init__(self, dim: int, window: int):
+        super().__init__()
+        wide = 128 if dim >= 128 else 32
+        widths = [dim, wide, wide, 64, 64]
+        steps: list[nn.Module] = []
+        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+            steps += [nn.Conv1d(width_in, width_out, 3, stride=2, padding=1), nn.LeakyReLU(0.02)]
+        self.windows = nn.Sequential(*steps)
+        self.project = nn.Sequential(nn.Linear(64, 64), nn.LeakyReLU(0.02), nn.Linear(64, CODE_DIM))
+        halving: list[nn.Module] = []
+        for width in (32, 16, 8, 4, 2):
+            halving += [nn.Conv1d(width, width // 2, 3, padding=1), nn.LeakyReLU(0.02)]
+        self.attention = nn.Sequential(*halving)
+        self.weigh = nn.Linear(8, 8)
+
+    def forward(self, heard_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "32"]:
+        codes_8D = self.project(self.windows(heard_8CW).mean(-1))
+        scores = self.weigh(self.attention(codes_8D.T[None])[0, 0])
+        return F.softmax(scores, -1) @ codes_8D

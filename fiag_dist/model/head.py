@@ -1,0 +1,162 @@
+"""A talking head: Gaussians of face and mouth, moved by speech and expression, and looked at through a camera."""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fiag_dist.config import ModelConfig
+from fiag_dist.model.field import GaussianField
+from fiag_dist.model.identity import IdentityNet
+from fiag_dist.model.motion import Drive, Motion, PersonalNet, hook
+from fiag_dist.model.surface import NUM_MESH
+from fiag_dist.model.universal import UniversalMotion
+from fiag_dist.raster import rasterize, view_colors
+from fiag_dist.types import Camera, Gaussians, Rendering, Shot
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One identity's Gaussians at rest (theta_i)."""
+
+    face: Gaussians
+    mouth: Gaussians
+
+
+@dataclass(frozen=True, eq=False)
+class Performance:
+    """One frame, performed. Images are premultiplied over black: add (1 - alpha) * backdrop."""
+
+    person: Person
+    motion: Motion | None
+    """Of the face's Gaussians; None while nothing moves yet."""
+    mouth_motion: Float[Tensor, "m 3"] | None
+    landmark_motion: Float[Tensor, "468 3"] | None
+    """Of the shot's rest landmarks, metres; asked for in training."""
+    face: Rendering
+    mouth: Rendering
+
+    def over(self, backdrop: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+        """Face over mouth over backdrop."""
+        behind = self.mouth.image + (1 - self.mouth.alpha) * backdrop
+        return self.face.image[:3] + (1 - self.face.alpha) * behind
+
+    @property
+    def alpha(self) -> Float[Tensor, "1 height width"]:
+        """Coverage of face and mouth together."""
+        return 1 - (1 - self.face.alpha) * (1 - self.mouth.alpha)
+
+
+def perform(
+    person: Person,
+    universal: UniversalMotion,
+    personal: PersonalNet,
+    drive: Drive | None,
+    camera: Camera,
+    rest_landmarks: Float[Tensor, "478 3"] | None = None,
+    raster: str = "auto",
+) -> Performance:
+    """Moves a person as `drive` says (None: at rest) and renders both branches. `rest_landmarks` are moved along when given."""
+    face, mouth, motion, mouth_motion, landmark_motion = person.face, person.mouth, None, None, None
+    if drive is not None:
+        points = face.means.detach()
+        if rest_landmarks is not None:
+            points = torch.cat([points, rest_landmarks[:NUM_MESH]])
+        motion = universal.move(points, personal, drive)
+        if rest_landmarks is not None:
+            landmark_motion, motion = motion.means[len(face) :], _first(motion, len(face))
+        mouth_motion = universal.mouth(mouth.means.detach(), drive.heard, hook(motion.means, universal.config.hook_k))
+        face = replace(
+            face,
+            means=face.means + motion.means,
+            quats=face.quats + motion.quats,
+            log_scales=face.log_scales + motion.log_scales,
+        )
+        mouth = replace(mouth, means=mouth.means + mouth_motion)
+    return Performance(
+        person=person,
+        motion=motion,
+        mouth_motion=mouth_motion,
+        landmark_motion=landmark_motion,
+        face=_render(face, camera, None if motion is None else motion.attention, raster),
+        mouth=_render(mouth, camera, None, raster),
+    )
+
+
+def _first(motion: Motion, n: int) -> Motion:
+    head = {name: None if value is None else value[:n] for name, value in vars(motion).items()}
+    return Motion(**head)  # type: ignore[arg-type]
+
+
+def _render(g: Gaussians, camera: Camera, extra: Tensor | None, raster: str) -> Rendering:
+    colors = view_colors(g.sh_dc, g.sh_rest, g.means, camera)
+    if extra is not None:
+        colors = torch.cat([colors, extra], 1)
+    black = torch.zeros(colors.shape[1], device=colors.device)
+    return rasterize(g.means, g.quats, torch.exp(g.log_scales), torch.sigmoid(g.opacities), colors, camera, black, backend=raster)  # type: ignore[arg-type]
+
+
+class Head(nn.Module):
+    """Everything that all identities share: the Global Gaussian Field, the IE-Nets and UM-Net.
+
+    id_dim, audio_dim, audio_window: shapes of the identity embedding and of one window of speech features, as in the manifest.
+    rest_landmarks: [478, 3], mean rest shape, metres.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        id_dim: int,
+        audio_dim: int,
+        audio_window: int,
+        rest_landmarks: Float[Tensor, "478 3"],
+        encoder: str = "auto",
+        raster: str = "auto",
+    ):
+        super().__init__()
+        self.config, self.raster = config, raster
+        field, num_sh = config.field, (config.field.sh_degree + 1) ** 2
+        self.face_field = GaussianField(field.capacity_face, field.sh_degree)
+        self.mouth_field = GaussianField(field.capacity_mouth, field.sh_degree)
+        self.face_identity = IdentityNet(config.identity, id_dim, num_sh, encoder)
+        self.mouth_identity = IdentityNet(config.identity, id_dim, num_sh, encoder)
+        self.universal = UniversalMotion(config.motion, audio_dim, audio_window, rest_landmarks, encoder)
+
+    @property
+    def fields(self) -> dict[str, GaussianField]:
+        return {"face": self.face_field, "mouth": self.mouth_field}
+
+    def person(self, embedding: Float[Tensor, " id_dim"]) -> Person:
+        """theta_i of both branches for one identity embedding."""
+        return Person(
+            self.face_identity(self.face_field.gaussians(), embedding),
+            self.mouth_identity(self.mouth_field.gaussians(), embedding),
+        )
+
+    def drive(self, shot: Shot) -> Drive:
+        return Drive(self.universal.listener(shot.audio), shot.expression)
+
+    def landmark_motion(self, shot: Shot, personal: PersonalNet) -> Float[Tensor, "468 3"]:
+        """Motion of the rest landmarks alone: nothing is rendered."""
+        return self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means
+
+    def forward(self, shot: Shot, personal: PersonalNet, moving: bool) -> Performance:
+        """Performs one training frame; at rest unless `moving`."""
+        drive = self.drive(shot) if moving else None
+        rest = shot.rest_landmarks if moving and self.training else None
+        return perform(self.person(shot.embedding), self.universal, personal, drive, shot.camera, rest, self.raster)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parameters by what their learning rate depends on (names are those of OptimConfig)."""
+        fields = self.fields.values()
+        groups = {name: [cast(nn.Parameter, getattr(f, name)) for f in fields] for name in ("means", "quats", "log_scales", "opacities", "sh_dc")}
+        groups["sh_rest"] = [f.sh_rest for f in fields if f.sh_rest.shape[1]]
+        nets = {"identity": [self.face_identity, self.mouth_identity], "universal": [self.universal.face, self.universal.mouth]}
+        for owner, modules in nets.items():
+            for module in modules:
+                for name, parameter in module.named_parameters():
+                    kind = "grids" if name.startswith("grid.") else "audio" if name.startswith("audio.") else "nets"
+                    groups.setdefault(f"{owner}_{kind}", []).append(parameter)
+        return {name: parameters for name, parameters in groups.items() if parameters}

@@ -1,0 +1,42 @@
+"""IE-Net: what makes the shared field one person (paper Eq. 2 and 3; model.md 2.3)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fiag_dist.config import IdentityConfig
+from fiag_dist.model.grid import TriPlane
+from fiag_dist.model.layers import mlp
+from fiag_dist.types import Gaussians
+
+
+class IdentityNet(nn.Module):
+    """Offsets of every raw parameter of every Gaussian, from where the Gaussian is and whose face it shall be.
+
+    One network per branch. Which Gaussians belong to an identity is said by its offsets of opacity, before the sigmoid; nothing is hard-selected.
+    """
+
+    def __init__(self, config: IdentityConfig, id_dim: int, num_sh: int, encoder: str = "auto"):
+        super().__init__()
+        self.config = config
+        self.grid = TriPlane(config.grid, encoder)
+        self.project = nn.Linear(id_dim, config.grid.dim, bias=False)
+        self.net = mlp(2 * config.grid.dim, config.hidden, config.hidden, 11 + 3 * num_sh)
+
+    def raw(self, means_N3: Float[Tensor, "n 3"], embedding: Float[Tensor, " id_dim"]) -> Float[Tensor, "n outputs"]:
+        """The network's unscaled outputs: means 3, quats 4, log scales 3, opacity 1, spherical harmonics."""
+        features = self.grid(means_N3)
+        return self.net(torch.cat([features, features * self.project(embedding)], 1))
+
+    def forward(self, canonical: Gaussians, embedding: Float[Tensor, " id_dim"]) -> Gaussians:
+        """theta_i = theta_c + dtheta_i for the identity with this embedding."""
+        out = self.raw(canonical.means.detach(), embedding)
+        d_means, d_quats, d_scales, d_opacity, d_dc, d_rest = out.split([3, 4, 3, 1, 3, out.shape[1] - 14], 1)
+        return Gaussians(
+            means=canonical.means + self.config.means_scale * d_means,
+            quats=canonical.quats + d_quats,
+            log_scales=canonical.log_scales + d_scales,
+            opacities=canonical.opacities + d_opacity[:, 0],
+            sh_dc=canonical.sh_dc + d_dc,
+            sh_rest=canonical.sh_rest + d_rest.reshape(canonical.sh_rest.shape),
+        )

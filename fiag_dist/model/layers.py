@@ -1,0 +1,13 @@
+"""The one kind of network that the fields are made of."""
+
+from torch import nn
+
+
+def mlp(*dims: int) -> nn.Sequential:
+    """Bias-free linear layers of the given widths with ReLU between them: zero input gives zero output."""
+    layers: list[nn.Module] = []
+    for i, (width_in, width_out) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        if i:
+            layers.append(nn.ReLU())
+        layers.append(nn.Linear(width_in, width_out, bias=False))
+    return nn.Sequential(*layers)

@@ -1,0 +1,145 @@
+"""The motion fields: one universal UM-Net, one small IM-Net per person, and the hook between face and mouth (paper Eq. 5 to 8)."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fiag_dist.config import GridConfig, MotionConfig
+from fiag_dist.errors import ConfigError
+from fiag_dist.model.audio import CODE_DIM, AudioCode
+from fiag_dist.model.grid import TriPlane
+from fiag_dist.model.layers import mlp
+from fiag_dist.types import EXPRESSION_NAMES
+
+NUM_EXPRESSION = len(EXPRESSION_NAMES)
+METRES = 1e-2
+"""One unit of a motion network's position output."""
+SPLIT_M = 0.004
+"""Softness of the border between what audio and what expression drives."""
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """What moves each Gaussian: added to its raw parameters."""
+
+    means: Float[Tensor, "n 3"]
+    """Metres, head frame."""
+    quats: Float[Tensor, "n 4"]
+    log_scales: Float[Tensor, "n 3"]
+    attention: Float[Tensor, "n 2"] | None = None
+    """Norms of the audio and the expression attention (form `attention` only)."""
+    own: Float[Tensor, "n 3"] | None = None
+    """The part of `means` that the personal net asked for, before the gate."""
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Where the universal motion is looked up for a point of this person, and how strongly it applies."""
+
+    offset: Float[Tensor, "n 3"]
+    """Metres."""
+    factor: Float[Tensor, "n 3"]
+
+
+@dataclass(frozen=True, eq=False)
+class Drive:
+    """What a frame says and shows: the input of all motion networks."""
+
+    heard: Tensor
+    """The listener's output."""
+    expression: Float[Tensor, " channels"]
+
+
+class FaceMotionNet(nn.Module):
+    """Motion of face points from their features, the audio code and the expression: UM-Net's and IM-Net's common shape."""
+
+    def __init__(self, config: MotionConfig, grid: GridConfig, hidden: int, audio_dim: int, audio_window: int, encoder: str = "auto"):
+        super().__init__()
+        self.config = config
+        self.grid = TriPlane(grid, encoder)
+        self.audio = AudioCode(config.audio, audio_dim, audio_window)
+        dim = grid.dim
+        if config.form == "direct":
+            self.net = mlp(dim + CODE_DIM + NUM_EXPRESSION, hidden, hidden, 10)
+        else:
+            self.audio_attention = mlp(dim, 32, CODE_DIM)
+            self.expression_attention = mlp(dim, 16, NUM_EXPRESSION)
+            self.expression_code = mlp(NUM_EXPRESSION - 1, 16, NUM_EXPRESSION - 1)
+            self.net = mlp(dim + CODE_DIM + NUM_EXPRESSION, hidden, hidden, 10)
+
+    def forward(self, points_N3: Float[Tensor, "n 3"], drive: Drive, upper_N1: Float[Tensor, "n 1"]) -> Motion:
+        """points_N3: metres, head frame. upper_N1: 1 where expression drives, 0 where audio does."""
+        return self.from_features(self.grid(points_N3), drive, upper_N1)
+
+    def from_features(self, features: Float[Tensor, "n dim"], drive: Drive, upper_N1: Float[Tensor, "n 1"]) -> Motion:
+        """The motion of points whose grid features are known."""
+        audio, expression = self.audio(drive.heard), drive.expression
+        attention = None
+        if self.config.form == "direct":
+            scale = self.config.output_scale
+            if self.config.drive_split:
+                inputs = [features, audio * (1 - upper_N1), expression * upper_N1]
+            else:
+                inputs = [features, audio.expand(len(features), -1), expression.expand(len(features), -1)]
+        else:
+            scale = 1.0
+            weights_a, weights_e = self.audio_attention(features), F.relu(self.expression_attention(features))
+            coded = torch.cat([self.expression_code(expression[:-1]), expression[-1:]])  # the blink goes in as it is
+            inputs = [features, audio * weights_a, coded * weights_e]
+            attention = torch.stack([weights_a.norm(dim=1), weights_e.norm(dim=1)], 1)
+        out = self.net(torch.cat(inputs, 1)) * scale
+        return Motion(out[:, :3] * METRES, out[:, 3:7], out[:, 7:10], attention)
+
+
+class PersonalNet(FaceMotionNet):
+    """IM-Net: how this one person moves, and where and how strongly the universal motion applies to this face."""
+
+    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, encoder: str = "auto"):
+        super().__init__(config, config.personal_grid, config.personal_hidden, audio_dim, audio_window, encoder)
+        if config.align:
+            self.align = mlp(config.personal_grid.dim, config.personal_hidden, 6)
+
+    def aligned(self, points_N3: Float[Tensor, "n 3"], drive: Drive, upper_N1: Float[Tensor, "n 1"]) -> tuple[Motion, Alignment]:
+        """This person's own motion, and how the universal motion fits this face."""
+        features = self.grid(points_N3)
+        own = self.from_features(features, drive, upper_N1)
+        if not self.config.align:
+            return own, Alignment(torch.zeros_like(points_N3), torch.ones_like(points_N3))
+        out = self.align(features)
+        return own, Alignment(out[:, :3] * METRES, torch.tanh(out[:, 3:] / 5) * 0.25 + 1)
+
+
+class MouthMotionNet(nn.Module):
+    """Motion of the inside of the mouth from audio and the hook; mainly up and down."""
+
+    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, encoder: str = "auto"):
+        super().__init__()
+        self.scale = config.output_scale if config.form == "direct" else 1.0
+        self.grid = TriPlane(config.mouth_grid, encoder)
+        self.audio = AudioCode(config.audio, audio_dim, audio_window)
+        self.net = mlp(config.mouth_grid.dim + CODE_DIM + 3, 32, 32, 3)
+        self.strength = mlp(config.mouth_grid.dim + 3, 16, 16, 1)
+        self.register_buffer("axes", torch.tensor([0.2, 1.0, 0.2]), persistent=False)
+
+    def forward(self, points_N3: Float[Tensor, "n 3"], heard: Tensor, hook_3: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
+        """Displacement in metres, head frame."""
+        features, hook_N3 = self.grid(points_N3), hook_3.expand(len(points_N3), -1)
+        out = self.net(torch.cat([features, self.audio(heard).expand(len(features), -1), hook_N3], 1))
+        strength = 2 * torch.sigmoid(self.strength(torch.cat([features, hook_N3], 1)))
+        return out * strength * self.axes * (METRES * self.scale)
+
+
+def hook(d_means_N3: Float[Tensor, "n 3"], k: int = 10) -> Float[Tensor, "3"]:
+    """Face-mouth hook E: how far the face's points move up and down (paper, III-C-2).
+
+    d_means_N3: face motion in metres, head frame, y up. Returns [k-th largest, k-th smallest, difference] of y, in centimetres, without gradient.
+    Raises ConfigError when k exceeds the number of points.
+    """
+    y_N = d_means_N3[:, 1].detach()
+    if not 1 <= k <= len(y_N):
+        raise ConfigError(f"hook_k is {k}, but there are {len(y_N)} face points; set train.model.motion.hook_k to at most that")
+    high, low = torch.topk(y_N, k).values[-1], torch.topk(y_N, k, largest=False).values[-1]
+    return torch.stack([high, low, high - low]) * 100

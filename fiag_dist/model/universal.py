@@ -1,0 +1,53 @@
+"""UM-Net: the motion that all people share, and how a person's own motion joins it."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fiag_dist.config import MotionConfig
+from fiag_dist.model.audio import Listener
+from fiag_dist.model.motion import SPLIT_M, Drive, FaceMotionNet, Motion, MouthMotionNet, PersonalNet
+from fiag_dist.model.surface import NOSE_TIP, FaceSurface, MotionGate
+
+
+class UniversalMotion(nn.Module):
+    """The shared motion networks of face and mouth, the listener they hear through, and the mean face that says where motion reaches.
+
+    rest_landmarks: [478, 3] metres, mean rest shape of the pretraining identities.
+    """
+
+    rest_landmarks: Tensor
+
+    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, rest_landmarks: Float[Tensor, "478 3"], encoder: str = "auto"):
+        super().__init__()
+        self.config, self.audio_dim, self.audio_window, self.encoder = config, audio_dim, audio_window, encoder
+        self.register_buffer("rest_landmarks", rest_landmarks.clone())
+        self.listener = Listener(config.audio, audio_dim, audio_window)
+        self.face = FaceMotionNet(config, config.universal_grid, config.universal_hidden, audio_dim, audio_window, encoder)
+        self.mouth = MouthMotionNet(config, audio_dim, audio_window, encoder)
+        self.gate = MotionGate(FaceSurface(rest_landmarks.cpu().numpy()), config.gate_near_m, config.gate_far_m)
+
+    def new_personal(self) -> PersonalNet:
+        """A fresh IM-Net that fits these networks."""
+        return PersonalNet(self.config, self.audio_dim, self.audio_window, self.encoder)
+
+    def upper(self, points_N3: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1"]:
+        """1 above the nose tip, 0 below, soft over 4 mm."""
+        return torch.sigmoid((points_N3[:, 1:2] - self.rest_landmarks[NOSE_TIP, 1]) / SPLIT_M)
+
+    def move(self, points_N3: Float[Tensor, "n 3"], personal: PersonalNet, drive: Drive) -> Motion:
+        """Total motion of face points: theta - theta_i = d_IM + d_UM, with UM-Net asked at the points that IM-Net moved (paper Eq. 7)."""
+        upper, gate = self.upper(points_N3), self.gate(points_N3)
+        own, alignment = personal.aligned(points_N3, drive, upper)
+        where = points_N3 + alignment.offset
+        if self.config.order == "sequential":
+            where = where + own.means
+        shared = self.face(where, drive, upper)
+        attention = None if shared.attention is None or own.attention is None else own.attention + shared.attention
+        return Motion(
+            means=(own.means + alignment.factor * shared.means) * gate,
+            quats=(own.quats + shared.quats) * gate,
+            log_scales=(own.log_scales + shared.log_scales) * gate,
+            attention=attention,
+            own=own.means,
+        )

@@ -1,0 +1,81 @@
+"""What is trained when (model.md 4): tracked landmarks, warm-up, identity embedding, motion learning, fusion."""
+
+from enum import IntEnum
+
+from fiag_dist.config import TrainConfig
+
+FIELD_GROUPS = ("means", "quats", "log_scales", "opacities", "sh_dc", "sh_rest")
+FUSION_GROUPS = ("opacities", "sh_dc", "sh_rest")
+"""All that still changes in the fusion stage: geometry and motion are frozen."""
+
+
+class Stage(IntEnum):
+    """The five stages, in order."""
+
+    LANDMARKS = 0
+    """Motion networks alone learn from tracked landmarks; nothing is rendered."""
+    WARM_UP = 1
+    IDENTITY = 2
+    MOTION = 3
+    FUSION = 4
+
+
+def total_steps(config: TrainConfig) -> int:
+    """Optimiser steps of a whole run: landmark steps, then `config.steps` with images."""
+    return config.stages.landmark_steps + config.steps
+
+
+def progress(step: int, config: TrainConfig) -> float:
+    """How far the part with images is, 0..1."""
+    return min(max(step - config.stages.landmark_steps, 0) / max(config.steps, 1), 1.0)
+
+
+def stage_at(step: int, config: TrainConfig) -> Stage:
+    """The stage of the step that comes after `step` finished ones."""
+    if step < config.stages.landmark_steps:
+        return Stage.LANDMARKS
+    done = progress(step, config)
+    ends = (config.stages.warm_up, config.stages.identity, config.stages.motion)
+    return Stage(Stage.WARM_UP + sum(done >= end for end in ends))
+
+
+def moving(stage: Stage, config: TrainConfig) -> bool:
+    """Whether heads move in this stage: from the first image when landmarks taught them how, else after warm-up."""
+    return stage > Stage.WARM_UP or config.stages.landmark_steps > 0
+
+
+def rates(step: int, config: TrainConfig, groups: list[str]) -> dict[str, float]:
+    """Learning rate of each parameter group at this step; 0 freezes a group."""
+    stage, done, optim = stage_at(step, config), progress(step, config), config.optim
+    batch = config.frames_per_step**0.5  # rates grow with the square root of the batch
+    net_decay = optim.decay**done
+    named: dict[str, float] = {}
+    for group in groups:
+        owner, _, kind = group.partition("_")
+        if group in FIELD_GROUPS:
+            first, last = getattr(optim, group)
+            rate = first * (last / first) ** done
+            trains = group in FUSION_GROUPS if stage is Stage.FUSION else stage > Stage.LANDMARKS
+        elif owner == "identity":
+            rate = {"grids": optim.grids, "nets": optim.identity_nets}[kind] * net_decay
+            trains = Stage.LANDMARKS < stage < Stage.FUSION
+        elif owner == "universal":
+            rate = {"grids": optim.grids, "nets": optim.nets, "audio": optim.audio}[kind] * net_decay * optim.universal
+            trains = stage < Stage.FUSION
+        else:
+            rate = {"grids": optim.personal_grids, "nets": optim.personal_nets, "audio": optim.audio}[kind] * net_decay
+            trains = stage < Stage.FUSION
+        named[group] = rate * batch if trains else 0.0
+    return named
+
+
+def landmark_weight(step: int, config: TrainConfig) -> float:
+    """Weight of the landmark term: constant to 30 % of the steps, then linear to a tenth."""
+    done = progress(step, config)
+    return config.loss.landmarks * (1 - 0.9 * max(0.0, (done - 0.3) / 0.7))
+
+
+def prune_threshold(step: int, config: TrainConfig) -> float:
+    """Opacity below which a Gaussian that no identity uses is removed."""
+    low, high = config.density.prune_from, config.density.prune_to
+    return low + (high - low) * progress(step, config)
