@@ -28,13 +28,13 @@ command -v g++ >/dev/null ||
 
 # A candidate must run and be 3.11 or 3.12: version managers leave launchers behind for interpreters that are not there.
 python=""
-for candidate in ${FIAG_PYTHON:-} python3.12 python3.11 python3 python; do
+for candidate in ${FIAG_PYTHON:-python3.12 python3.11 python3 python}; do
   if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1; then
     python=$(command -v "$candidate")
     break
   fi
 done
-[ -n "$python" ] || fail "no Python 3.11 or 3.12 on PATH; install one, or name it: FIAG_PYTHON=/path/to/python3.12 bash launch/install.sh"
+[ -n "$python" ] || fail "${FIAG_PYTHON:-PATH} has no Python 3.11 or 3.12; install one, or name it: FIAG_PYTHON=/path/to/python3.12 bash launch/install.sh"
 [ -f "$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" ] ||
   fail "$python has no Python.h, which the operator that DeepSpeed builds includes; run: apt-get install python3-dev"
 

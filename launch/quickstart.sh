@@ -1,0 +1,66 @@
+#!/bin/bash
+# bash launch/quickstart.sh [FOLDER_OF_CLIPS]: the whole way on this machine, a CPU is enough: install, pack, pretrain on 2 ranks, adapt with Ray Tune,
+# render, evaluate. Without clips: on procedural demo heads. Run again it picks up what is there; delete the folder quickstart/ to start over.
+set -euo pipefail
+clips=""
+if [ $# -gt 0 ]; then
+  clips=$(cd "$1" 2>/dev/null && pwd) || { echo "quickstart: $1 is no folder; give a folder of video clips, or nothing for demo heads" >&2; exit 2; }
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+begun=$SECONDS
+step() { printf '\n== %s (at %d min %02d s)\n' "$1" $(((SECONDS - begun) / 60)) $(((SECONDS - begun) % 60)); }
+
+step "1 of 6: installation in .venv"
+bash launch/install.sh ingest
+export PATH="$PWD/.venv/bin:$PATH"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NUMBA_NUM_THREADS=${NUMBA_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
+
+if [ -n "$clips" ]; then
+  work=quickstart/clips
+  pretrain=configs/pretrain_cpu.yaml
+  adapt=configs/adapt_fast.yaml
+  mkdir -p "$work"
+  step "2 of 6: clips to shards"
+  fiag-dist weights fetch
+  fiag-dist pack "$clips" --out "$work/shards"
+else
+  work=quickstart/demo
+  pretrain=configs/quickstart_demo_pretrain.yaml
+  adapt=configs/quickstart_demo_adapt.yaml
+  mkdir -p "$work"
+  step "2 of 6: demo heads, straight to shards"
+  [ -f "$work/shards/manifest.json" ] || python shards/make_demo.py --out "$work/shards"
+fi
+
+# The last two people are kept for adaptation; everybody else teaches the shared field.
+mapfile -t people < <(python -c 'import json, sys; print(*sorted(i["name"] for i in json.load(open(sys.argv[1]))["identities"]), sep="\n")' "$work/shards/manifest.json")
+if [ "${#people[@]}" -lt 4 ]; then
+  echo "quickstart: ${#people[@]} usable clips; pretraining on 2 ranks and 2 people to adapt to need 4 or more" >&2
+  exit 2
+fi
+teachers=("${people[@]:0:${#people[@]}-2}")
+newcomers=("${people[@]: -2}")
+
+step "3 of 6: pretraining on ${#teachers[@]} people, 2 ranks"
+torchrun --standalone --nproc-per-node=2 -m fiag_dist.pretrain "$pretrain" \
+  --data "$work/shards" --identities "${teachers[@]}" --runs "$work/runs" --name pretrain
+
+step "4 of 6: adaptation to ${newcomers[*]}, in parallel"
+fiag-dist adapt "$work/shards" --config "$adapt" --identities "${newcomers[@]}" --from "$work/runs/pretrain" --out "$work/identities"
+
+step "5 of 6: a voice to video"
+# The voice of one person drives the head of another.
+tar -xOf "$work/shards/${teachers[0]}/meta.tar" --wildcards '*wav' >"$work/speech.wav"
+fiag-dist render "$work/identities/${newcomers[0]}" --audio "$work/speech.wav" --out "$work/talking_head.mp4"
+
+step "6 of 6: evaluation on frames that were never trained on"
+fiag-dist evaluate "$work/identities" --scratch
+
+step "done"
+cat <<END
+video          $work/talking_head.mp4 (${newcomers[0]} speaks with the voice of ${teachers[0]})
+identities     $work/identities/NAME: preview.mp4, metrics.json
+metrics table  $work/identities/results.csv
+TensorBoard    .venv/bin/tensorboard --logdir $work
+END

@@ -1,0 +1,116 @@
+"""The command line: dispatch, help, and how mistakes end."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from fiag_dist import __version__, cli
+from fiag_dist.errors import DataError
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch):
+    """Puts a function in the place of every command's module; returns how to choose it, and the names that were imported."""
+    imported: list[str] = []
+
+    def choose(main) -> list[str]:
+        def find(name: str) -> SimpleNamespace:
+            imported.append(name)
+            return SimpleNamespace(main=main)
+
+        monkeypatch.setattr(cli.importlib, "import_module", find)
+        return imported
+
+    return choose
+
+
+def raising(error: BaseException):
+    def main(argv: list[str]) -> int:
+        raise error
+
+    return main
+
+
+def test_help_names_every_command_with_its_input(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in ([], ["--help"], ["-h"], ["help"]):
+        assert cli.main(argv) == 0
+        text = capsys.readouterr().out
+        for name, command in cli.COMMANDS.items():
+            assert f"\n  {name} {command.usage}".rstrip() in text
+            assert command.summary in text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == f"fiag-dist {__version__}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from fiag_dist import cli; cli.main(['--help']); print(*(m for m in ('torch', 'numpy', 'numba', 'ray') if m in sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize(("name", "module"), [(name, command.module) for name, command in cli.COMMANDS.items()])
+def test_a_command_runs_its_module_with_the_other_arguments(stand_in, name: str, module: str) -> None:
+    seen = []
+    imported = stand_in(lambda argv: seen.append(argv) or 3)
+    assert cli.main([name, "in", "--out", "x"]) == 3
+    assert (imported, seen) == ([f"fiag_dist.{module}"], [["in", "--out", "x"]])
+
+
+@pytest.mark.parametrize(("typed", "nearest"), [("pak", "pack"), ("pretrian", "pretrain"), ("weight", "weights")])
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str], typed: str, nearest: str) -> None:
+    assert cli.main([typed]) == 2
+    out, error = capsys.readouterr()
+    assert not out
+    assert error == f"fiag-dist: unknown command {typed!r}; did you mean {nearest!r}?\n"
+
+
+def test_unknown_command_without_a_near_one_lists_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["xyzzy"]) == 2
+    error = capsys.readouterr().err
+    assert all(name in error for name in cli.COMMANDS)
+
+
+def test_a_mistake_is_one_line_without_traceback(stand_in, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in(raising(DataError("clip a.mp4: no audio track")))
+    assert cli.main(["pack", "a.mp4"]) == 2
+    assert capsys.readouterr().err == "fiag-dist: clip a.mp4: no audio track\n"
+
+
+@pytest.mark.parametrize("argv", [["--debug", "pack", "a.mp4"], ["pack", "a.mp4", "--debug"]])
+def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    stand_in(raising(DataError("clip a.mp4: no audio track")))
+    assert cli.main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert error.endswith("fiag-dist: clip a.mp4: no audio track\n")
+
+
+def test_the_command_never_sees_debug(stand_in) -> None:
+    seen = []
+    stand_in(lambda argv: seen.extend(argv) or 0)
+    assert cli.main(["pack", "--debug", "a.mp4"]) == 0
+    assert seen == ["a.mp4"]
+
+
+def test_interrupt_ends_with_130(stand_in, capsys: pytest.CaptureFixture[str]) -> None:
+    stand_in(raising(KeyboardInterrupt()))
+    assert cli.main(["adapt"]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_our_own_bugs_keep_their_traceback(stand_in) -> None:
+    stand_in(raising(ZeroDivisionError("a bug")))
+    with pytest.raises(ZeroDivisionError, match="a bug"):
+        cli.main(["evaluate"])
+
+
+def test_python_m_ends_with_the_same_status() -> None:
+    result = subprocess.run([sys.executable, "-m", "fiag_dist.cli", "xyzzy"], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.startswith("fiag-dist: unknown command 'xyzzy'")
+    assert result.stderr.count("\n") == 1
