@@ -1,0 +1,318 @@
+"""Blends projected Gaussians into an image on the CPU: 16 x 16 tiles, front to back, and the hand-written gradient.
+
+Rules of the 3D Gaussian Splatting family, as gsplat 1.5 has them: pixel centres at +0.5; a Gaussian with falloff power below 0 or alpha below
+1/255 leaves a pixel alone; alpha is clamped at 0.999, without gradient there; a pixel is full when its transmittance would fall to 1e-4, and the
+Gaussian that would fill it is left out. Order is by depth, ties by index.
+
+Each tile is one thread's work and each (Gaussian, tile) pair has its own slot of gradients, summed afterwards in one fixed order: no atomics, and
+the same bits with any number of threads. The kernels hold the interpreter's lock, so Python threads take turns.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numba import njit, prange
+from torch import Tensor
+
+TILE = 16
+"""Side of a tile, pixels: one row is one or two SIMD registers."""
+
+MAX_ALPHA = np.float32(0.999)
+MIN_ALPHA = np.float32(1 / 255)
+MIN_TRANSMITTANCE = np.float32(1e-4)
+NUM_GEOMETRY = 6
+"""Gradients of a (Gaussian, tile) pair before its colours': centre x, y; conic a, b, c; opacity."""
+
+_f4 = np.float32
+_LOG2_E = np.float32(math.log2(math.e))
+_FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"}
+
+
+@njit(inline="always", fastmath=_FAST)
+def _exp(x):
+    """exp of a float32 x <= 0 by a polynomial that vectorises; relative error 2e-7."""
+    x = max(x, _f4(-80.0))
+    z = x * _LOG2_E
+    whole = np.int32(z - _f4(0.5))
+    f = z - _f4(whole)
+    p = _f4(1.535336188319500e-4)
+    p = p * f + _f4(1.339887440266574e-3)
+    p = p * f + _f4(9.618437357674640e-3)
+    p = p * f + _f4(5.550332471162809e-2)
+    p = p * f + _f4(2.402264791363012e-1)
+    p = p * f + _f4(6.931472028550421e-1)
+    p = p * f + _f4(1.0)
+    return p * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@njit(inline="always", fastmath=_FAST)
+def _rows(center_y, opacity, a, b, c, y0):
+    """First and one past the last row of the tile at y0 in which alpha can reach 1/255."""
+    power = _f4(math.log(opacity * _f4(255.0))) + _f4(1e-3)
+    curvature = _f4(0.5) * (c - b * b / a)
+    reach = math.sqrt(max(power / max(curvature, _f4(1e-12)), _f4(0.0)))
+    first = max(0, int(math.floor(center_y - reach - _f4(0.5))) - y0)
+    return first, min(TILE, int(math.ceil(center_y + reach + _f4(0.5))) - y0)
+
+
+@njit(cache=True)
+def _bin(means2d, radii, order, tiles_x, tiles_y):
+    """Lists of Gaussians per tile, near to far, by counting.
+
+    Returns ids: Gaussian of each pair, tile by tile; slots: where that pair's gradients go, Gaussian by Gaussian; and both groupings' offsets.
+    """
+    num = means2d.shape[0]
+    rects = np.zeros((num, 4), np.int32)
+    tile_offsets = np.zeros(tiles_x * tiles_y + 1, np.int64)
+    gaussian_offsets = np.zeros(num + 1, np.int64)
+    for i in range(num):
+        rx = radii[i, 0]
+        ry = radii[i, 1]
+        if rx > 0 and ry > 0:
+            x0 = min(max(0, int(math.floor((means2d[i, 0] - rx) / TILE))), tiles_x)
+            y0 = min(max(0, int(math.floor((means2d[i, 1] - ry) / TILE))), tiles_y)
+            x1 = min(max(0, int(math.ceil((means2d[i, 0] + rx) / TILE))), tiles_x)
+            y1 = min(max(0, int(math.ceil((means2d[i, 1] + ry) / TILE))), tiles_y)
+            rects[i, 0] = x0
+            rects[i, 1] = y0
+            rects[i, 2] = x1
+            rects[i, 3] = y1
+            for y in range(y0, y1):
+                for x in range(x0, x1):
+                    tile_offsets[y * tiles_x + x + 1] += 1
+        gaussian_offsets[i + 1] = gaussian_offsets[i] + (rects[i, 2] - rects[i, 0]) * (rects[i, 3] - rects[i, 1])
+    for t in range(tiles_x * tiles_y):
+        tile_offsets[t + 1] += tile_offsets[t]
+    filled = tile_offsets[:-1].copy()
+    ids = np.empty(tile_offsets[-1], np.int32)
+    slots = np.empty(tile_offsets[-1], np.int32)
+    for i in order:
+        slot = gaussian_offsets[i]
+        for y in range(rects[i, 1], rects[i, 3]):
+            for x in range(rects[i, 0], rects[i, 2]):
+                t = y * tiles_x + x
+                ids[filled[t]] = i
+                slots[filled[t]] = slot
+                filled[t] += 1
+                slot += 1
+    return ids, slots, tile_offsets, gaussian_offsets
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles_x, image, alpha, ends):
+    """Fills image [D, H, W], alpha [H, W] and, per tile, one past the last Gaussian that was looked at."""
+    for t in prange(offsets.shape[0] - 1):
+        channels = len(background)  # the length of a tuple is known when compiling: the loops over it unroll
+        height, width = alpha.shape
+        y0 = t // tiles_x * TILE
+        x0 = t % tiles_x * TILE
+        rows = min(TILE, height - y0)
+        columns = min(TILE, width - x0)
+        live = np.zeros((TILE, TILE), _f4)  # transmittance, and 0 once the pixel is full
+        left = np.ones((TILE, TILE), _f4)  # transmittance at the end
+        blended = np.zeros((channels, TILE, TILE), _f4)
+        weights = np.empty(TILE, _f4)
+        live[:rows, :columns] = _f4(1.0)
+        end = offsets[t]
+        corner_x = _f4(x0) + _f4(0.5)
+        while end < offsets[t + 1]:
+            g = ids[end]
+            a = conics[g, 0]
+            b = conics[g, 1]
+            c = conics[g, 2]
+            opacity = opacities[g]
+            gx = means2d[g, 0] - corner_x
+            gy = means2d[g, 1]
+            first, last = _rows(gy, opacity, a, b, c, y0)
+            for y in range(first, last):
+                dy = gy - (_f4(y0 + y) + _f4(0.5))
+                half_cc = _f4(0.5) * c * dy * dy
+                b_dy = b * dy
+                for x in range(TILE):
+                    dx = gx - _f4(x)
+                    power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
+                    value = min(MAX_ALPHA, opacity * _exp(-power))
+                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0.0)) else _f4(0.0)
+                    before = live[y, x]
+                    after = before * (_f4(1.0) - value)
+                    ok = after > MIN_TRANSMITTANCE
+                    weights[x] = value * before if ok else _f4(0.0)
+                    live[y, x] = after if ok else _f4(0.0)
+                    left[y, x] = after if ok else left[y, x]
+                for k in range(channels):
+                    color = colors[g, k]
+                    for x in range(TILE):
+                        blended[k, y, x] += weights[x] * color
+            end += 1
+            if (end - offsets[t]) % 16 == 0 and live.max() <= _f4(0.0):
+                break
+        ends[t] = end
+        for y in range(rows):
+            for x in range(columns):
+                alpha[y0 + y, x0 + x] = _f4(1.0) - left[y, x]
+                for k in range(channels):
+                    image[k, y0 + y, x0 + x] = blended[k, y, x] + left[y, x] * background[k]
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _backward(
+    means2d, conics, colors, opacities, ids, slots, offsets, ends, background, tiles_x, image, alpha, v_image, v_alpha, pairs
+):
+    """Fills the gradients of each (Gaussian, tile) pair, [pairs, NUM_GEOMETRY + D], walking front to back again."""
+    for t in prange(offsets.shape[0] - 1):
+        channels = len(background)
+        height, width = alpha.shape
+        y0 = t // tiles_x * TILE
+        x0 = t % tiles_x * TILE
+        rows = min(TILE, height - y0)
+        columns = min(TILE, width - x0)
+        live = np.zeros((TILE, TILE), _f4)
+        behind = np.zeros((TILE, TILE), _f4)  # what lies behind, weighted by the incoming gradient
+        v = np.zeros((channels, TILE, TILE), _f4)
+        weights = np.empty(TILE, _f4)
+        color_v = np.empty(TILE, _f4)
+        v_color = np.empty(channels, _f4)
+        for y in range(rows):
+            for x in range(columns):
+                live[y, x] = _f4(1.0)
+                total = -(_f4(1.0) - alpha[y0 + y, x0 + x]) * v_alpha[y0 + y, x0 + x]
+                for k in range(channels):
+                    v[k, y, x] = v_image[k, y0 + y, x0 + x]
+                    total += v[k, y, x] * image[k, y0 + y, x0 + x]
+                behind[y, x] = total
+        corner_x = _f4(x0) + _f4(0.5)
+        for pair in range(offsets[t], ends[t]):
+            g = ids[pair]
+            a = conics[g, 0]
+            b = conics[g, 1]
+            c = conics[g, 2]
+            opacity = opacities[g]
+            gx = means2d[g, 0] - corner_x
+            gy = means2d[g, 1]
+            first, last = _rows(gy, opacity, a, b, c, y0)
+            # Moments of d loss / d power over the pixels: geometry's gradient is linear in them.
+            m_0 = _f4(0)
+            m_x = _f4(0)
+            m_y = _f4(0)
+            m_xx = _f4(0)
+            m_xy = _f4(0)
+            m_yy = _f4(0)
+            v_color[:] = _f4(0)
+            for y in range(first, last):
+                dy = gy - (_f4(y0 + y) + _f4(0.5))
+                half_cc = _f4(0.5) * c * dy * dy
+                b_dy = b * dy
+                s_0 = _f4(0)
+                s_x = _f4(0)
+                s_xx = _f4(0)
+                color_v[:] = _f4(0)
+                for k in range(channels):
+                    color = colors[g, k]
+                    for x in range(TILE):
+                        color_v[x] += color * v[k, y, x]
+                for x in range(TILE):
+                    dx = gx - _f4(x)
+                    power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
+                    unclamped = opacity * _exp(-power)
+                    value = min(MAX_ALPHA, unclamped)
+                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0.0)) else _f4(0.0)
+                    before = live[y, x]
+                    after = before * (_f4(1.0) - value)
+                    ok = after > MIN_TRANSMITTANCE
+                    weight = value * before if ok else _f4(0.0)
+                    rest = behind[y, x] - weight * color_v[x]
+                    v_value = color_v[x] * before - rest / (_f4(1.0) - value)
+                    v_power = -unclamped * v_value
+                    v_power = v_power if ok and (value > _f4(0.0)) and (unclamped <= MAX_ALPHA) else _f4(0.0)
+                    weights[x] = weight
+                    behind[y, x] = rest
+                    live[y, x] = after if ok else _f4(0.0)
+                    s_0 += v_power
+                    s_x += v_power * dx
+                    s_xx += v_power * dx * dx
+                for k in range(channels):
+                    total = _f4(0)
+                    for x in range(TILE):
+                        total += weights[x] * v[k, y, x]
+                    v_color[k] += total
+                m_0 += s_0
+                m_x += s_x
+                m_xx += s_xx
+                m_y += s_0 * dy
+                m_xy += s_x * dy
+                m_yy += s_0 * dy * dy
+            slot = slots[pair]
+            pairs[slot, 0] = a * m_x + b * m_y
+            pairs[slot, 1] = b * m_x + c * m_y
+            pairs[slot, 2] = _f4(0.5) * m_xx
+            pairs[slot, 3] = m_xy
+            pairs[slot, 4] = _f4(0.5) * m_yy
+            pairs[slot, 5] = -m_0 / opacity
+            for k in range(channels):
+                pairs[slot, NUM_GEOMETRY + k] = v_color[k]
+
+
+@njit(parallel=True, cache=True)
+def _sum_pairs(pairs, gaussian_offsets, out):
+    for i in prange(out.shape[0]):
+        for slot in range(gaussian_offsets[i], gaussian_offsets[i + 1]):
+            for k in range(out.shape[1]):
+                out[i, k] += pairs[slot, k]
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as C-contiguous float32: one type, so that each kernel is compiled once."""
+    return tensor.detach().to(torch.float32).contiguous().numpy()
+
+
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, means2d, conics, colors, opacities, radii, depths, background, width, height):
+        arrays = [_array(x) for x in (means2d, conics, colors, opacities)]
+        tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
+        order = torch.argsort(depths.detach(), stable=True).numpy()
+        ids, slots, offsets, gaussian_offsets = _bin(arrays[0], _array(radii), order, tiles_x, tiles_y)
+        values = tuple(np.float32(v) for v in background.tolist())
+        image = np.empty((len(values), height, width), np.float32)
+        alpha = np.empty((height, width), np.float32)
+        ends = np.empty(tiles_x * tiles_y, np.int64)
+        _forward(*arrays, ids, offsets, values, tiles_x, image, alpha, ends)
+        image_DHW, alpha_HW = torch.from_numpy(image), torch.from_numpy(alpha)
+        ctx.save_for_backward(means2d, conics, colors, opacities, image_DHW, alpha_HW)
+        ctx.pairs = (ids, slots, offsets, ends, values, tiles_x, gaussian_offsets)
+        return image_DHW, alpha_HW
+
+    @staticmethod
+    def backward(ctx: Any, *v_outputs):
+        arrays = [_array(x) for x in ctx.saved_tensors]
+        ids, slots, offsets, ends, values, tiles_x, gaussian_offsets = ctx.pairs
+        # Zeros: pairs behind a tile's last blended Gaussian are never written.
+        pairs = np.zeros((len(ids), NUM_GEOMETRY + len(values)), np.float32)
+        v_image, v_alpha = (_array(v) for v in v_outputs)
+        _backward(*arrays[:4], ids, slots, offsets, ends, values, tiles_x, *arrays[4:], v_image, v_alpha, pairs)
+        summed = np.zeros((len(arrays[0]), pairs.shape[1]), np.float32)
+        _sum_pairs(pairs, gaussian_offsets, summed)
+        v = torch.from_numpy(summed)
+        return v[:, 0:2], v[:, 2:5], v[:, NUM_GEOMETRY:], v[:, 5], None, None, None, None, None
+
+
+def blend(
+    means2d: Float[Tensor, "n 2"],
+    conics: Float[Tensor, "n 3"],
+    colors: Float[Tensor, "n d"],
+    opacities: Float[Tensor, " n"],
+    radii: Float[Tensor, "n 2"],
+    depths: Float[Tensor, " n"],
+    background: Float[Tensor, " d"],
+    width: int,
+    height: int,
+) -> tuple[Float[Tensor, "d height width"], Float[Tensor, "height width"]]:
+    """Blends N projected Gaussians over a background colour; CPU, float32.
+
+    means2d, radii: centres and half extents in pixels (radius 0: not drawn); conics: a, b, c of the inverse 2-D covariance [[a, b], [b, c]];
+    depths: along the camera's axis, only their order counts. Returns the image and its alpha. Gradients to means2d, conics, colors, opacities.
+    """
+    return _Blend.apply(means2d, conics, colors, opacities, radii, depths, background, width, height)  # type: ignore[return-value]

@@ -1,0 +1,183 @@
+"""Structural similarity (Wang et al., 2004) of two images, 11 x 11 Gaussian window of sigma 1.5, zero padding; with a hand-written gradient on the CPU.
+
+Bands of rows are each one thread's work; their sums are added in one fixed order, so that the result does not depend on the number of threads.
+The kernels hold the interpreter's lock, so Python threads take turns.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numba import njit, prange
+from torch import Tensor
+
+WINDOW = 11
+SIGMA = 1.5
+C1, C2 = 0.01**2, 0.03**2
+BAND = 16
+"""Rows of a band."""
+
+_taps = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+_f4 = np.float32
+_G = tuple(np.float32(v) for v in _taps / _taps.sum())
+_C1, _C2 = np.float32(C1), np.float32(C2)
+_FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"}
+
+
+@njit(inline="always", fastmath=_FAST)
+def _along(p, i):
+    """Window along a row that is padded by half a window."""
+    return (
+        _G[0] * (p[i] + p[i + 10])
+        + _G[1] * (p[i + 1] + p[i + 9])
+        + _G[2] * (p[i + 2] + p[i + 8])
+        + _G[3] * (p[i + 3] + p[i + 7])
+        + _G[4] * (p[i + 4] + p[i + 6])
+        + _G[5] * p[i + 5]
+    )
+
+
+@njit(inline="always", fastmath=_FAST)
+def _across(blurred, k, q, out):
+    """Window across the rows k .. k + 10 of map q."""
+    r0, r1, r2, r3, r4 = blurred[k, q], blurred[k + 1, q], blurred[k + 2, q], blurred[k + 3, q], blurred[k + 4, q]
+    r6, r7, r8, r9, r10 = blurred[k + 6, q], blurred[k + 7, q], blurred[k + 8, q], blurred[k + 9, q], blurred[k + 10, q]
+    r5 = blurred[k + 5, q]
+    for x in range(out.shape[0]):
+        outer = _G[0] * (r0[x] + r10[x]) + _G[1] * (r1[x] + r9[x]) + _G[2] * (r2[x] + r8[x])
+        out[x] = outer + _G[3] * (r3[x] + r7[x]) + _G[4] * (r4[x] + r6[x]) + _G[5] * r5[x]
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _forward(a, b, d_mean, d_square, d_product, sums, want_gradient):
+    """Fills sums [bands] of the similarity and, where wanted, its derivatives by the blurred a, a*a and a*b, [C, H, W] each."""
+    height, width = a.shape[1:]
+    bands = (height + BAND - 1) // BAND
+    for t in prange(a.shape[0] * bands):
+        channel = t // bands
+        first = (t - channel * bands) * BAND
+        last = min(height, first + BAND)
+        blurred = np.zeros((last - first + 10, 5, width), _f4)
+        padded = np.zeros((5, width + 10), _f4)
+        for k in range(last - first + 10):
+            y = first - 5 + k
+            if y < 0 or y >= height:
+                continue
+            for x in range(width):
+                u = a[channel, y, x]
+                v = b[channel, y, x]
+                padded[0, x + 5] = u
+                padded[1, x + 5] = v
+                padded[2, x + 5] = u * u
+                padded[3, x + 5] = v * v
+                padded[4, x + 5] = u * v
+            for q in range(5):
+                source = padded[q]
+                target = blurred[k, q]
+                for x in range(width):
+                    target[x] = _along(source, x)
+        total = _f4(0)
+        maps = np.empty((5, width), _f4)
+        for y in range(first, last):
+            for q in range(5):
+                _across(blurred, y - first, q, maps[q])
+            for x in range(width):
+                mean_a = maps[0, x]
+                mean_b = maps[1, x]
+                means = _f4(2) * mean_a * mean_b + _C1
+                covariance = _f4(2) * (maps[4, x] - mean_a * mean_b) + _C2
+                inverse_1 = _f4(1) / (mean_a * mean_a + mean_b * mean_b + _C1)
+                inverse_2 = _f4(1) / (maps[2, x] - mean_a * mean_a + maps[3, x] - mean_b * mean_b + _C2)
+                similarity = means * covariance * inverse_1 * inverse_2
+                total += similarity
+                if want_gradient:
+                    by_product = _f4(2) * means * inverse_1 * inverse_2
+                    by_square = -similarity * inverse_2
+                    by_mean = _f4(2) * (mean_b * covariance * inverse_1 * inverse_2 - mean_a * similarity * inverse_1)
+                    d_mean[channel, y, x] = by_mean - _f4(2) * mean_a * by_square - mean_b * by_product
+                    d_square[channel, y, x] = by_square
+                    d_product[channel, y, x] = by_product
+        sums[t] = total
+
+
+@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+def _backward(a, b, d_mean, d_square, d_product, scale, out):
+    """Fills out [C, H, W]: the derivatives go back through the window, which is symmetric."""
+    height, width = a.shape[1:]
+    bands = (height + BAND - 1) // BAND
+    for t in prange(a.shape[0] * bands):
+        channel = t // bands
+        first = (t - channel * bands) * BAND
+        last = min(height, first + BAND)
+        blurred = np.zeros((last - first + 10, 3, width), _f4)
+        padded = np.zeros((3, width + 10), _f4)
+        for k in range(last - first + 10):
+            y = first - 5 + k
+            if y < 0 or y >= height:
+                continue
+            padded[0, 5 : width + 5] = d_mean[channel, y]
+            padded[1, 5 : width + 5] = d_square[channel, y]
+            padded[2, 5 : width + 5] = d_product[channel, y]
+            for q in range(3):
+                source = padded[q]
+                target = blurred[k, q]
+                for x in range(width):
+                    target[x] = _along(source, x)
+        maps = np.empty((3, width), _f4)
+        for y in range(first, last):
+            for q in range(3):
+                _across(blurred, y - first, q, maps[q])
+            for x in range(width):
+                total = maps[0, x] + _f4(2) * a[channel, y, x] * maps[1, x] + b[channel, y, x] * maps[2, x]
+                out[channel, y, x] = scale * total
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as C-contiguous float32: one type, so that each kernel is compiled once."""
+    return tensor.detach().to(torch.float32).contiguous().numpy()
+
+
+class _Ssim(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image, target):
+        a, b = _array(image), _array(target)
+        channels, height, _ = a.shape
+        want_gradient = ctx.needs_input_grad[0]
+        derivatives = [np.empty(a.shape if want_gradient else (0, 0, 0), np.float32) for _ in range(3)]
+        sums = np.empty(channels * -(-height // BAND), np.float32)
+        _forward(a, b, *derivatives, sums, want_gradient)
+        ctx.save_for_backward(image, target)
+        ctx.derivatives = derivatives
+        return image.new_tensor(sums.sum(dtype=np.float64) / a.size)
+
+    @staticmethod
+    def backward(ctx: Any, *v_outputs):
+        a, b = (_array(x) for x in ctx.saved_tensors)
+        out = np.empty_like(a)
+        _backward(a, b, *ctx.derivatives, np.float32(v_outputs[0].item() / a.size), out)
+        return torch.from_numpy(out), None
+
+
+def ssim(image_CHW: Float[Tensor, "c h w"], target_CHW: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
+    """Mean structural similarity over pixels and channels of two images in 0..1, at most 1; the loss and the metric alike.
+
+    Any device; gradient to image_CHW alone. CPU images are computed in float32.
+    """
+    if image_CHW.device.type == "cpu":
+        return _Ssim.apply(image_CHW.float(), target_CHW)  # type: ignore[return-value]
+    return ssim_by_convolution(image_CHW, target_CHW.detach())
+
+
+def ssim_by_convolution(image_CHW: Float[Tensor, "c h w"], target_CHW: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
+    """`ssim` in torch operations, for other devices."""
+    channels = image_CHW.shape[0]
+    taps = torch.as_tensor(_taps / _taps.sum()).to(image_CHW)
+    maps = torch.cat([image_CHW, target_CHW, image_CHW**2, target_CHW**2, image_CHW * target_CHW])[:, None]
+    rows = F.conv2d(maps, taps[None, None, None, :], padding=(0, WINDOW // 2))
+    blurred = F.conv2d(rows, taps[None, None, :, None], padding=(WINDOW // 2, 0))[:, 0]
+    mean_a, mean_b, square_a, square_b, product = blurred.split(channels)
+    top = (2 * mean_a * mean_b + C1) * (2 * (product - mean_a * mean_b) + C2)
+    bottom = (mean_a**2 + mean_b**2 + C1) * (square_a - mean_a**2 + square_b - mean_b**2 + C2)
+    return (top / bottom).mean()
