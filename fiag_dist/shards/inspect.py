@@ -1,0 +1,104 @@
+"""`fiag-dist shards ls|verify|show URL`: what a folder of shards holds, whether it is whole, and what one sample looks like."""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fiag_dist.errors import DataError
+from fiag_dist.shards.manifest import IdentityEntry, Manifest, read_manifest
+from fiag_dist.shards.reader import FrameReader
+from fiag_dist.storage import Storage, open_storage
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns 0, or 2 when `verify` finds damage. Raises DataError."""
+    parser = argparse.ArgumentParser(prog="fiag-dist shards", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|show")
+    for name, text in (
+        ("ls", "a table of the identities"),
+        ("verify", "check every file's size and SHA-256"),
+        ("show", "lay one sample out as files"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("url", help="folder or s3:// prefix that holds manifest.json")
+        if name == "show":
+            command.add_argument("--identity", help="its name (default: the first)")
+            command.add_argument("--frame", type=int, default=0, help="position in time order (default: 0)")
+            command.add_argument("--out", type=Path, help="folder for the files (default: sample-IDENTITY-FRAME here)")
+    args = parser.parse_args(argv)
+    storage = open_storage(args.url)
+    if args.command == "verify":
+        return _verify(storage)
+    manifest = read_manifest(storage)
+    if args.command == "ls":
+        print(table(manifest))
+        return 0
+    return _show(storage, manifest, args.identity, args.frame, args.out)
+
+
+def table(manifest: Manifest) -> str:
+    """One line for each identity, and a line for all."""
+    width = max([8, *map(len, manifest.names)])
+    lines = [f"{'identity':<{width}}  frames  seconds  train  test  shards      MiB"]
+    for entry in manifest.identities:
+        lines.append(
+            f"{entry.name:<{width}} {entry.num_frames:>7} {entry.seconds:>8.1f} {entry.split.train:>6} {entry.split.test:>5}"
+            f" {len(entry.shards):>7} {sum(entry.files.values()) / 2**20:>8.1f}"
+        )
+    audio, embedding = manifest.audio, manifest.id_embedding
+    lines.append(
+        f"{len(manifest.identities)} identities, {sum(i.num_frames for i in manifest.identities)} frames of "
+        f"{manifest.size}x{manifest.size} at {manifest.fps} fps; speech {audio.extractor} [{audio.dim}, {audio.window}]; "
+        f"identity {embedding.model} [{embedding.dim}]"
+    )
+    return "\n".join(lines)
+
+
+def damage(storage: Storage, entry: IdentityEntry) -> list[str]:
+    """What is wrong with an identity's files, one line each; reads all their bytes."""
+    found = []
+    for part in (*entry.shards, entry.meta):
+        try:
+            data = storage.read(part.file)
+        except DataError as error:
+            found.append(str(error))
+            continue
+        if len(data) != part.bytes:
+            found.append(f"{storage.url}/{part.file}: {len(data)} bytes found, {part.bytes} in the manifest")
+        elif hashlib.sha256(data).hexdigest() != part.sha256:
+            found.append(f"{storage.url}/{part.file}: its SHA-256 is not the manifest's")
+    return found
+
+
+def _verify(storage: Storage) -> int:
+    manifest = read_manifest(storage, check=False)
+    bad = 0
+    for entry in manifest.identities:
+        lines = damage(storage, entry)
+        bad += bool(lines)
+        print(f"{entry.name}: " + ("; ".join(lines) if lines else f"ok, {len(entry.shards) + 1} files"))
+    if bad:
+        fix = f"pack again: fiag-dist pack CLIPS --out {storage.url}"
+        print(f"{bad} of {len(manifest.identities)} identities are damaged; {fix}", file=sys.stderr)
+        return 2
+    print(f"all {len(manifest.identities)} identities are whole")
+    return 0
+
+
+def _show(storage: Storage, manifest: Manifest, name: str | None, position: int, out: Path | None) -> int:
+    if not manifest.identities:
+        raise DataError(f"{storage.url}: the manifest names no identities")
+    entry = manifest.entry(name) if name else manifest.identities[0]
+    if not 0 <= position < entry.num_frames:
+        raise DataError(f"frame {position} of {entry.name}: it has frames 0..{entry.num_frames - 1}")
+    members = dict(FrameReader(storage, entry).sample(position))
+    stem = members.pop("__key__").replace("/", "-")
+    folder = out or Path(f"sample-{stem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for extension, data in members.items():
+        (folder / f"{stem}.{extension}").write_bytes(data)
+    print(members["json"].decode())
+    print(f"{len(members)} files in {folder}/")
+    return 0

@@ -1,0 +1,247 @@
+"""Shards -> frames: streaming in time order through webdataset, or any frame at random through an index of each tar file."""
+
+import io
+import json
+import os
+import tarfile
+import threading
+import wave
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from webdataset.pipeline import DataPipeline
+from webdataset.tariterators import tarfile_to_samples
+
+from fiag_dist.errors import DataError
+from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, mend, wrong_size
+from fiag_dist.storage import Storage
+from fiag_dist.types import Frame, IdentityMeta, Split
+
+
+def read_meta(storage: Storage, entry: IdentityEntry) -> IdentityMeta:
+    """What is stored once for an identity. Raises DataError for a missing, truncated or damaged file."""
+    members = _meta_members(storage, entry)
+    where = f"shard {storage.url}/{entry.meta.file}"
+    try:
+        with np.load(io.BytesIO(members["arrays.npz"]), allow_pickle=False) as arrays:
+            stored = {k: arrays[k] for k in arrays.files}
+        tracks = _tracks(members)
+        return IdentityMeta(
+            name=entry.name,
+            wav=_wav(members["wav"]),
+            plate=_rgb(members["plate.png"]),
+            split=["test" if t else "train" for t in tracks["test"]],
+            thumbnail=_rgb(members["thumbnail.jpg"]),
+            report=json.loads(members["report.json"]),
+            **stored,
+        )
+    except (KeyError, ValueError, TypeError, OSError, EOFError, wave.Error, cv2.error) as error:
+        raise DataError(f"{where}: damaged ({type(error).__name__}: {error}); {mend(storage)}") from error
+
+
+def iter_frames(storage: Storage, entry: IdentityEntry, split: Split | None = None) -> Iterator[Frame]:
+    """Frames in time order, one split or all, streamed: one shard is open at a time. Raises DataError for damaged shards."""
+
+    def sources() -> Iterator[dict[str, str]]:
+        for shard in entry.shards:
+            yield {"url": _checked(storage, shard)}
+
+    pipeline = DataPipeline(sources, tarfile_to_samples())
+    try:
+        for sample in pipeline:
+            frame = decode(sample, f"shard {storage.url}: {sample['__key__']}", mend(storage))
+            if split is None or frame.split == split:
+                yield frame
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(
+            f"shards of {storage.url}/{entry.name}: not a whole tar file ({error}); {mend(storage)}"
+        ) from error
+
+
+def decode(sample: dict[str, Any], where: str, advice: str) -> Frame:
+    """A frame from a sample's members, as webdataset yields them undecoded. Raises DataError that starts with `where`."""
+    try:
+        record = json.loads(sample["json"])
+        return Frame(
+            identity=sample["__key__"].rsplit("/", 1)[0],
+            index=record["frame"],
+            time_s=record["time_s"],
+            split=record["split"],
+            image=_rgb(sample["jpg"]),
+            alpha=_gray(sample["alpha.png"]),
+            labels=_gray(sample["mask.png"]),
+            audio=_array(sample["audio.npy"]),
+            embedding=_array(sample["id.npy"]),
+            viewmat=np.array(record["camera"], np.float32),
+            K=np.array(record["K"], np.float32),
+            expression=np.array(record["expression"], np.float32),
+            landmarks=_array(sample["landmarks.npy"]),
+            lips_rect=tuple(record["lips_rect"]),
+            mouth_open=record["mouth_open"],
+            blink=record["blink"],
+        )
+    except (KeyError, ValueError, TypeError, EOFError, cv2.error) as error:
+        raise DataError(f"{where}: damaged sample ({type(error).__name__}: {error}); {advice}") from error
+
+
+class FrameReader:
+    """Any frame of an identity by its position 0 .. num_frames-1 in time order. Threads may share a reader.
+
+    `train`, `test`: positions of each split, int64. `index`: number of each frame in its clip. `mouth_open`, `blink`: float32, one a frame.
+    Compressed samples stay in memory up to `cache_mib`, the least recently used go first.
+    Raises DataError for a missing, truncated or damaged file.
+    """
+
+    def __init__(self, storage: Storage, entry: IdentityEntry, cache_mib: float = 64.0) -> None:
+        tracks = _tracks(_meta_members(storage, entry))
+        self.entry = entry
+        self.index: np.ndarray = tracks["index"]
+        self.test = np.flatnonzero(tracks["test"])
+        self.train = np.flatnonzero(~tracks["test"])
+        self.mouth_open: np.ndarray = tracks["mouth_open"]
+        self.blink: np.ndarray = tracks["blink"]
+        if len(self.index) != entry.num_frames:
+            raise DataError(
+                f"shard {storage.url}/{entry.meta.file}: {len(self.index)} frames, {entry.num_frames} in the manifest; {mend(storage)}"
+            )
+        self._storage = storage
+        self._starts = np.cumsum([0] + [s.num_frames for s in entry.shards])
+        self._files: dict[int, _ShardFile] = {}
+        self._cache: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._cached = 0
+        self._bound = int(cache_mib * 2**20)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.entry.num_frames
+
+    def frame(self, position: int) -> Frame:
+        """The frame at `position`; IndexError outside 0 .. len-1."""
+        sample = self.sample(position)
+        return decode(sample, f"shard {self._storage.url}: {sample['__key__']}", mend(self._storage))
+
+    def sample(self, position: int) -> dict[str, Any]:
+        """The stored bytes of the frame's members, by extension, and its `__key__`; IndexError outside 0 .. len-1."""
+        position = int(position)
+        if not 0 <= position < len(self):
+            raise IndexError(f"frame position {position} of {len(self)}")
+        with self._lock:
+            if position in self._cache:
+                self._cache.move_to_end(position)
+                return self._cache[position]
+        number = int(np.searchsorted(self._starts, position, "right")) - 1
+        sample = self._file(number).read(position - int(self._starts[number]))
+        size = sum(len(v) for v in sample.values())
+        with self._lock:
+            if position not in self._cache and size <= self._bound:
+                self._cache[position] = sample
+                self._cached += size
+                while self._cached > self._bound:
+                    self._cached -= sum(len(v) for v in self._cache.popitem(last=False)[1].values())
+        return sample
+
+    def _file(self, number: int) -> "_ShardFile":
+        with self._lock:
+            if number not in self._files:
+                self._files[number] = _ShardFile(self._storage, self.entry.shards[number])
+            return self._files[number]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_lock": None, "_cache": OrderedDict(), "_cached": 0}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+
+class _ShardFile:
+    """Where each member of each sample lies in one local tar file."""
+
+    def __init__(self, storage: Storage, shard: ShardEntry) -> None:
+        self._storage, self._shard = storage, shard
+        self._path = _checked(storage, shard)
+        self._samples: dict[str, dict[str, tuple[int, int]]] = {}
+        try:
+            with tarfile.open(self._path, "r:") as tar:
+                for member in tar:
+                    folder, _, name = member.name.rpartition("/")
+                    stem, _, extension = name.partition(".")
+                    self._samples.setdefault(f"{folder}/{stem}", {})[extension] = (member.offset_data, member.size)
+        except tarfile.TarError as error:
+            raise DataError(f"shard {storage.url}/{shard.file}: not a tar file ({error}); {mend(storage)}") from error
+        self._keys = list(self._samples)
+        if len(self._keys) != shard.num_frames:
+            found = f"{len(self._keys)} samples found, {shard.num_frames} in the manifest"
+            raise DataError(f"shard {storage.url}/{shard.file}: {found}; {mend(storage)}")
+
+    def read(self, number: int) -> dict[str, Any]:
+        """The members' bytes and `__key__` of one sample, read in one call."""
+        key = self._keys[number]
+        members = self._samples[key]
+        start = min(offset for offset, _ in members.values())
+        stop = max(offset + size for offset, size in members.values())
+        try:
+            data = self._span(start, stop)
+        except FileNotFoundError:  # the bounded cache of remote shards has dropped it meanwhile
+            self._path = _checked(self._storage, self._shard)
+            data = self._span(start, stop)
+        if len(data) != stop - start:
+            raise wrong_size(self._storage, self._shard.file, Path(self._path).stat().st_size, self._shard.bytes)
+        return {"__key__": key} | {k: data[o - start : o - start + n] for k, (o, n) in members.items()}
+
+    def _span(self, start: int, stop: int) -> bytes:
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            return os.pread(descriptor, stop - start, start)
+        finally:
+            os.close(descriptor)
+
+
+def _checked(storage: Storage, shard: ShardEntry | MetaEntry) -> str:
+    """Local path of a shard whose size is the manifest's: a truncated tar can read as data, so look first."""
+    path = storage.local(shard.file)
+    found = path.stat().st_size
+    if found != shard.bytes:
+        raise wrong_size(storage, shard.file, found, shard.bytes)
+    return str(path.absolute())
+
+
+def _meta_members(storage: Storage, entry: IdentityEntry) -> dict[str, bytes]:
+    path = _checked(storage, entry.meta)
+    try:
+        with tarfile.open(path, "r:") as tar:
+            return {m.name.rsplit("/", 1)[-1].partition(".")[2]: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+    except tarfile.TarError as error:
+        raise DataError(f"shard {storage.url}/{entry.meta.file}: not a tar file ({error}); {mend(storage)}") from error
+
+
+def _tracks(members: dict[str, bytes]) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(members["tracks.npz"]), allow_pickle=False) as tracks:
+        return {k: tracks[k] for k in tracks.files}
+
+
+def _wav(data: bytes) -> np.ndarray:
+    with wave.open(io.BytesIO(data)) as stream:
+        return np.frombuffer(stream.readframes(stream.getnframes()), "<i2").astype(np.float32) / 32767
+
+
+def _rgb(data: bytes) -> np.ndarray:
+    return np.ascontiguousarray(_decoded(data, cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def _gray(data: bytes) -> np.ndarray:
+    return _decoded(data, cv2.IMREAD_GRAYSCALE)
+
+
+def _decoded(data: bytes, flag: int) -> np.ndarray:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if image is None:
+        raise ValueError("an image can't be decoded")
+    return image
+
+
+def _array(data: bytes) -> np.ndarray:
+    return np.load(io.BytesIO(data), allow_pickle=False)

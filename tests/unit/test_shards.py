@@ -1,0 +1,283 @@
+"""Shards: what is written is read back, by our readers and by plain webdataset; damage is named before it is trained on."""
+
+import dataclasses
+import io
+import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from fiag_dist.errors import DataError
+from fiag_dist.shards import inspect
+from fiag_dist.shards.manifest import (
+    AudioFormat,
+    EmbeddingFormat,
+    IdentityEntry,
+    Manifest,
+    SourceEntry,
+    read_manifest,
+    write_manifest,
+)
+from fiag_dist.shards.reader import FrameReader, iter_frames, read_meta
+from fiag_dist.shards.writer import write_identity
+from fiag_dist.storage import Storage, open_storage
+from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta, Split
+
+SIZE, FRAMES, PER_SHARD = 32, 23, 10
+SCHEMA = Path(__file__).parents[2] / "shards" / "manifest.schema.json"
+
+
+def make(name: str, seed: int = 0) -> tuple[IdentityMeta, list[Frame]]:
+    rng = np.random.default_rng(seed)
+    smooth = np.linspace(0, 255, SIZE).astype(np.uint8)
+    speech = rng.normal(size=(FRAMES, 4, 2)).astype(np.float16)
+    split: list[Split] = ["test" if i >= FRAMES - 3 else "train" for i in range(FRAMES)]
+    frames = [
+        Frame(
+            identity=name,
+            index=i + (i > 5),  # one frame of the clip was dropped
+            time_s=i / 25,
+            split=split[i],
+            image=np.stack([np.roll(smooth, i)[None].repeat(SIZE, 0)] * 3, -1),
+            alpha=rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8),
+            labels=rng.integers(0, 6, (SIZE, SIZE), dtype=np.uint8),
+            audio=rng.normal(size=(8, 4, 2)).astype(np.float16),
+            embedding=rng.normal(size=16).astype(np.float32),
+            viewmat=rng.normal(size=(4, 4)).astype(np.float32),
+            K=rng.normal(size=(3, 3)).astype(np.float32),
+            expression=rng.random(7).astype(np.float32),
+            landmarks=rng.normal(size=(478, 3)).astype(np.float16),
+            lips_rect=(1, 2, 30, 31),
+            mouth_open=float(np.float32(rng.random())),
+            blink=float(np.float32(rng.random())),
+        )
+        for i in range(FRAMES)
+    ]
+    meta = IdentityMeta(
+        name=name,
+        wav=np.clip(rng.normal(size=FRAMES * 640) / 4, -1, 1).astype(np.float32),
+        plate=rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8),
+        embedding=frames[0].embedding,
+        rest_landmarks=rng.normal(size=(478, 3)).astype(np.float32),
+        viewmats=np.stack([f.viewmat for f in frames]),
+        K=frames[0].K,
+        expressions=np.stack([f.expression for f in frames]),
+        speech=speech,
+        split=split,
+        thumbnail=frames[0].image,
+        report={"frames": FRAMES, "notes": ["made up"]},
+    )
+    return meta, frames
+
+
+def manifest_of(*entries: IdentityEntry) -> Manifest:
+    return Manifest(
+        fps=25,
+        size=SIZE,
+        sample_rate=16000,
+        audio=AudioFormat(extractor="mel", dim=4, window=2),
+        expression=list(EXPRESSION_NAMES),
+        id_embedding=EmbeddingFormat(model="none", dim=16),
+        identities=list(entries),
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Storage:
+    """Two identities, `anna` and `bert`, of three shards each."""
+    store = open_storage(tmp_path / "data")
+    entries = [write_identity(store, *make(name, seed), PER_SHARD) for seed, name in enumerate(["anna", "bert"])]
+    write_manifest(store, manifest_of(*entries))
+    return store
+
+
+def same(a: Frame, b: Frame) -> None:
+    for item in dataclasses.fields(Frame):
+        left, right = getattr(a, item.name), getattr(b, item.name)
+        if item.name == "image":
+            assert np.abs(left.astype(int) - right).max() <= 12
+        elif isinstance(left, np.ndarray):
+            assert left.dtype == right.dtype, item.name
+            np.testing.assert_array_equal(left, right, err_msg=item.name)
+        else:
+            assert left == right, item.name
+
+
+def test_stream_and_random_access_give_the_frames_back(store: Storage) -> None:
+    _, frames = make("bert", 1)
+    entry = read_manifest(store).entry("bert")
+    assert [s.num_frames for s in entry.shards] == [10, 10, 3]
+    assert (entry.split.train, entry.split.test) == (20, 3)
+    streamed = list(iter_frames(store, entry))
+    reader = FrameReader(store, entry)
+    assert len(streamed) == len(reader) == FRAMES
+    for position in np.random.default_rng(0).permutation(FRAMES):
+        same(streamed[position], frames[position])
+        same(reader.frame(position), frames[position])
+    assert [f.index for f in iter_frames(store, entry, "test")] == [21, 22, 23]
+    assert reader.train.tolist() == list(range(20))
+    assert reader.test.tolist() == [20, 21, 22]
+    assert reader.index.tolist() == [f.index for f in frames]
+    np.testing.assert_array_equal(reader.blink, np.array([f.blink for f in frames], np.float32))
+    np.testing.assert_array_equal(reader.mouth_open, np.array([f.mouth_open for f in frames], np.float32))
+    with pytest.raises(IndexError):
+        reader.frame(FRAMES)
+
+
+def test_meta_round_trip(store: Storage) -> None:
+    meta, _ = make("anna")
+    read = read_meta(store, read_manifest(store).entry("anna"))
+    for item in dataclasses.fields(IdentityMeta):
+        left, right = getattr(meta, item.name), getattr(read, item.name)
+        if item.name == "wav":
+            np.testing.assert_allclose(left, right, atol=1 / 32767)
+        elif item.name == "thumbnail":
+            assert np.abs(left.astype(int) - right).max() <= 12
+        elif isinstance(left, np.ndarray):
+            assert left.dtype == right.dtype, item.name
+            np.testing.assert_array_equal(left, right, err_msg=item.name)
+        else:
+            assert left == right, item.name
+
+
+def test_plain_webdataset_reads_the_shards(store: Storage, tmp_path: Path) -> None:
+    from webdataset.compat import WebDataset  # and nothing of fiag_dist below
+
+    manifest = json.loads((tmp_path / "data" / "manifest.json").read_text())
+    urls = [str(tmp_path / "data" / s["file"]) for i in manifest["identities"] for s in i["shards"]]
+    samples = [*WebDataset(urls, shardshuffle=False).decode("rgb8")]  # type: ignore
+    assert len(samples) == 2 * FRAMES
+    sample = samples[6]
+    assert sample["__key__"] == "anna/000007"
+    assert sample["jpg"].shape == (SIZE, SIZE, 3)
+    assert sample["audio.npy"].shape == (8, 4, 2)
+    assert sample["landmarks.npy"].shape == (478, 3)
+    assert sample["id.npy"].shape == (16,)
+    assert sample["json"]["frame"] == 7
+    assert sample["json"]["split"] == "train"
+    assert np.shape(sample["json"]["camera"]) == (4, 4)
+    assert sample["mask.png"].max() <= 5
+    meta = next(iter(WebDataset(str(tmp_path / "data/anna/meta.tar"), shardshuffle=False)))
+    assert {"wav", "plate.png", "thumbnail.jpg", "arrays.npz", "tracks.npz", "report.json"} <= set(meta)
+    assert np.load(io.BytesIO(meta["arrays.npz"]), allow_pickle=False)["viewmats"].shape == (FRAMES, 4, 4)
+
+
+def test_the_same_frames_give_the_same_bytes(store: Storage, tmp_path: Path) -> None:
+    again = write_identity(open_storage(tmp_path / "again"), *make("anna"), PER_SHARD)
+    assert again == read_manifest(store).entry("anna")
+
+
+def test_manifest_fits_its_schema(store: Storage) -> None:
+    manifest = read_manifest(store)
+    source = SourceEntry(file="a.mp4", bytes=3, sha256="0" * 64, settings="abc")
+    entry = dataclasses.replace(manifest.entry("anna"), source=source)
+    write_manifest(store, dataclasses.replace(manifest, identities=[entry, manifest.entry("bert")]))
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validate(json.loads(store.read("manifest.json")), schema)
+    assert read_manifest(store).entry("anna").source == source
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"version": 1}, schema)
+
+
+def truncate(store: Storage, file: str, to: int) -> None:
+    path = store.local(file)
+    path.write_bytes(path.read_bytes()[:to])
+
+
+def test_truncated_shard_is_named_with_its_sizes(store: Storage) -> None:
+    manifest = read_manifest(store)
+    entry = manifest.entry("bert")
+    shard = entry.shards[1]
+    truncate(store, shard.file, 5120)
+    message = rf"bert/bert-000001.tar: 5120 bytes found, {shard.bytes} in the manifest; run: fiag-dist shards verify"
+    with pytest.raises(DataError, match=message):
+        read_manifest(store)
+    reader = FrameReader(store, entry)
+    reader.frame(0)
+    with pytest.raises(DataError, match=message):
+        reader.frame(10)
+    with pytest.raises(DataError, match=message):
+        list(iter_frames(store, entry))
+
+
+def test_shard_that_shrinks_under_an_open_reader(store: Storage) -> None:
+    entry = read_manifest(store).entry("anna")
+    reader = FrameReader(store, entry, cache_mib=0)
+    reader.frame(0)
+    truncate(store, entry.shards[0].file, 512 * 20)
+    with pytest.raises(DataError, match=rf"10240 bytes found, {entry.shards[0].bytes} in the manifest"):
+        reader.frame(9)
+
+
+def test_damaged_bytes_of_the_right_size(store: Storage, capsys: pytest.CaptureFixture) -> None:
+    entry = read_manifest(store).entry("anna")
+    path = store.local(entry.shards[0].file)
+    assert inspect.main(["verify", store.url]) == 0
+    data = bytearray(path.read_bytes())
+    start = data.find(b"\xff\xd8\xff")  # the first JPEG
+    data[start : start + 4] = b"\0\0\0\0"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"anna/000000: damaged sample"):
+        FrameReader(store, entry).frame(0)
+    assert inspect.main(["verify", store.url]) == 2
+    printed = capsys.readouterr()
+    assert "anna-000000.tar: its SHA-256 is not the manifest's" in printed.out
+    assert "1 of 2 identities are damaged" in printed.err
+
+
+def test_missing_things_say_what_is_there_and_what_to_do(store: Storage, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere/manifest.json: no such file .*is missing or empty.*fiag-dist pack"):
+        read_manifest(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"holds data/"):
+        read_manifest(str(tmp_path))
+    with pytest.raises(DataError, match=r"'ana' is not in the manifest; did you mean 'anna'"):
+        read_manifest(store).entry("ana")
+    tree = json.loads(store.read("manifest.json"))
+    store.write("manifest.json", json.dumps(tree | {"version": 9}).encode())
+    with pytest.raises(DataError, match=r"version 9, this program reads version 1"):
+        read_manifest(store)
+    tree["identities"][1]["shards"][0]["bytes"] = "many"
+    store.write("manifest.json", json.dumps(tree).encode())
+    with pytest.raises(DataError, match=r"identities\[1\]: shards\[0\]: bytes: 'many' has the wrong type"):
+        read_manifest(store)
+    store.write("manifest.json", b"{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_manifest(store)
+
+
+def test_cache_is_bounded_and_threads_share_a_reader(store: Storage) -> None:
+    entry = read_manifest(store).entry("anna")
+    _, frames = make("anna")
+    bound_mib = 5 * entry.shards[0].bytes / PER_SHARD / 2**20
+    reader = FrameReader(store, entry, cache_mib=bound_mib)
+    positions = np.random.default_rng(0).integers(0, FRAMES, 200).tolist()
+    with ThreadPoolExecutor(4) as pool:
+        for position, frame in zip(positions, pool.map(reader.frame, positions), strict=True):
+            same(frame, frames[position])
+    held = sum(len(v) for s in reader._cache.values() for v in s.values())
+    assert held == reader._cached
+    assert 0 < held <= bound_mib * 2**20
+    same(pickle.loads(pickle.dumps(reader)).frame(3), frames[3])
+
+
+def test_show_lays_out_the_stored_bytes(store: Storage, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert inspect.main(["ls", store.url]) == 0
+    assert "bert" in capsys.readouterr().out
+    out = tmp_path / "sample"
+    assert inspect.main(["show", store.url, "--identity", "bert", "--frame", "2", "--out", str(out)]) == 0
+    assert (out / "bert-000002.jpg").read_bytes() in store.local("bert/bert-000000.tar").read_bytes()
+    assert len(list(out.iterdir())) == 7
+    with pytest.raises(DataError, match=r"it has frames 0\.\.22"):
+        inspect.main(["show", store.url, "--frame", "99"])
+
+
+def test_names_and_empty_clips_are_refused(tmp_path: Path) -> None:
+    store = open_storage(tmp_path)
+    with pytest.raises(DataError, match=r"identity name '\.\./x'"):
+        write_identity(store, dataclasses.replace(make("x")[0], name="../x"), [], PER_SHARD)
+    with pytest.raises(DataError, match="no frames"):
+        write_identity(store, make("x")[0], [], PER_SHARD)
