@@ -14,7 +14,6 @@ step() { printf '\n== %s (at %d min %02d s)\n' "$1" $(((SECONDS - begun) / 60)) 
 step "1 of 6: installation in .venv"
 bash launch/install.sh ingest
 export PATH="$PWD/.venv/bin:$PATH"
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NUMBA_NUM_THREADS=${NUMBA_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cpu}
 
 if [ -n "$clips" ]; then
   work=quickstart/clips

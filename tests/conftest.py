@@ -6,7 +6,6 @@ from pathlib import Path
 # Read by OpenMP and numba when they are first imported, hence before anything else.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
-os.environ.setdefault("NUMBA_CACHE_DIR", str(Path.home() / ".cache" / "fiag_dist" / "numba"))
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import pytest

@@ -82,7 +82,9 @@ def test_a_mistake_is_one_line_without_traceback(stand_in, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("argv", [["--debug", "pack", "a.mp4"], ["pack", "a.mp4", "--debug"]])
-def test_debug_shows_the_traceback_wherever_it_stands(stand_in, capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+def test_debug_shows_the_traceback_wherever_it_stands(
+    stand_in, capsys: pytest.CaptureFixture[str], argv: list[str]
+) -> None:
     stand_in(raising(DataError("clip a.mp4: no audio track")))
     assert cli.main(argv) == 2
     error = capsys.readouterr().err
@@ -110,7 +112,9 @@ def test_our_own_bugs_keep_their_traceback(stand_in) -> None:
 
 
 def test_python_m_ends_with_the_same_status() -> None:
-    result = subprocess.run([sys.executable, "-m", "fiag_dist.cli", "xyzzy"], capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-m", "fiag_dist.cli", "xyzzy"], capture_output=True, text=True, timeout=60
+    )
     assert result.returncode == 2
     assert result.stderr.startswith("fiag-dist: unknown command 'xyzzy'")
     assert result.stderr.count("\n") == 1

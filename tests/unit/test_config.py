@@ -72,7 +72,15 @@ def test_missing_file_and_broken_yaml_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cls", [PretrainConfig, AdaptConfig])
 def test_what_is_written_reads_back_equal(tmp_path: Path, cls: type) -> None:
-    flags = ["--train.steps", "7", "--train.optim.means", "1e-3", "1e-5", "--train.model.motion.universal-grid.finest", "96"]
+    flags = [
+        "--train.steps",
+        "7",
+        "--train.optim.means",
+        "1e-3",
+        "1e-5",
+        "--train.model.motion.universal-grid.finest",
+        "96",
+    ]
     config = load(cls, flags)
     text = to_yaml(config, "fiag-dist pretrain x.yaml")
     assert text.startswith("# fiag-dist pretrain x.yaml\n")

@@ -96,7 +96,9 @@ def test_imports_point_up_the_house(path: Path) -> None:
     for target in own_imports(path):
         other = room_of(target)
         same_folder = other == room and room in FOLDERS
-        assert same_folder or ROW[other] < ROW[room], f"{NAMES[path]} imports {NAMES[target]}, which lies below or beside it"
+        assert same_folder or ROW[other] < ROW[room], (
+            f"{NAMES[path]} imports {NAMES[target]}, which lies below or beside it"
+        )
 
 
 def test_no_import_circles() -> None:
@@ -125,7 +127,9 @@ def test_files_are_small_and_named_for_their_job(path: Path) -> None:
     text = path.read_text()
     assert len(text.splitlines()) <= 350, f"{NAMES[path]} is longer than 350 lines: split it by job"
     assert path.stem not in ("utils", "helpers", "common", "misc"), f"{NAMES[path]}: a name that says nothing"
-    assert ast.get_docstring(ast.parse(text)) or (path.name == "__init__.py" and not text.strip()), f"{NAMES[path]} says not what it is"
+    assert ast.get_docstring(ast.parse(text)) or (path.name == "__init__.py" and not text.strip()), (
+        f"{NAMES[path]} says not what it is"
+    )
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if "__main__" in path.read_text()], ids=NAMES.get)
