@@ -1,0 +1,183 @@
+"""Ranks: how a process finds its peers, talks to them and agrees with them when to stop."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import FrameType
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from fiag_dist.errors import DistributedError
+
+T = TypeVar("T")
+OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
+
+
+@dataclass(frozen=True)
+class Process:
+    """One rank of a run."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    """Rank among the processes of this machine."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes what a run has only one of."""
+        return self.rank == 0
+
+
+def start(timeout_s: float = 600.0) -> Process:
+    """Joins the ranks that torchrun started; without torchrun, a world of one.
+
+    timeout_s: how long a collective waits for a lost or late peer, seconds.
+    Raises DistributedError for a half-set environment, too few GPUs, or peers that do not come.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if name not in os.environ]
+    launched = len(missing) < len(names)
+    if launched and missing:
+        raise DistributedError(
+            f"{', '.join(missing)} not set while {', '.join(n for n in names if n not in missing)} are: "
+            "a rank needs all of them; start with torchrun, or unset them for a single process"
+        )
+    rank, world, local_rank, local_world = (int(os.environ[n]) for n in names[:4]) if launched else (0, 1, 0, 1)
+    device = _device(local_rank, local_world)
+    _share_cores(local_world, keep=not launched and "OMP_NUM_THREADS" in os.environ)
+    store = None if launched else dist.HashStore()
+    try:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            timeout=timedelta(seconds=timeout_s),
+            device_id=device if device.type == "cuda" else None,
+            **({} if store is None else {"store": store, "rank": 0, "world_size": 1}),
+        )
+    except (RuntimeError, ValueError) as error:
+        raise DistributedError(
+            f"rank {rank} of {world}: no connection at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
+            f"within {timeout_s:g} s ({_first_line(error)}); check the address, the port and that all ranks are started"
+        ) from error
+    return Process(rank, world, local_rank, device)
+
+
+def finish() -> None:
+    """Waits for the peers and leaves. Only after success: after an error, just exit non-zero and torchrun ends the others."""
+    if dist.is_initialized():
+        with _collective("finish"):
+            dist.barrier()
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Returns when every rank has come here. Raises DistributedError when one is lost."""
+    if _world() > 1:
+        with _collective("barrier"):
+            dist.barrier()
+
+
+def broadcast_object(value: T, source: int = 0) -> T:
+    """`source`'s value, on every rank; the others' values are ignored. Raises DistributedError when a rank is lost."""
+    if _world() == 1:
+        return value
+    box = [value]
+    with _collective("broadcast_object"):
+        dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def all_gather_object(value: T) -> list[T]:
+    """Every rank's value, in the order of ranks. Raises DistributedError when a rank is lost."""
+    if _world() == 1:
+        return [value]
+    values: list[Any] = [None] * _world()
+    with _collective("all_gather_object"):
+        dist.all_gather_object(values, value)
+    return values
+
+
+def all_reduce(tensor: torch.Tensor, op: Literal["sum", "mean", "max", "min"] = "sum") -> torch.Tensor:
+    """Combines `tensor` over the ranks in place and returns it. Raises DistributedError when a rank is lost."""
+    if _world() > 1:
+        with _collective("all_reduce"):
+            dist.all_reduce(tensor, OPERATIONS[op])
+        if op == "mean":
+            tensor /= _world()
+    return tensor
+
+
+class StopSignal:
+    """Turns SIGTERM, SIGUSR1 and SIGINT into a flag, so that a run ends at a step's end with a checkpoint.
+
+    A second SIGINT interrupts at once. `close()` puts the former handlers back.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._former = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def agreed(self, device: torch.device | None = None) -> bool:
+        """Whether any rank was asked to stop: the same answer on all ranks, which must all call it."""
+        if _world() == 1:
+            return self.requested
+        return bool(all_reduce(torch.tensor(float(self.requested), device=device), "max").item())
+
+    def close(self) -> None:
+        """Puts the former signal handlers back."""
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _device(local_rank: int, local_world: int) -> torch.device:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+        return torch.device("cpu")
+    if local_world > torch.cuda.device_count():
+        raise DistributedError(
+            f"{local_world} ranks on this machine, {torch.cuda.device_count()} GPUs: one GPU serves one rank; "
+            f"use --nproc-per-node={torch.cuda.device_count()}, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _share_cores(local_world: int, keep: bool) -> None:
+    """Gives each rank of this machine its share of the cores, in torch and in numba; `keep` honours OMP_NUM_THREADS."""
+    import numba  # here, not above: compiling nothing, but slow to import for those who only need Process
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = torch.get_num_threads() if keep else max(1, cores // local_world)
+    torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _collective(name: str) -> Iterator[None]:
+    """Says which collective failed. Nothing may be swallowed here: after a failure no collective works."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise DistributedError(
+            f"rank {dist.get_rank()} of {dist.get_world_size()}: {name} failed ({_first_line(error)}); a rank died or is "
+            "stuck: look at the first error in the other ranks' logs, then start again from the newest checkpoint"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

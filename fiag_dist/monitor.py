@@ -1,0 +1,185 @@
+"""What a run tells its people: a console line, TensorBoard, a log file for each rank, and metrics.jsonl, which is the record."""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from rich.console import Console
+from torch.utils.tensorboard import SummaryWriter
+
+from fiag_dist.dist.process import Process, all_gather_object
+
+LINE = (
+    "loss/total",
+    "field/num_gaussians",
+    "time/step_ms",
+    "time/data_pct",
+    "throughput/frames_per_s",
+    "memory/peak_mib",
+)
+"""Tags that the console line shows, in this order; all others are in TensorBoard and metrics.jsonl."""
+
+
+class Clock:
+    """Times the steps of one rank: `with clock.data():` around waiting for data, then `tags = clock.step(num_frames)`."""
+
+    def __init__(self) -> None:
+        self._step_began = time.perf_counter()
+        self._data_s = 0.0
+
+    @contextmanager
+    def data(self) -> Iterator[None]:
+        """Counts its body as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._data_s += time.perf_counter() - began
+
+    def step(self, num_frames: int) -> dict[str, float]:
+        """Tags of the step that ends now. num_frames: frames of the global batch."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # the step's time is that of its kernels, not of their launches
+        now = time.perf_counter()
+        step_s, data_s = now - self._step_began, self._data_s
+        self._step_began, self._data_s = now, 0.0
+        return {
+            "time/step_ms": 1e3 * step_s,
+            "time/data_pct": 100 * data_s / step_s,
+            "throughput/frames_per_s": num_frames / step_s,
+            "memory/peak_mib": peak_mib(),
+        }
+
+
+def peak_mib() -> float:
+    """Largest memory so far, MiB: allocated on the GPU when there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+class Monitor:
+    """Collects numbers and pictures of a run. `add` is called by all ranks; rank 0 alone prints and keeps the record."""
+
+    def __init__(self, run_dir: str | Path, process: Process, resume_step: int = 0, steps: int = 0) -> None:
+        """run_dir: a local folder. resume_step: what was recorded after it is dropped. steps: the run's length, for progress."""
+        self._folder = Path(run_dir)
+        self._process = process
+        self._resume_step = resume_step
+        self._steps = steps
+        self._sums: dict[str, tuple[float, int]] = {}
+        self._last: dict[str, int] = {}
+        self._began = time.monotonic()
+        (self._folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._log = (self._folder / "logs" / f"rank{process.rank}.log").open("a", buffering=1)
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._writer: SummaryWriter | None = None
+        if process.is_first:
+            self._record = self._folder / "metrics.jsonl"
+            _drop_after(self._record, resume_step)
+
+    def add(self, step: int, values: Mapping[str, float], every: int) -> None:
+        """Takes one step's numbers by tag; when `every` divides `step`, reports them. All ranks call it with the same `step` and `every`.
+
+        Floats are averaged over the steps since the last report and over the ranks that have them (without what isn't finite);
+        ints are states, of which the last counts; of memory/ the largest.
+        """
+        for tag, value in values.items():
+            if isinstance(value, int):
+                self._last[tag] = value
+            else:
+                total, count = self._sums.get(tag, (0.0, 0))
+                finite = math.isfinite(value)
+                self._sums[tag] = (total + value, count + 1) if finite else (total, count)
+        if step % every:
+            return
+        gathered = all_gather_object((self._sums, self._last))
+        self._sums, self._last = {}, {}
+        if self._process.is_first:
+            self._report(step, _merge(gathered))
+
+    def images(self, step: int, tag: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Puts an RGB picture into TensorBoard, from whichever rank has it."""
+        self._tensorboard().add_image(tag, image, step, dataformats="HWC")
+
+    def say(self, text: str) -> None:
+        """A line for people: on rank 0's console and in this rank's log."""
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        if self._process.is_first:
+            self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        if self._writer:
+            self._writer.close()
+        self._log.close()
+
+    def _report(self, step: int, values: dict[str, float | int | None]) -> None:
+        with self._record.open("a") as record:
+            record.write(json.dumps({"step": step, **values}) + "\n")
+        for tag, value in values.items():
+            if value is not None:
+                self._tensorboard().add_scalar(tag, value, step)
+        self._tensorboard().flush()
+        self.say(self._line(step, values))
+
+    def _line(self, step: int, values: Mapping[str, Any]) -> str:
+        parts = [f"step {step}" + (f"/{self._steps} {100 * step // self._steps}%" if self._steps else "")]
+        parts += [f"{tag.partition('/')[2]} {_short(values[tag])}" for tag in LINE if tag in values]
+        done = step - self._resume_step
+        if self._steps and done > 0:
+            left_s = (time.monotonic() - self._began) / done * max(0, self._steps - step)
+            parts.append(f"left {int(left_s) // 3600}:{int(left_s) // 60 % 60:02d}:{int(left_s) % 60:02d}")
+        return " | ".join(parts)
+
+    def _tensorboard(self) -> SummaryWriter:
+        """Rank 0 writes to tb/, the others, which have pictures only, below it."""
+        if self._writer is None:
+            rank = self._process.rank
+            folder = self._folder / "tb" / (f"rank{rank}" if rank else "")
+            self._writer = SummaryWriter(str(folder), purge_step=self._resume_step + 1)
+        return self._writer
+
+
+def _merge(gathered: list[tuple[dict[str, tuple[float, int]], dict[str, int]]]) -> dict[str, float | int | None]:
+    """All ranks' (sums and counts, last values) -> one value a tag; None where nothing finite was seen."""
+    merged: dict[str, float | int | None] = {}
+    for tag in {tag for sums, _ in gathered for tag in sums}:
+        found = [sums[tag] for sums, _ in gathered if tag in sums]
+        means = [total / count for total, count in found if count]
+        if tag.startswith("memory/"):
+            merged[tag] = max(means, default=None)
+        else:
+            count = sum(count for _, count in found)
+            merged[tag] = sum(total for total, _ in found) / count if count else None
+    for _, last in reversed(gathered):
+        merged |= last
+    return dict(sorted(merged.items()))
+
+
+def _drop_after(record: Path, step: int) -> None:
+    """Keeps the lines of metrics.jsonl up to `step`; one that was cut off in writing goes too."""
+    if not record.exists():
+        return
+    kept = []
+    for line in record.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    part = record.with_suffix(".part")
+    part.write_text("".join(kept))
+    part.replace(record)
+
+
+def _short(value: float | int | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.4g}"
