@@ -13,7 +13,7 @@ step "ruff"
 ruff check . || failed+=("ruff check")
 ruff format --check . || failed+=("ruff format --check")
 step "pyright"
-pyright || failed+=("pyright")
+pyright --pythonpath .venv/bin/python || failed+=("pyright")
 step "pytest"
 status=0
 pytest -m "not slow and not gpu" "$@" || status=$?
