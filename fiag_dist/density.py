@@ -30,42 +30,53 @@ class Regrowth:
     grown: int
 
 
+UNIT = 2.0**40
+"""Sums are kept in fixed point: integer addition has no order, so any number of ranks adds up to the same bit."""
+
+
 class Statistics:
     """What was seen of one branch's Gaussians since the last update, over whichever identities were rendered."""
 
     def __init__(self, capacity: int):
-        self.gradient = torch.zeros(capacity)
-        self.views = torch.zeros(capacity)
-        self.displacement = torch.zeros(capacity, 3)
+        self.sums = torch.zeros(capacity, 5, dtype=torch.int64)
+        """Screen-space gradient, displacement x, y, z (all x UNIT), and number of views."""
         self.opacity = torch.zeros(capacity)
         """Maximum over identities: a Gaussian that one person needs survives, whoever else does not."""
 
     @torch.no_grad()
     def observe(self, rendering: Rendering, canonical: Gaussians, person: Gaussians, scale: float) -> None:
         """Adds one rendered frame after its backward pass. `scale` undoes the frame's share in the loss."""
-        gradient = rendering.means2d.grad
         n = len(canonical)
         self.opacity[:n] = torch.maximum(self.opacity[:n], torch.sigmoid(person.opacities).cpu())
+        gradient = rendering.means2d.grad
         if gradient is None:
             return
         half_image = rendering.image.shape[-1] / 2
-        seen = (rendering.radii[:, 0] > 0).float().cpu()
-        self.gradient[:n] += gradient.norm(dim=1).cpu() * seen * (scale * half_image)
-        self.views[:n] += seen
-        self.displacement[:n] += (person.means - canonical.means).cpu() * seen[:, None]
+        seen = rendering.radii[:, :1] > 0
+        values = torch.cat(
+            [gradient.norm(dim=1, keepdim=True) * (scale * half_image), person.means - canonical.means], 1
+        )
+        self.sums[:n, :4] += (values.double() * seen * UNIT).round().long().cpu()
+        self.sums[:n, 4] += seen[:, 0].long().cpu()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """For checkpoints and for sums over ranks."""
-        return {"gradient": self.gradient, "views": self.views, "displacement": self.displacement, "opacity": self.opacity}
+    def means(self, n: int) -> tuple[Tensor, Tensor]:
+        """Mean gradient [n], half images, and mean displacement [n, 3], metres, of the first n rows."""
+        mean = self.sums[:n, :4].double() / UNIT / self.sums[:n, 4:].clamp(min=1)
+        return mean[:, 0].float(), mean[:, 1:].float()
 
     def clear(self) -> None:
-        for tensor in self.tensors().values():
-            tensor.zero_()
+        self.sums.zero_()
+        self.opacity.zero_()
 
 
 @torch.no_grad()
 def regrow(
-    field: GaussianField, seen: Statistics, config: DensityConfig, grad_threshold: float, prune_below: float, generator: torch.Generator
+    field: GaussianField,
+    seen: Statistics,
+    config: DensityConfig,
+    grad_threshold: float,
+    prune_below: float,
+    generator: torch.Generator,
 ) -> Regrowth:
     """Which rows go, which have children, and what the field looks like then. The same inputs give the same answer on every rank.
 
@@ -78,14 +89,14 @@ def regrow(
     keep &= old["means"].abs().amax(1) <= BOUND_M
     if int(keep.sum()) < MIN_LIVE:
         keep = torch.ones(n, dtype=torch.bool)
-    gradient = seen.gradient[:n] / seen.views[:n].clamp(min=1)
+    gradient, displacement = seen.means(n)
     room = min(int(config.grow * n), field.capacity - int(keep.sum()))
     wanting = int((keep & (gradient > grad_threshold)).sum())
     parents = torch.topk(torch.where(keep, gradient, -1.0), min(room, wanting)).indices.sort().values
 
     old["log_scales"][parents] -= CHILD_SHRINK
     children = {name: value[parents].clone() for name, value in old.items()}
-    shift = seen.displacement[:n][parents] / seen.views[:n][parents].clamp(min=1)[:, None]
+    shift = displacement[parents]
     far = shift.norm(dim=1, keepdim=True) > FAR_M
     noise = torch.randn(len(parents), 3, generator=generator) * torch.exp(children["log_scales"])
     children["means"] += torch.where(far, shift, noise)

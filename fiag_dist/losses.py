@@ -37,7 +37,9 @@ def reconstruction(image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]
     return (image - target).abs().mean() + weight_ssim * (1 - ssim(image, target))
 
 
-def face_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig) -> dict[str, Tensor]:
+def face_terms(
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig
+) -> dict[str, Tensor]:
     """The face branch against head pixels without the inside of the mouth, both over the same random colour."""
     inside = (shot.labels == Label.MOUTH)[None]
     mask = shot.alpha * ~inside
@@ -53,7 +55,9 @@ def face_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 
     return terms
 
 
-def mouth_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig) -> dict[str, Tensor]:
+def mouth_terms(
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig
+) -> dict[str, Tensor]:
     """The mouth branch against the inside of the mouth; lips hide it elsewhere in their square, and outside of that it must not be seen."""
     alpha = performance.mouth.alpha
     size = alpha.shape[-1]
@@ -67,11 +71,15 @@ def mouth_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3
         image = (performance.mouth.image + (1 - alpha) * backdrop)[:, y0:y1, x0:x1]
         target = torch.where(seen, shot.image[:, y0:y1, x0:x1], image.detach())
         terms["mouth"] = reconstruction(image, target, config.ssim)
-        terms["mouth_coverage"] = terms["mouth_coverage"] + config.coverage * ((1 - alpha[:, y0:y1, x0:x1]) * seen).mean()
+        terms["mouth_coverage"] = (
+            terms["mouth_coverage"] + config.coverage * ((1 - alpha[:, y0:y1, x0:x1]) * seen).mean()
+        )
     return terms
 
 
-def fusion_terms(performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig) -> dict[str, Tensor]:
+def fusion_terms(
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig
+) -> dict[str, Tensor]:
     """The composite of both branches against the whole head."""
     target = shot.image * shot.alpha + backdrop * (1 - shot.alpha)
     return {"fusion": reconstruction(performance.over(backdrop), target, config.ssim)}
@@ -121,7 +129,9 @@ def triplet_term(head: Head, shot: Shot, rival: Rival, margin: float) -> Tensor:
     means = head.face_field.gaussians().means.detach()
     points = means[torch.randperm(len(means), device=means.device)[:TRIPLET_POINTS]]
     embeddings = (shot.embedding, rival.positive, rival.negative)
-    anchor, positive, negative = (F.normalize(head.face_identity.raw(points, e).flatten(), dim=0, eps=1e-8) for e in embeddings)
+    anchor, positive, negative = (
+        F.normalize(head.face_identity.raw(points, e).flatten(), dim=0, eps=1e-8) for e in embeddings
+    )
     return F.relu((anchor - positive).square().sum() - (anchor - negative).square().sum() + margin)
 
 
@@ -136,7 +146,13 @@ def contrast_term(head: Head, performance: Performance, shot: Shot, rival: Perso
 
 
 def compute(
-    head: Head, performance: Performance, shot: Shot, stage: Stage, config: LossConfig, landmark_weight: float, rival: Rival | None
+    head: Head,
+    performance: Performance,
+    shot: Shot,
+    stage: Stage,
+    config: LossConfig,
+    landmark_weight: float,
+    rival: Rival | None,
 ) -> dict[str, Tensor]:
     """All weighted terms of one frame in its stage; their sum is what is minimised. Draws a random backdrop from torch's generator."""
     backdrop = torch.rand(3, 1, 1, device=shot.image.device)
@@ -148,7 +164,9 @@ def compute(
     else:
         terms |= motion_terms(performance, config) | attention_terms(performance, shot, config)
     if performance.landmark_motion is not None and landmark_weight:
-        terms["landmarks"] = landmark_weight * landmark_term(performance.landmark_motion, shot, config.landmarks_contours)
+        terms["landmarks"] = landmark_weight * landmark_term(
+            performance.landmark_motion, shot, config.landmarks_contours
+        )
     if rival is not None and stage is Stage.IDENTITY and config.triplet:
         terms["triplet"] = config.triplet * triplet_term(head, shot, rival, config.triplet_margin)
     if rival is not None and rival.personal is not None and stage is Stage.MOTION and config.contrast:

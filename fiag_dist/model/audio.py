@@ -24,7 +24,9 @@ class Listener(nn.Module):
         super().__init__()
         self.config, self.dim, self.window = config, dim, window
         self.register_buffer("mean", torch.zeros(len(TAPS) * dim if config.code == "pca" else dim))
-        self.register_buffer("basis", torch.zeros(len(TAPS) * dim, config.dim) if config.code == "pca" else torch.ones(dim))
+        self.register_buffer(
+            "basis", torch.zeros(len(TAPS) * dim, config.dim) if config.code == "pca" else torch.ones(dim)
+        )
 
     @torch.no_grad()
     def fit(self, audio_T8CW: Float[Tensor, "frames 8 dim window"]) -> None:

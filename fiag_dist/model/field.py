@@ -59,6 +59,8 @@ class GaussianField(nn.Module):
         return Gaussians(**{name: getattr(self, name)[: len(self)] for name in PARAMETERS})
 
 
-def cube_points(num: int, rng: np.random.Generator, side_m: float = 0.2, center_y_m: float = 0.0) -> Float[np.ndarray, "num 3"]:
+def cube_points(
+    num: int, rng: np.random.Generator, side_m: float = 0.2, center_y_m: float = 0.0
+) -> Float[np.ndarray, "num 3"]:
     """The paper's start: uniform in a cube."""
     return (rng.random((num, 3)) - 0.5) * side_m + np.array([0.0, center_y_m, 0.0])

@@ -27,9 +27,13 @@ class TriPlane(nn.Module):
         """Raises ConfigError for sizes that make no grid, or for backend `tcnn` where it can't run."""
         super().__init__()
         if min(config.levels, config.features, config.log2_table) < 1 or not 2 <= config.base <= config.finest:
-            raise ConfigError(f"{config}: the rule is levels, features, log2_table >= 1 and 2 <= base <= finest; change the grid's settings")
+            raise ConfigError(
+                f"{config}: the rule is levels, features, log2_table >= 1 and 2 <= base <= finest; change the grid's settings"
+            )
         if backend == "tcnn" and not tcnn_available():
-            raise ConfigError("encoder backend tcnn: no CUDA device, or tiny-cuda-nn is not installed; use backend auto or torch")
+            raise ConfigError(
+                "encoder backend tcnn: no CUDA device, or tiny-cuda-nn is not installed; use backend auto or torch"
+            )
         self.config = config
         self.backend: Backend = backend
         self.layout = kernel.layout(config.levels, config.base, config.finest, config.log2_table)
@@ -56,7 +60,9 @@ class TriPlane(nn.Module):
             return "cpu" if points.device.type == "cpu" else "tcnn" if points.is_cuda and tcnn_available() else "torch"
         wanted = {"cpu": "cpu", "tcnn": "cuda"}.get(self.backend, points.device.type)
         if points.device.type != wanted:
-            raise ConfigError(f"encoder backend {self.backend}: points are on {points.device}, the rule is {wanted}; use backend auto or torch")
+            raise ConfigError(
+                f"encoder backend {self.backend}: points are on {points.device}, the rule is {wanted}; use backend auto or torch"
+            )
         return self.backend
 
     def _encode_torch(self, uv_N2: Tensor, table_RF: Tensor) -> Tensor:
@@ -73,7 +79,10 @@ class TriPlane(nn.Module):
         for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
             x_NL, y_NL = ix_NL + dx, iy_NL + dy
             hash_NL = x_NL ^ (y_NL * kernel.PRIME & 0xFFFFFFFF)
-            row_NL = torch.where(torch.from_numpy(grid.hashed).to(device), hash_NL, x_NL + y_NL * sides_L) % sizes_L + offsets_L
+            row_NL = (
+                torch.where(torch.from_numpy(grid.hashed).to(device), hash_NL, x_NL + y_NL * sides_L) % sizes_L
+                + offsets_L
+            )
             weight_NL = (fx_NL if dx else 1 - fx_NL) * (fy_NL if dy else 1 - fy_NL)
             out_NLF = out_NLF + table_RF[row_NL] * weight_NL[..., None]
         return out_NLF.flatten(1)

@@ -95,7 +95,9 @@ def _render(g: Gaussians, camera: Camera, extra: Tensor | None, raster: str) -> 
     if extra is not None:
         colors = torch.cat([colors, extra], 1)
     black = torch.zeros(colors.shape[1], device=colors.device)
-    return rasterize(g.means, g.quats, torch.exp(g.log_scales), torch.sigmoid(g.opacities), colors, camera, black, backend=raster)  # type: ignore[arg-type]
+    return rasterize(
+        g.means, g.quats, torch.exp(g.log_scales), torch.sigmoid(g.opacities), colors, camera, black, backend=raster
+    )  # type: ignore[arg-type]
 
 
 class Head(nn.Module):
@@ -138,22 +140,28 @@ class Head(nn.Module):
     def drive(self, shot: Shot) -> Drive:
         return Drive(self.universal.listener(shot.audio), shot.expression)
 
-    def landmark_motion(self, shot: Shot, personal: PersonalNet) -> Float[Tensor, "468 3"]:
-        """Motion of the rest landmarks alone: nothing is rendered."""
-        return self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means
-
-    def forward(self, shot: Shot, personal: PersonalNet, moving: bool) -> Performance:
-        """Performs one training frame; at rest unless `moving`."""
+    def forward(
+        self, shot: Shot, personal: PersonalNet, moving: bool = True, landmarks: bool = False, rendered: bool = True
+    ) -> Performance | Float[Tensor, "468 3"]:
+        """Performs one frame, at rest unless `moving`; `landmarks` are moved along. Not `rendered`: the motion of the rest landmarks alone."""
+        if not rendered:
+            return self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means
         drive = self.drive(shot) if moving else None
-        rest = shot.rest_landmarks if moving and self.training else None
+        rest = shot.rest_landmarks if moving and landmarks else None
         return perform(self.person(shot.embedding), self.universal, personal, drive, shot.camera, rest, self.raster)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by what their learning rate depends on (names are those of OptimConfig)."""
         fields = self.fields.values()
-        groups = {name: [cast(nn.Parameter, getattr(f, name)) for f in fields] for name in ("means", "quats", "log_scales", "opacities", "sh_dc")}
+        groups = {
+            name: [cast(nn.Parameter, getattr(f, name)) for f in fields]
+            for name in ("means", "quats", "log_scales", "opacities", "sh_dc")
+        }
         groups["sh_rest"] = [f.sh_rest for f in fields if f.sh_rest.shape[1]]
-        nets = {"identity": [self.face_identity, self.mouth_identity], "universal": [self.universal.face, self.universal.mouth]}
+        nets = {
+            "identity": [self.face_identity, self.mouth_identity],
+            "universal": [self.universal.face, self.universal.mouth],
+        }
         for owner, modules in nets.items():
             for module in modules:
                 for name, parameter in module.named_parameters():

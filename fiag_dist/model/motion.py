@@ -56,7 +56,15 @@ class Drive:
 class FaceMotionNet(nn.Module):
     """Motion of face points from their features, the audio code and the expression: UM-Net's and IM-Net's common shape."""
 
-    def __init__(self, config: MotionConfig, grid: GridConfig, hidden: int, audio_dim: int, audio_window: int, encoder: str = "auto"):
+    def __init__(
+        self,
+        config: MotionConfig,
+        grid: GridConfig,
+        hidden: int,
+        audio_dim: int,
+        audio_window: int,
+        encoder: str = "auto",
+    ):
         super().__init__()
         self.config = config
         self.grid = TriPlane(grid, encoder)
@@ -102,7 +110,9 @@ class PersonalNet(FaceMotionNet):
         if config.align:
             self.align = mlp(config.personal_grid.dim, config.personal_hidden, 6)
 
-    def aligned(self, points_N3: Float[Tensor, "n 3"], drive: Drive, upper_N1: Float[Tensor, "n 1"]) -> tuple[Motion, Alignment]:
+    def aligned(
+        self, points_N3: Float[Tensor, "n 3"], drive: Drive, upper_N1: Float[Tensor, "n 1"]
+    ) -> tuple[Motion, Alignment]:
         """This person's own motion, and how the universal motion fits this face."""
         features = self.grid(points_N3)
         own = self.from_features(features, drive, upper_N1)
@@ -124,7 +134,9 @@ class MouthMotionNet(nn.Module):
         self.strength = mlp(config.mouth_grid.dim + 3, 16, 16, 1)
         self.register_buffer("axes", torch.tensor([0.2, 1.0, 0.2]), persistent=False)
 
-    def forward(self, points_N3: Float[Tensor, "n 3"], heard: Tensor, hook_3: Float[Tensor, "3"]) -> Float[Tensor, "n 3"]:
+    def forward(
+        self, points_N3: Float[Tensor, "n 3"], heard: Tensor, hook_3: Float[Tensor, "3"]
+    ) -> Float[Tensor, "n 3"]:
         """Displacement in metres, head frame."""
         features, hook_N3 = self.grid(points_N3), hook_3.expand(len(points_N3), -1)
         out = self.net(torch.cat([features, self.audio(heard).expand(len(features), -1), hook_N3], 1))
@@ -140,6 +152,8 @@ def hook(d_means_N3: Float[Tensor, "n 3"], k: int = 10) -> Float[Tensor, "3"]:
     """
     y_N = d_means_N3[:, 1].detach()
     if not 1 <= k <= len(y_N):
-        raise ConfigError(f"hook_k is {k}, but there are {len(y_N)} face points; set train.model.motion.hook_k to at most that")
+        raise ConfigError(
+            f"hook_k is {k}, but there are {len(y_N)} face points; set train.model.motion.hook_k to at most that"
+        )
     high, low = torch.topk(y_N, k).values[-1], torch.topk(y_N, k, largest=False).values[-1]
     return torch.stack([high, low, high - low]) * 100

@@ -18,12 +18,21 @@ class UniversalMotion(nn.Module):
 
     rest_landmarks: Tensor
 
-    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, rest_landmarks: Float[Tensor, "478 3"], encoder: str = "auto"):
+    def __init__(
+        self,
+        config: MotionConfig,
+        audio_dim: int,
+        audio_window: int,
+        rest_landmarks: Float[Tensor, "478 3"],
+        encoder: str = "auto",
+    ):
         super().__init__()
         self.config, self.audio_dim, self.audio_window, self.encoder = config, audio_dim, audio_window, encoder
         self.register_buffer("rest_landmarks", rest_landmarks.clone())
         self.listener = Listener(config.audio, audio_dim, audio_window)
-        self.face = FaceMotionNet(config, config.universal_grid, config.universal_hidden, audio_dim, audio_window, encoder)
+        self.face = FaceMotionNet(
+            config, config.universal_grid, config.universal_hidden, audio_dim, audio_window, encoder
+        )
         self.mouth = MouthMotionNet(config, audio_dim, audio_window, encoder)
         self.gate = MotionGate(FaceSurface(rest_landmarks.cpu().numpy()), config.gate_near_m, config.gate_far_m)
 

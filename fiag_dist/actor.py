@@ -1,0 +1,134 @@
+"""An adapted identity on its own: baked Gaussians and the networks that move them, as a folder that loads anywhere, without pickle.
+
+identity.json         format version, formats of its inputs, configuration of its networks, where it came from
+identity.safetensors  Gaussians of face and mouth, UM-Net, IM-Net
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from fiag_dist.config import MotionConfig, from_dict, to_dict
+from fiag_dist.errors import DataError
+from fiag_dist.model.field import PARAMETERS
+from fiag_dist.model.head import Head, Performance, Person, perform
+from fiag_dist.model.motion import Drive, PersonalNet
+from fiag_dist.model.universal import UniversalMotion
+from fiag_dist.types import Camera, Gaussians
+
+VERSION = 1
+INFO, TENSORS = "identity.json", "identity.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityInfo:
+    """What identity.json says."""
+
+    name: str
+    size: int
+    """Side of the square frames it was trained on, pixels."""
+    fps: int
+    extractor: str
+    """Speech features it listens to; others are refused by name."""
+    audio_dim: int
+    audio_window: int
+    motion: MotionConfig
+    data: str
+    """Where its shards are: manifest's folder or prefix."""
+    checkpoint: str
+    """What it was adapted from; empty when trained from scratch."""
+    steps: int
+    source: str = ""
+    """File name of the clip."""
+    version: int = VERSION
+
+
+class Actor(nn.Module):
+    """One person, ready to perform: IE-Net is baked into the Gaussians and leaves the render loop (model.md 2.3)."""
+
+    def __init__(self, person: Person, universal: UniversalMotion, personal: PersonalNet):
+        super().__init__()
+        for branch in ("face", "mouth"):
+            for name in PARAMETERS:
+                self.register_buffer(f"{branch}_{name}", getattr(getattr(person, branch), name).detach().clone())
+        self.universal, self.personal = universal, personal
+
+    @classmethod
+    def bake(cls, head: Head, personal: PersonalNet, embedding: Float[Tensor, " id_dim"]) -> "Actor":
+        """theta_i once and for all, for the mean embedding of a clip."""
+        with torch.no_grad():
+            return cls(head.person(embedding), head.universal, personal).eval()
+
+    @property
+    def person(self) -> Person:
+        branches = ({name: getattr(self, f"{branch}_{name}") for name in PARAMETERS} for branch in ("face", "mouth"))
+        return Person(*(Gaussians(**values) for values in branches))
+
+    @torch.no_grad()
+    def forward(
+        self,
+        audio_8CW: Float[Tensor, "8 dim window"],
+        expression: Float[Tensor, " channels"],
+        camera: Camera,
+        raster: str = "auto",
+    ) -> Performance:
+        """Performs one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1."""
+        drive = Drive(self.universal.listener(audio_8CW), expression)
+        return perform(self.person, self.universal, self.personal, drive, camera, raster=raster)
+
+
+def save_actor(folder: Path, actor: Actor, info: IdentityInfo) -> None:
+    """Writes the two files; identity.json last, so that a folder with it is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in actor.state_dict().items()}
+    _put(folder / TENSORS, safetensors.torch.save(tensors))
+    plain = {f.name: getattr(info, f.name) for f in dataclasses.fields(info)} | {"motion": to_dict(info.motion)}
+    _put(folder / INFO, (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def load_info(folder: Path) -> IdentityInfo:
+    """Raises DataError when the folder holds no identity, or one of another version."""
+    path = folder / INFO
+    if not path.is_file():
+        raise DataError(
+            f"identity {folder}: no {INFO} in it, so it is no finished identity; make one: fiag-dist adapt CLIPS --from RUN --out DIR"
+        )
+    try:
+        values: Mapping[str, Any] = json.loads(path.read_text())
+        if values["version"] != VERSION:
+            raise DataError(
+                f"identity {folder}: format version {values['version']}, this fiag_dist reads {VERSION}; adapt the clip again"
+            )
+        return IdentityInfo(**{**values, "motion": from_dict(MotionConfig, values["motion"], str(path))})
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"identity {folder}: {INFO} is damaged ({error}); adapt the clip again") from error
+
+
+def load_actor(folder: Path, info: IdentityInfo) -> Actor:
+    """The actor of an identity folder. Raises DataError when its tensors are missing or damaged."""
+    try:
+        tensors = safetensors.torch.load_file(folder / TENSORS)
+        universal = UniversalMotion(info.motion, info.audio_dim, info.audio_window, tensors["universal.rest_landmarks"])
+        branches = ({name: tensors[f"{branch}_{name}"] for name in PARAMETERS} for branch in ("face", "mouth"))
+        actor = Actor(Person(*(Gaussians(**values) for values in branches)), universal, universal.new_personal())
+        actor.load_state_dict(tensors)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise DataError(
+            f"identity {folder}: {TENSORS} is missing or damaged ({' '.join(str(error).split())[:160]}); adapt the clip again"
+        ) from error
+    return actor.eval()
+
+
+def _put(path: Path, data: bytes) -> None:
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_bytes(data)
+    part.replace(path)

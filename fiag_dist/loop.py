@@ -1,0 +1,40 @@
+"""The loop around a step: log, look, save, stop. The same for pretraining and adaptation."""
+
+from collections.abc import Callable
+
+from fiag_dist.dist.process import Process, StopSignal
+from fiag_dist.monitor import Clock, Monitor
+from fiag_dist.training import Training
+
+
+def run(training: Training, monitor: Monitor, save: Callable[[], None], here: Process) -> bool:
+    """Trains to the end, or until a signal asks to stop; saves on the way and at the end. Returns whether the end was reached."""
+    config, stop, clock = training.config, StopSignal(), Clock()
+    try:
+        while not training.done and not stop.agreed(here.device):
+            with clock.data():
+                lessons = training.feed.next(training.step)
+            tags = training.learn(lessons)
+            monitor.add(training.step, tags | clock.step(training.lanes), config.log_every)
+            if _due(training, config.images_every):
+                look(training, monitor)
+            if _due(training, config.checkpoint_every) and not training.done:
+                save()
+        if training.done:
+            look(training, monitor)
+        save()
+    finally:
+        stop.close()
+    return training.done
+
+
+def look(training: Training, monitor: Monitor) -> None:
+    """Scores and pictures of each rank's identities."""
+    scores, pictures = training.examine()
+    monitor.add(training.step, scores, every=1)
+    for tag, image in pictures.items():
+        monitor.images(training.step, tag, image)
+
+
+def _due(training: Training, every: int) -> bool:
+    return every > 0 and training.step % every == 0

@@ -1,0 +1,123 @@
+"""fiag-dist pretrain, and torchrun ... -m fiag_dist.pretrain: many identities, one field, one IE-Net, one UM-Net; IM-Nets with their owners."""
+
+import sys
+from contextlib import closing
+
+import torch
+
+from fiag_dist import __version__
+from fiag_dist.config import PretrainConfig, load, to_dict, to_yaml
+from fiag_dist.dist import checkpoint, process
+from fiag_dist.dist.engine import ZeroEngine
+from fiag_dist.dist.ownership import Ownership, assign
+from fiag_dist.dist.pool import PersonalPool
+from fiag_dist.errors import guarded
+from fiag_dist.feed import Feed
+from fiag_dist.loop import run
+from fiag_dist.monitor import Monitor
+from fiag_dist.shards.manifest import Manifest, read_manifest
+from fiag_dist.stages import total_steps
+from fiag_dist.start import fresh_head, load_head
+from fiag_dist.storage import Storage, open_storage
+from fiag_dist.training import Training, optimizer_groups
+
+
+def main(argv: list[str]) -> int:
+    """Trains a run folder to its end, going on from its newest checkpoint."""
+    config = load(PretrainConfig, argv, prog="fiag-dist pretrain")
+    here = process.start()
+    folder = f"{config.runs}/{config.name}"
+    run_storage = open_storage(folder)
+    training = build(config, here, open_storage(config.data), run_storage)
+    if here.is_first:
+        command = f"torchrun --nproc-per-node={here.world} -m fiag_dist.pretrain {folder}/config.yaml"
+        run_storage.write("config.yaml", to_yaml(config, command).encode())
+        run_storage.write("command.txt", (" ".join(["fiag-dist pretrain", *argv]) + "\n").encode())
+    process.barrier()
+    with closing(Monitor(folder, here, training.step, total_steps(config.train))) as monitor:
+
+        def save() -> None:
+            shared, optim = training.shared()
+            identities = {name: identity_tensors(training, name) for name in training.feed.names}
+            at = checkpoint.save(
+                run_storage,
+                checkpoint.FOLDER,
+                training.step,
+                shared,
+                optim,
+                identities,
+                _info(config, training),
+                here,
+                config.train.keep,
+            )
+            monitor.say(f"checkpoint {folder}/{at}")
+
+        finished = run(training, monitor, save, here)
+        monitor.say(
+            f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {config.runs}"
+        )
+    training.feed.close()
+    process.finish()
+    return 0
+
+
+def build(config: PretrainConfig, here: process.Process, data: Storage, run_storage: Storage) -> Training:
+    """The training of this rank: fresh, or as the newest checkpoint left it."""
+    manifest = read_manifest(data)
+    ownership = _assign(config, manifest, here)
+    newest = checkpoint.newest(run_storage, checkpoint.FOLDER)
+    stored = checkpoint.load(run_storage, newest) if newest else None
+    if stored:
+        head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)
+    else:
+        names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
+        head = fresh_head(config.train, data, manifest, sorted(names), config.train.seed, here.device)
+    feed = Feed(data, manifest, ownership, here.rank, config.train.seed, here.device)
+    pool = PersonalPool({name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names})
+    engine = ZeroEngine(head, optimizer_groups(head), config.zero_stage, config.train.optim.grad_clip)
+    training = Training(config.train, head, engine, pool, feed, len(ownership.lanes), here.world)
+    if stored:
+        training.restore(stored.step, stored.shared, stored.optim, here.rank)
+        for name in feed.names:
+            tensors = stored.identities[name]
+            pool.load(name, tensors)
+            feed.restore({name: int(tensors["count"])})
+    return training
+
+
+def identity_tensors(training: Training, name: str) -> dict[str, torch.Tensor]:
+    """One identity's part of a checkpoint: its personal net, how many of its frames were drawn, and its mean embedding."""
+    count = torch.tensor(training.feed.counts[name])
+    return training.pool.tensors(name) | {"count": count, "embedding": training.feed.embedding(name).cpu()}
+
+
+def _assign(config: PretrainConfig, manifest: Manifest, here: process.Process) -> Ownership:
+    names = list(config.identities) or manifest.names
+    frames = {name: manifest.entry(name).split.train for name in names}
+    return assign(names, frames, config.train.frames_per_step, here.world)
+
+
+def _personal(head, seed: int, name: str):  # the same start for an identity, whoever owns it
+    torch.manual_seed(sum(byte << (8 * (i % 7)) for i, byte in enumerate(name.encode())) ^ seed)
+    return head.universal.new_personal()
+
+
+def _info(config: PretrainConfig, training: Training) -> dict:
+    manifest = read_manifest(config.data, check=False)
+    return {
+        "config": to_dict(config),
+        "version": __version__,
+        "formats": {
+            "id_dim": manifest.id_embedding.dim,
+            "id_model": manifest.id_embedding.model,
+            "audio_dim": manifest.audio.dim,
+            "audio_window": manifest.audio.window,
+            "extractor": manifest.audio.extractor,
+            "size": manifest.size,
+            "fps": manifest.fps,
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,144 @@
+"""How a shared model begins: the first Gaussians and the listener from packed clips, or everything from a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiag_dist.config import TrainConfig
+from fiag_dist.feed import shot_of
+from fiag_dist.losses import project
+from fiag_dist.model.field import cube_points
+from fiag_dist.model.head import Head
+from fiag_dist.model.surface import FaceSurface
+from fiag_dist.landmarks import LIPS_INNER
+from fiag_dist.shards.manifest import Manifest
+from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.storage import Storage
+from fiag_dist.types import BOUND_M, IdentityMeta, Label, Shot
+
+FRAMES_LOOKED_AT = 6
+"""Frames of each identity that place and colour the first Gaussians."""
+SURFACE_SHARE = 0.55
+MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
+"""Half the box behind the lips in which the mouth's first Gaussians lie, metres."""
+AUDIO_FRAMES_FITTED = 4096
+
+
+def fresh_head(
+    config: TrainConfig,
+    storage: Storage,
+    manifest: Manifest,
+    names: Sequence[str],
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Head:
+    """A head whose field, listener and mean face come from the training frames of `names`. The same arguments give the same head."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    metas = [read_meta(storage, manifest.entry(name)) for name in names]
+    rest = torch.from_numpy(np.mean([m.rest_landmarks for m in metas], 0).astype(np.float32))
+    head = Head(
+        config.model,
+        manifest.id_embedding.dim,
+        manifest.audio.dim,
+        manifest.audio.window,
+        rest,
+        config.encoder,
+        config.raster,
+    )
+    head.universal.listener.fit(_speech(metas, rng))
+    shots = [_look(storage, manifest, meta) for meta in metas]
+    _plant(head, rest.numpy(), shots, rng)
+    return head.to(device)
+
+
+def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[str, Tensor], averaged: bool) -> Head:
+    """The head of a checkpoint's shared tensors; `averaged` takes the moving average of IE-Net and UM-Net where there is one.
+
+    formats: id_dim, audio_dim, audio_window.
+    """
+    rest = shared["universal.rest_landmarks"]
+    head = Head(
+        config.model,
+        formats["id_dim"],
+        formats["audio_dim"],
+        formats["audio_window"],
+        rest,
+        config.encoder,
+        config.raster,
+    )
+    state = {name: value for name, value in shared.items() if not name.startswith("ema.")}
+    if averaged:
+        state |= {name.removeprefix("ema."): value for name, value in shared.items() if name.startswith("ema.")}
+    head.load_state_dict(state, strict=False)
+    return head
+
+
+def _speech(metas: Sequence[IdentityMeta], rng: np.random.Generator) -> Tensor:
+    """Windows [frames, 8, dim, window] of training frames of all clips, at most AUDIO_FRAMES_FITTED."""
+    parts = []
+    for meta in metas:
+        track = np.asarray(meta.speech, np.float32)[: sum(s == "train" for s in meta.split)]
+        around = np.arange(len(track))[:, None] + np.arange(-4, 4)
+        parts.append(track[around.clip(0, len(track) - 1)])
+    windows = np.concatenate(parts)
+    if len(windows) > AUDIO_FRAMES_FITTED:
+        windows = windows[rng.choice(len(windows), AUDIO_FRAMES_FITTED, replace=False)]
+    return torch.from_numpy(windows)
+
+
+def _look(storage: Storage, manifest: Manifest, meta: IdentityMeta) -> list[Shot]:
+    reader = FrameReader(storage, manifest.entry(meta.name))
+    chosen = reader.train[np.linspace(0, len(reader.train) - 1, FRAMES_LOOKED_AT).round().astype(int)]
+    return [shot_of(reader.frame(int(p)), meta) for p in chosen]
+
+
+def _plant(head: Head, rest: np.ndarray, shots: Sequence[Sequence[Shot]], rng: np.random.Generator) -> None:
+    """Places and colours the first Gaussians of both branches (model.md 2.2)."""
+    config = head.config.field
+    lips = rest[list(LIPS_INNER)]
+    if config.init == "cube":
+        face = cube_points(config.num_face, rng)
+        mouth = cube_points(config.num_mouth, rng, side_m=0.1, center_y_m=-0.05)
+        head.face_field.fill(face, np.full((len(face), 3), 0.5), opacity=0.1)
+        head.mouth_field.fill(mouth, np.full((len(mouth), 3), 0.5), opacity=0.1)
+        return
+    on_surface = int(config.num_face * SURFACE_SHARE)
+    face = np.concatenate([FaceSurface(rest).sample(on_surface, rng), _hull(config.num_face - on_surface, shots, rng)])
+    head.face_field.fill(face, _colors(face, shots, None), opacity=0.3)
+    center = lips.mean(0) - np.array([0, 0, MOUTH_HALF_M[2]])
+    mouth = center + (rng.random((config.num_mouth, 3)) * 2 - 1) * MOUTH_HALF_M
+    head.mouth_field.fill(mouth, _colors(mouth, shots, Label.MOUTH), opacity=0.3)
+
+
+def _hull(num: int, shots: Sequence[Sequence[Shot]], rng: np.random.Generator) -> np.ndarray:
+    """Points that lie within the head masks of at least half of the identities, in all looked-at frames of each: [num, 3]."""
+    found: list[np.ndarray] = []
+    while sum(map(len, found)) < num:
+        points = (rng.random((20000, 3)) * 2 - 1) * np.array([0.13, BOUND_M, 0.10])
+        inside = np.mean([np.all([_sample(s.alpha, points, s)[:, 0] > 0.5 for s in person], 0) for person in shots], 0)
+        found.append(points[inside >= 0.5])
+        if not len(found[-1]):
+            return cube_points(num, rng)
+    return np.concatenate(found)[:num]
+
+
+def _colors(points: np.ndarray, shots: Sequence[Sequence[Shot]], label: Label | None) -> np.ndarray:
+    """Mean colour at each point over all looked-at frames where `label` (None: the head) is seen there; grey where it never is."""
+    total, weight = np.zeros((len(points), 3)), np.zeros((len(points), 1))
+    for shot in (s for person in shots for s in person):
+        mask = shot.alpha if label is None else (shot.labels == label)[None].float()
+        seen = _sample(mask, points, shot)
+        total += _sample(shot.image, points, shot) * seen
+        weight += seen
+    mean = total.sum(0) / max(float(weight.sum()), 1e-6) if weight.sum() else np.full(3, 0.5)
+    return np.where(weight > 0, total / np.maximum(weight, 1e-6), mean)
+
+
+def _sample(image: Tensor, points: np.ndarray, shot: Shot) -> np.ndarray:
+    """Values [N, channels] of the pixels that points fall on."""
+    size = image.shape[-1]
+    pixels = project(torch.from_numpy(points).float(), shot.camera).long().clamp(0, size - 1)
+    return image[:, pixels[:, 1], pixels[:, 0]].T.numpy()

@@ -1,0 +1,258 @@
+"""The one training loop: pretraining over many ranks and adaptation in one process differ only in what they pass in."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiag_dist import density, losses
+from fiag_dist.config import TrainConfig
+from fiag_dist.dist import process
+from fiag_dist.dist.engine import Engine, Group, StepReport
+from fiag_dist.dist.state import RowEdit, flatten, unflatten
+from fiag_dist.dist.pool import PersonalPool
+from fiag_dist.errors import DistributedError
+from fiag_dist.feed import Feed, Lesson
+from fiag_dist.losses import Rival
+from fiag_dist.model.head import Head, Performance
+from fiag_dist.stages import FIELD_GROUPS, Stage, landmark_weight, moving, prune_threshold, rates, stage_at, total_steps
+
+PERSONAL_GROUPS = ["personal_grids", "personal_nets", "personal_audio"]
+REFUSED_AT_MOST = 20
+"""Non-finite steps in a row after which the run stops."""
+AVERAGED = ("face_identity.", "mouth_identity.", "universal.face.", "universal.mouth.")
+"""Whose moving average adaptation starts from: IE-Net and UM-Net."""
+
+
+def optimizer_groups(head: Head) -> list[Group]:
+    """AdamW's settings of each group of shared parameters (model.md 4); the rates come with each step."""
+    groups: list[Group] = []
+    for name, params in head.groups().items():
+        of_field = name in FIELD_GROUPS
+        groups.append(
+            Group(
+                name=name,
+                params=params,
+                lr=0.0,
+                betas=(0.9, 0.999) if of_field else (0.9, 0.99),
+                eps=1e-15,
+                weight_decay=1e-4 if name.endswith("_audio") else 0.0,
+            )
+        )
+    return groups
+
+
+@dataclass(eq=False)
+class Training:
+    """Everything a run changes as it goes, and how one step changes it."""
+
+    config: TrainConfig
+    head: Head
+    engine: Engine
+    pool: PersonalPool
+    feed: Feed
+    lanes: int
+    world: int = 1
+    step: int = 0
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    statistics: dict[str, density.Statistics] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._groups = list(self.head.groups())
+        self._refused_in_a_row = 0
+        self._regrown = {"pruned": 0, "grown": 0}
+        self.statistics = {name: density.Statistics(f.capacity) for name, f in self.head.fields.items()}
+        named = self.head.named_parameters()
+        self.averages = {n: p.detach().clone() for n, p in named if n.startswith(AVERAGED)}
+
+    @property
+    def done(self) -> bool:
+        return self.step >= total_steps(self.config)
+
+    @property
+    def stage(self) -> Stage:
+        return stage_at(self.step, self.config)
+
+    def learn(self, lessons: Sequence[Lesson]) -> dict[str, float]:
+        """One step over this rank's lanes. Returns its numbers. Raises DistributedError when too many steps in a row had to be refused."""
+        named = rates(self.step, self.config, [*self._groups, *PERSONAL_GROUPS])
+        self.engine.set_rates({name: rate for name, rate in named.items() if name not in PERSONAL_GROUPS})
+        share = self.lanes / self.world  # a rank's loss is scaled so that the mean over ranks is the mean over lanes
+        tried = [self._perform(lesson) for lesson in lessons]
+        total = torch.stack([torch.stack(list(terms.values())).sum() for _, terms in tried]).sum() / share
+        report = self.engine.backward_and_step(total)
+        if report.finite:
+            self.pool.step([lesson.shot.identity for lesson in lessons], {n: named[n] for n in PERSONAL_GROUPS}, share)
+            self._observe(lessons, [performance for performance, _ in tried], share)
+            self._average()
+        else:
+            self.pool.clear()
+        self._refused_in_a_row = 0 if report.finite else self._refused_in_a_row + 1
+        if self._refused_in_a_row > REFUSED_AT_MOST:
+            raise DistributedError(
+                f"step {self.step}: loss or gradient was not finite {self._refused_in_a_row} times in a row, {REFUSED_AT_MOST} are allowed; "
+                "go on from the last checkpoint with lower rates under train.optim"
+            )
+        self.step += 1
+        if self._regrowth_is_due():
+            self._regrow()
+        return self._tags(tried, report, named)
+
+    def _perform(self, lesson: Lesson) -> tuple[Performance | None, dict[str, Tensor]]:
+        config, stage, shot = self.config, self.stage, lesson.shot
+        torch.manual_seed(
+            _seed(config.seed, self.step, lesson.lane)
+        )  # the same draws at any number of ranks, and after a resume
+        personal = self.pool[shot.identity]
+        if stage is Stage.LANDMARKS:
+            moved = self.engine.forward(shot, personal, rendered=False)
+            return None, {"landmarks": losses.landmark_term(moved, shot, config.loss.landmarks_contours)}
+        with_landmarks = config.loss.landmarks > 0 and stage < Stage.FUSION
+        performance = self.engine.forward(shot, personal, moving=moving(stage, config), landmarks=with_landmarks)
+        rival = None
+        if lesson.rival is not None:
+            rival = Rival(lesson.positive, self.feed.embedding(lesson.rival), self.pool[lesson.rival])
+        weight = landmark_weight(self.step, config)
+        return performance, losses.compute(self.head, performance, shot, stage, config.loss, weight, rival)
+
+    def _observe(self, lessons: list[Lesson], performances: list[Performance | None], share: float) -> None:
+        for performance in performances:
+            if performance is None or self.stage is Stage.FUSION:
+                continue
+            for name, rendering in (("face", performance.face), ("mouth", performance.mouth)):
+                canonical, person = self.head.fields[name].gaussians(), getattr(performance.person, name)
+                self.statistics[name].observe(rendering, canonical, person, share)
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        parameters = dict(self.head.named_parameters())
+        for name, average in self.averages.items():
+            average.lerp_(parameters[name], 1 - self.config.optim.ema)
+
+    def _regrowth_is_due(self) -> bool:
+        images = self.step - self.config.stages.landmark_steps
+        return (
+            images >= self.config.density.start
+            and images % self.config.density.every == 0
+            and self.stage < Stage.FUSION
+        )
+
+    def _regrow(self) -> None:
+        """Growth and pruning from what all ranks saw: the same rows everywhere."""
+        thresholds = {"face": self.config.density.grad_face, "mouth": self.config.density.grad_mouth}
+        generator = torch.Generator().manual_seed(_seed(self.config.seed, self.step))
+        edits: dict[str, RowEdit] = {}
+        for name, gaussians in self.head.fields.items():
+            seen = self.statistics[name]
+            process.all_reduce(seen.sums, "sum")
+            process.all_reduce(seen.opacity, "max")
+            regrowth = density.regrow(
+                gaussians,
+                seen,
+                self.config.density,
+                thresholds[name],
+                prune_threshold(self.step, self.config),
+                generator,
+            )
+            edits |= _row_edits(f"{name}_field", gaussians.capacity, regrowth)
+            gaussians.live.fill_(len(regrowth.source))
+            self._regrown = {
+                "pruned": self._regrown["pruned"] + regrowth.pruned,
+                "grown": self._regrown["grown"] + regrowth.grown,
+            }
+            seen.clear()
+        known = {n for n, _ in self.head.named_parameters()}
+        self.engine.remap({n: edit for n, edit in edits.items() if n in known and edit.values.numel()})
+
+    def _tags(
+        self,
+        tried: Sequence[tuple[Performance | None, dict[str, Tensor]]],
+        report: StepReport,
+        named: Mapping[str, float],
+    ) -> dict[str, float]:
+        """Numbers of this step on this rank, by their name in the log; integers are states."""
+        tags: dict[str, float] = {}
+        for term in sorted({term for _, terms in tried for term in terms}):
+            values = [float(terms[term]) for _, terms in tried if term in terms]
+            tags[f"loss/{term}"] = sum(values) / len(values)
+        tags["loss/total"] = sum(float(value) for _, terms in tried for value in terms.values()) / len(tried)
+        tags |= {f"rate/{name}": rate for name, rate in named.items()}
+        tags |= {f"field/num_gaussians_{name}": len(f) for name, f in self.head.fields.items()}
+        tags |= {"field/num_gaussians": sum(len(f) for f in self.head.fields.values())}
+        tags |= {f"field/{name}": number for name, number in self._regrown.items()}
+        tags |= {
+            "train/grad_norm": report.grad_norm,
+            "train/stage": int(self.stage),
+            "train/refused_steps": self.engine.refused,
+        }
+        return tags
+
+    @torch.no_grad()
+    def examine(self, frames: int = 4) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """PSNR of the head on test frames of each identity of this rank, and for each a picture of ground truth beside render."""
+        self.head.eval()
+        scores, pictures = {}, {}
+        for name in self.feed.names:
+            rows, errors = [], []
+            for shot in self.feed.test_shots(name, frames):
+                performance = self.head(
+                    shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
+                )
+                image = performance.over(shot.image * (1 - shot.alpha)).clamp(0, 1)
+                on_head = shot.alpha > 0.5
+                errors.append(float(((image - shot.image).square() * on_head).sum() / (3 * on_head.sum().clamp(min=1))))
+                rows.append(torch.cat([shot.image, image], 2))
+            scores[f"eval/psnr_db/{name}"] = float(np.mean([-10 * math.log10(max(error, 1e-10)) for error in errors]))
+            pictures[f"identities/{name}"] = (
+                (torch.cat(rows[:2], 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+            )
+        self.head.train()
+        return scores, pictures
+
+    def shared(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The shared tensors of a checkpoint, and the optimiser's: the same on all ranks, which all call it."""
+        shared, optim = flatten(self.engine.gather())
+        shared |= {
+            name: buffer.detach().cpu() for name, buffer in self.head.named_buffers() if name in self.head.state_dict()
+        }
+        shared |= {f"ema.{name}": average.cpu() for name, average in self.averages.items()}
+        for name, seen in self.statistics.items():
+            optim[f"statistics.{name}.sums"] = process.all_reduce(seen.sums.clone(), "sum")
+            optim[f"statistics.{name}.opacity"] = process.all_reduce(seen.opacity.clone(), "max")
+        return shared, optim
+
+    def restore(self, step: int, shared: Mapping[str, Tensor], optim: Mapping[str, Tensor], rank: int) -> None:
+        """Goes on from a checkpoint, at any number of ranks."""
+        parameters = {name for name, _ in self.head.named_parameters()}
+        self.engine.scatter(unflatten({n: t for n, t in shared.items() if n in parameters}, optim))
+        for name, buffer in self.head.named_buffers():
+            if name in shared:
+                buffer.copy_(shared[name])
+        for name, average in self.averages.items():
+            average.copy_(shared[f"ema.{name}"])
+        for name, seen in self.statistics.items():
+            seen.opacity.copy_(optim[f"statistics.{name}.opacity"])
+            if rank == 0:  # sums are added over ranks
+                seen.sums.copy_(optim[f"statistics.{name}.sums"])
+        self.step = step
+
+
+def _seed(*parts: int) -> int:
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def _row_edits(prefix: str, capacity: int, regrowth: density.Regrowth) -> dict[str, RowEdit]:
+    """`regrowth` as edits of tensors of full capacity: rows beyond the living are zero and without moments."""
+    live = len(regrowth.source)
+    source = torch.zeros(capacity, dtype=torch.int64)
+    fresh = torch.ones(capacity, dtype=torch.bool)
+    source[:live], fresh[:live] = regrowth.source, regrowth.fresh
+    edits = {}
+    for name, rows in regrowth.values.items():
+        values = torch.zeros(capacity, *rows.shape[1:])
+        values[:live] = rows
+        edits[f"{prefix}.{name}"] = RowEdit(values, fresh, source)
+    return edits
