@@ -1,0 +1,357 @@
+"""Every setting, with its unit, and how a run gets them: defaults < YAML file < `--a.b value` flags. An unknown key is an error."""
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from fiag_dist.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """How clips become shards."""
+
+    size: int = 256
+    """Side of the square frames, pixels."""
+    fps: int = 25
+    """Frames a second; clips of other or variable rates are resampled by their timestamps."""
+    extractor: Literal["whisper", "mel"] = "whisper"
+    """Speech features: Whisper tiny.en encoder layer 2 (384 x 2 a frame) or log-mel (80 x 4 a frame)."""
+    max_seconds: float = 0.0
+    """Use at most this much of each clip, from its start; 0 uses all."""
+    min_seconds: float = 2.0
+    """Refuse a clip with less usable footage than this."""
+    focal_ratio: float = 4.7
+    """Fixed focal length over the crop's height: nearly unobservable on heads, so never estimated (docs/decisions.md)."""
+    test_share: float = 1 / 11
+    """Last share of each clip that is never trained on."""
+    frames_per_shard: int = 1000
+    """Samples in one tar file, at most."""
+    jobs: int = 0
+    """Clips packed at the same time; 0: one for each core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridConfig:
+    """A multi-resolution grid on each of the three planes (model.md 2.1)."""
+
+    levels: int = 12
+    features: int = 1
+    base: int = 16
+    """Cells of the coarsest level along the cube's side."""
+    finest: float = 38.4
+    """Cells of the finest level."""
+    log2_table: int = 17
+    """A level with more entries than 2^this is hashed."""
+    init: float = 1e-4
+    """Entries start uniformly in -init .. init."""
+
+    @property
+    def dim(self) -> int:
+        """Features of a point, all planes and levels together."""
+        return 3 * self.levels * self.features
+
+
+@dataclass(frozen=True, kw_only=True)
+class FieldConfig:
+    """The Global Gaussian Field: the only Gaussians there are, shared by all identities."""
+
+    init: Literal["surface", "cube"] = "surface"
+    """Where the points start: on the face surface and in the hull of the head masks, or in the paper's cube."""
+    num_face: int = 8000
+    num_mouth: int = 1000
+    capacity_face: int = 12000
+    """Rows that the field may grow to; memory is taken at once."""
+    capacity_mouth: int = 2000
+    sh_degree: int = 1
+    """Degree of the spherical harmonics that make colour depend on the view."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdentityConfig:
+    """IE-Net: what makes the shared field one person (paper Eq. 2, 3)."""
+
+    grid: GridConfig = GridConfig()
+    hidden: int = 64
+    means_scale: float = 1e-2
+    """Offsets of centres are the network's output times this, metres."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioConfig:
+    """How eight windows of speech features become one code."""
+
+    code: Literal["pca", "net"] = "pca"
+    """`pca`: whitened principal components of five windows and one linear layer, for little footage; `net`: the relatives' AudioNet with attention."""
+    dim: int = 32
+    noise: float = 0.3
+    """Standard deviation of the noise added to the whitened components in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionConfig:
+    """UM-Net and the IM-Nets (paper Eq. 5 to 8)."""
+
+    form: Literal["direct", "attention"] = "direct"
+    """`direct` concatenates features, audio and expression; `attention` is the relatives' form, measured slower (docs/decisions.md)."""
+    order: Literal["sequential", "additive"] = "sequential"
+    """`sequential`: UM-Net at the points that IM-Net moved (paper); `additive`: both at the identity's points."""
+    universal_grid: GridConfig = GridConfig(finest=128.0, init=0.1)
+    personal_grid: GridConfig = GridConfig(init=0.1)
+    mouth_grid: GridConfig = GridConfig(finest=64.0, init=0.1)
+    universal_hidden: int = 64
+    personal_hidden: int = 32
+    output_scale: float = 3.0
+    """All motion outputs are multiplied by this (direct form)."""
+    drive_split: bool = True
+    """Audio moves what lies below the nose tip and expression what lies above (soft, 4 mm): wrong audio can't move the brows."""
+    gate_near_m: float = 0.010
+    gate_far_m: float = 0.030
+    """Motion fades from 1 to 0 between these distances from the face surface: hair and ears must not move with speech."""
+    align: bool = True
+    """Alignment head of the personal net: where the universal motion is looked up, and how strong it is."""
+    hook_k: int = 10
+    """The face-mouth hook takes the k-th largest and smallest vertical motion."""
+    audio: AudioConfig = AudioConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    field: FieldConfig = FieldConfig()
+    identity: IdentityConfig = IdentityConfig()
+    motion: MotionConfig = MotionConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of model.md section 3; 0 leaves a term out."""
+
+    ssim: float = 0.2
+    motion: float = 1e-5
+    coverage: float = 1e-3
+    attention_lips: float = 5e-3
+    attention_hair: float = 1e-4
+    triplet: float = 1e-2
+    triplet_margin: float = 0.2
+    contrast: float = 1.0
+    landmarks: float = 0.02
+    """Constant to 30 % of the steps, then linear to a tenth."""
+    landmarks_contours: float = 4.0
+    """Weight of lips and eye contours against the other landmarks."""
+    lpips: float = 0.05
+    """On random patches in the second half of the fusion stage; needs the weights `lpips-alex`, and is left out with a line when they are absent."""
+    mouth_region: float = 1.0
+    """Weight of the L1 error inside the lip rectangle against elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Where each stage ends, as shares of the steps; fusion ends at 1."""
+
+    warm_up: float = 0.05
+    identity: float = 0.20
+    motion: float = 0.90
+    landmark_steps: int = 500
+    """Motion-only steps on tracked landmarks before the first image: they halve the time to living lips and lids."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Learning rates at the start and, for Gaussians, at the end of their log-linear schedules."""
+
+    means: tuple[float, float] = (1.6e-4, 1.6e-6)
+    sh_dc: tuple[float, float] = (5e-3, 1e-3)
+    sh_rest: tuple[float, float] = (5e-4, 1e-4)
+    opacities: tuple[float, float] = (0.05, 0.01)
+    log_scales: tuple[float, float] = (5e-3, 1e-3)
+    quats: tuple[float, float] = (1e-3, 1e-3)
+    grids: float = 5e-3
+    nets: float = 2e-3
+    identity_nets: float = 5e-4
+    audio: float = 2.5e-3
+    personal_grids: float = 1e-3
+    personal_nets: float = 1e-3
+    decay: float = 0.1
+    """All networks' rates fall log-linearly to this share."""
+    universal: float = 1.0
+    """Multiplier of UM-Net's rates; adaptation uses less, so that what many people taught is kept."""
+    ema: float = 0.995
+    """Decay of the moving average of IE-Net and UM-Net, from which adaptation starts."""
+    grad_clip: float = 0.0
+    """Largest norm of the shared gradient; 0 does not clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityConfig:
+    """Growth and pruning of the shared field (model.md 4 and 5)."""
+
+    start: int = 300
+    every: int = 100
+    grad_face: float = 5e-4
+    grad_mouth: float = 2e-4
+    """A Gaussian whose mean screen-space gradient (half images) exceeds this has a child."""
+    grow: float = 0.1
+    """Children at one update, as a share of the living, at most."""
+    prune_from: float = 0.05
+    prune_to: float = 0.05
+    """Opacity, maximum over all identities, below which a Gaussian is removed: ramps over the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What pretraining, adaptation and training from scratch have in common."""
+
+    steps: int = 1500
+    frames_per_step: int = 2
+    """The global batch, whatever the number of ranks: each frame comes from another lane of identities."""
+    seed: int = 0
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    stages: StageConfig = StageConfig()
+    optim: OptimConfig = OptimConfig()
+    density: DensityConfig = DensityConfig()
+    log_every: int = 20
+    images_every: int = 500
+    checkpoint_every: int = 500
+    keep: int = 2
+    """Newest checkpoints that are kept."""
+    raster: Literal["auto", "cpu", "gsplat"] = "auto"
+    encoder: Literal["auto", "cpu", "torch", "tcnn"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """One shared field, one IE-Net and one UM-Net from many identities."""
+
+    data: str = "shards/local"
+    """Folder or s3:// prefix that holds manifest.json."""
+    identities: tuple[str, ...] = ()
+    """Names to train on; none: all of the manifest."""
+    runs: str = "runs"
+    name: str = "pretrain"
+    """The run folder is runs/name; a run that is there goes on from its newest checkpoint."""
+    zero_stage: Literal[0, 1, 2] = 1
+    init_identities: int = 16
+    """Identities that place and colour the first Gaussians and span the audio code."""
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptConfig:
+    """One new identity from a pretrained checkpoint."""
+
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            frames_per_step=1,
+            stages=StageConfig(warm_up=0.10, landmark_steps=200),
+            loss=LossConfig(triplet=0.0, contrast=0.0, attention_lips=1e-4),
+            optim=OptimConfig(universal=0.5),
+        )
+    )
+    nearest_personal: bool = True
+    """Start the new IM-Net from the pretrained identity nearest by embedding, else fresh."""
+    cpus_per_trial: int = 1
+    gpus_per_trial: float = 0.0
+
+
+def load(cls: type[T], argv: Sequence[str] | None = None, prog: str | None = None) -> T:
+    """Builds `cls` from an optional leading YAML path and flags. Raises ConfigError; `--help` prints every setting and exits."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    default = from_yaml(cls, args.pop(0)) if args and not args[0].startswith("-") else cls()
+    return tyro.cli(
+        cls, default=default, args=args, prog=prog, description=f"{cls.__doc__} First argument, optional: a YAML file."
+    )
+
+
+def from_yaml(cls: type[T], path: str | Path) -> T:
+    """Reads one of configs/*.yaml. Raises ConfigError for a missing file, an unknown key (names the nearest) or a wrong type."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in Path("configs").glob("*.yaml")], 1)
+        raise ConfigError(f"config {path}: no such file" + (f"; did you mean configs/{near[0]}?" if near else ""))
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    return from_dict(cls, tree, str(path))
+
+
+def from_dict(cls: type[T], tree: Any, where: str = "config") -> T:
+    """Fills the dataclass `cls` from nested dicts, strictly. `where` names the source in errors. Raises ConfigError."""
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: expected a mapping of settings, got {tree!r}")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    base = cls()
+    values = {}
+    for key, value in tree.items():
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
+            raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+        values[key] = _convert(hints[key], value, f"{where}: {key}", getattr(base, key))
+    return dataclasses.replace(base, **values)  # type: ignore[type-var]
+
+
+def to_dict(config: Any) -> dict:
+    """Nested dicts of plain values: what `from_dict` reads back."""
+    return {
+        k: list(v) if isinstance(v, tuple) else to_dict(v) if isinstance(v, dict) else v
+        for k, v in _plain(config).items()
+    }
+
+
+def to_yaml(config: Any, command: str) -> str:
+    """YAML that `from_yaml` reads back, with the command that runs it in its first line."""
+    return f"# {command}\n" + yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def _plain(config: Any) -> dict:
+    return config if isinstance(config, dict) else dataclasses.asdict(config)
+
+
+def _convert(hint: Any, value: Any, where: str, base: Any) -> Any:
+    """`value` as `hint` says; a nested dataclass keeps `base` where the file is silent."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        merged = _merge(dataclasses.asdict(base), value) if isinstance(value, dict) else value
+        from_dict(hint, value, where)  # names the unknown key before defaults hide it
+        return from_dict(hint, merged, where)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"{where}: expected a list, got {value!r}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        if len(kinds) != len(value):
+            raise ConfigError(f"{where}: expected {len(kinds)} values, got {len(value)}")
+        return tuple(_convert(k, v, where, None) for k, v in zip(kinds, value, strict=True))
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(args[0], value, where, base)
+    if hint is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-4 as text
+        except ValueError:
+            pass
+    elif type(value) is hint:
+        return value
+    raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
+
+
+def _merge(base: dict, over: dict) -> dict:
+    return base | {
+        k: _merge(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()
+    }
