@@ -224,4 +224,4 @@ def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
     """RGB as a player shows it: phones store the rotation beside the pixels."""
     image = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+    return np.ascontiguousarray(np.rot90(image, turns))  # PyAV pads rows: wide strides even without a turn

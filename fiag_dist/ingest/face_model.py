@@ -1,0 +1,88 @@
+"""The canonical face of the landmark model: its vertices, and which of the 478 landmarks are which part of a face."""
+
+import zipfile
+from collections.abc import Iterator
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float64
+
+from fiag_dist import weights
+from fiag_dist.errors import WeightsError
+from fiag_dist.types import HEAD_ORIGIN_M
+
+FACE_OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
+             150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
+LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+LIPS_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
+RIGHT_EYE = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
+LEFT_EYE = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
+RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
+LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)
+RIGHT_IRIS = (468, 469, 470, 471, 472)
+LEFT_IRIS = (473, 474, 475, 476, 477)
+FOREHEAD_TOP, CHIN, NOSE_TIP = 10, 152, 4
+RIGHT_CHEEK, LEFT_CHEEK = 234, 454
+"""Ends of the face's width, before the ears."""
+RIGHT_LOBE, LEFT_LOBE = 132, 361
+"""Points of the oval at the height of the ear lobes."""
+INNER_LIP_TOP, INNER_LIP_BOTTOM = 13, 14
+RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
+
+NUM_VERTICES = 468
+"""Landmarks that are vertices of the canonical face; the other ten are the irises."""
+
+_FIELDS_PER_VERTEX = 5
+
+
+@lru_cache(maxsize=1)
+def canonical_vertices() -> Float64[np.ndarray, "468 3"]:
+    """The canonical face in our head frame, metres. Raises WeightsError when the landmark model's file is missing or of another make."""
+    model = weights.path("face-landmarker")
+    with zipfile.ZipFile(model) as bundle:
+        name = next((n for n in bundle.namelist() if n.startswith("geometry_pipeline_metadata")), None)
+        if name is None:
+            raise WeightsError(f"{model}: holds no canonical face; run: fiag-dist weights fetch")
+        metadata = bundle.read(name)
+    for field, wire, value in _fields(metadata):
+        if wire == 2 and field == 1 and isinstance(value, bytes):  # the canonical mesh; its vertices are x y z u v
+            floats = [v for _, w, v in _fields(value) if w == 5 and isinstance(v, bytes)]
+            packed = [v for _, w, v in _fields(value) if w == 2 and isinstance(v, bytes)]
+            for data in (b"".join(floats), *packed):
+                if len(data) == 4 * _FIELDS_PER_VERTEX * NUM_VERTICES:
+                    vertices_cm = np.frombuffer(data, "<f4").reshape(-1, _FIELDS_PER_VERTEX)[:, :3].astype(np.float64)
+                    return vertices_cm / 100 - np.array([0.0, HEAD_ORIGIN_M, 0.0])
+    raise WeightsError(f"{model}: its canonical face is not in the expected form; run: fiag-dist weights fetch")
+
+
+def rest_start() -> Float64[np.ndarray, "478 3"]:
+    """The canonical face with the irises in the middle of their eye contours, head frame, metres."""
+    vertices = canonical_vertices()
+    irises = [np.repeat(vertices[list(eye)].mean(0)[None], 5, axis=0) for eye in (RIGHT_EYE, LEFT_EYE)]
+    return np.concatenate([vertices, *irises])
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
+    """Field number, wire type and raw value of each entry of a protocol-buffer message."""
+    offset = 0
+
+    def varint() -> int:
+        nonlocal offset
+        value = shift = 0
+        while True:
+            byte = data[offset]
+            offset += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while offset < len(data):
+        key = varint()
+        field, wire = key >> 3, key & 7
+        if wire == 0:
+            yield field, wire, varint()
+            continue
+        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        yield field, wire, data[offset : offset + size]
+        offset += size

@@ -1,0 +1,113 @@
+"""Dense optical-flow tracks of rigid parts of the head (hair, forehead, nose): what landmarks alone don't hold still enough for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from fiag_dist.ingest.face_model import CHIN, FOREHEAD_TOP, LEFT_BROW, LEFT_EYE, NOSE_TIP, RIGHT_BROW, RIGHT_EYE
+from fiag_dist.ingest.masks import head_mask
+
+POSE_SIZE = 256
+"""Poses are solved on crops of this side whatever the sample's size; all pixel settings here and in pose.py mean it."""
+KEYFRAME_STEP, REACH = 50, 100
+"""A keyframe every so many frames; its points are followed this far to both sides, so that the cost grows with the clip's length only."""
+GRID_PX, MAX_POINTS = 6, 160
+FLOW_TOLERANCE_PX = 0.5
+"""Forward-backward error at which a track's weight has fallen to 1/e."""
+
+_ALIGN = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
+"""Landmarks of the similarity that brings a frame near its keyframe before the flow is computed."""
+_MOVING = (RIGHT_EYE, LEFT_EYE, RIGHT_BROW, LEFT_BROW)
+_MIN_TEXTURE = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """Points of one keyframe followed through the frames first .. first + len(observed) - 1."""
+
+    keyframe: int
+    first: int
+    points: Float64[np.ndarray, "points 2"]
+    """In the keyframe, pixels."""
+    observed: Float64[np.ndarray, "frames points 2"]
+    weights: Float64[np.ndarray, "frames points"]
+    """0..1, by forward-backward error."""
+
+
+def follow(
+    grey: UInt8[np.ndarray, "frames 256 256"],
+    landmarks: Float32[np.ndarray, "frames 478 coordinates"],
+    mattes: UInt8[np.ndarray, "frames 256 256"],
+) -> list[Tracks]:
+    """Tracks of all keyframes. landmarks in pixels of the crops; mattes are the person's, 0..255."""
+    # DIS keeps scratch buffers, so one object serves all pairs.
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    num_frames = len(grey)
+    keyframes = range(min(KEYFRAME_STEP, num_frames) // 2, num_frames, KEYFRAME_STEP)
+    found = (_follow_keyframe(flow, grey, landmarks, mattes[k], k) for k in keyframes)
+    return [tracks for tracks in found if tracks is not None]
+
+
+def _follow_keyframe(
+    flow: cv2.DISOpticalFlow, grey: np.ndarray, landmarks: np.ndarray, matte: np.ndarray, keyframe: int
+) -> Tracks | None:
+    head = (head_mask(landmarks[keyframe], POSE_SIZE) * (matte > 127)) > 0.5
+    if not head.any():
+        return None
+    rows, columns = np.nonzero(head)
+    x0, y0 = max(columns.min() - 12, 0), max(rows.min() - 12, 0)
+    x1, y1 = min(columns.max() + 13, POSE_SIZE), min(rows.max() + 13, POSE_SIZE)
+    base = np.ascontiguousarray(grey[keyframe, y0:y1, x0:x1])
+    points = _choose_points(base, head[y0:y1, x0:x1], landmarks[keyframe, :, :2] - (x0, y0))
+    if len(points) < 8:
+        return None
+    column, row = points.T
+    first, last = max(0, keyframe - REACH), min(len(grey), keyframe + REACH)
+    observed = np.zeros((last - first, len(points), 2))
+    weights = np.zeros((last - first, len(points)))
+    corner = np.array([x0, y0]) + 0.5  # pixel centres lie at +0.5 in our coordinates, at whole numbers in OpenCV's
+    for t in range(first, last):
+        if t == keyframe:
+            observed[t - first], weights[t - first] = points + corner, 1.0
+            continue
+        warp, _ = cv2.estimateAffinePartial2D(landmarks[keyframe, _ALIGN, :2], landmarks[t, _ALIGN, :2])
+        if warp is None:
+            continue
+        shift = warp[:, :2] @ corner + warp[:, 2] - 0.5
+        warped = cv2.warpAffine(
+            grey[t],
+            np.column_stack([warp[:, :2], shift]),
+            (base.shape[1], base.shape[0]),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        there = flow.calc(base, warped, None)
+        back = flow.calc(warped, base, None)
+        ends = points + there[row, column]
+        nearest = np.clip(ends.round().astype(int), 0, (base.shape[1] - 1, base.shape[0] - 1))
+        error = np.linalg.norm(there[row, column] + back[nearest[:, 1], nearest[:, 0]], axis=1)
+        observed[t - first] = (ends + corner) @ warp[:, :2].T + warp[:, 2]
+        weights[t - first] = np.exp(-np.square(error / FLOW_TOLERANCE_PX))
+    return Tracks(keyframe, first, points + corner, observed, weights)
+
+
+def _choose_points(base: np.ndarray, head: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Textured grid points on the head above the nose tip, without eyes and brows: whole-number columns and rows, at most MAX_POINTS."""
+    kernel = np.ones((5, 5), np.uint8)
+    rigid = cv2.erode(head.astype(np.uint8), kernel)
+    for part in _MOVING:
+        hole = cv2.fillPoly(np.zeros_like(rigid), [np.round(landmarks[list(part)]).astype(np.int32)], 1)
+        rigid[cv2.dilate(hole, kernel) > 0] = 0
+    up = landmarks[FOREHEAD_TOP] - landmarks[CHIN]
+    height = np.linalg.norm(up)
+    texture = cv2.GaussianBlur(np.abs(cv2.Laplacian(base, cv2.CV_32F)), (9, 9), 0)
+    rows, columns = (index.ravel() for index in np.mgrid[2 : base.shape[0] : GRID_PX, 2 : base.shape[1] : GRID_PX])
+    above = (np.column_stack([columns, rows]) - landmarks[NOSE_TIP]) @ (up / height) > -0.05 * height
+    good = np.flatnonzero(above & (rigid[rows, columns] > 0) & (texture[rows, columns] > _MIN_TEXTURE))
+    if len(good) > MAX_POINTS:
+        good = good[np.linspace(0, len(good) - 1, MAX_POINTS).round().astype(int)]
+    return np.column_stack([columns[good], rows[good]])
