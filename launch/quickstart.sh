@@ -46,7 +46,7 @@ torchrun --standalone --nproc-per-node=2 -m fiag_dist.pretrain "$pretrain" \
   --data "$work/shards" --identities "${teachers[@]}" --runs "$work/runs" --name pretrain
 
 step "4 of 6: adaptation to ${newcomers[*]}, in parallel"
-fiag-dist adapt "$work/shards" --config "$adapt" --identities "${newcomers[@]}" --from "$work/runs/pretrain" --out "$work/identities"
+fiag-dist adapt "$work/shards" --from "$work/runs/pretrain" --out "$work/identities" --config "$adapt" --scratch --names "${newcomers[@]}"
 
 step "5 of 6: a voice to video"
 # The voice of one person drives the head of another.
@@ -54,7 +54,7 @@ tar -xOf "$work/shards/${teachers[0]}/meta.tar" --wildcards '*wav' >"$work/speec
 fiag-dist render "$work/identities/${newcomers[0]}" --audio "$work/speech.wav" --out "$work/talking_head.mp4"
 
 step "6 of 6: evaluation on frames that were never trained on"
-fiag-dist evaluate "$work/identities" --scratch
+fiag-dist evaluate "$work/identities"
 
 step "done"
 cat <<END
