@@ -60,6 +60,6 @@ step "done"
 cat <<END
 video          $work/talking_head.mp4 (${newcomers[0]} speaks with the voice of ${teachers[0]})
 identities     $work/identities/NAME: preview.mp4, metrics.json
-metrics table  $work/identities/results.csv
+metrics table  $work/identities/evaluation.md (and results.csv beside it)
 TensorBoard    .venv/bin/tensorboard --logdir $work
 END

@@ -30,7 +30,7 @@ ROWS = (
     ("losses", "density"),
     ("dist",),
     ("monitor", "feed"),
-    ("backdrop", "pack", "start", "training"),
+    ("backdrop", "baselines", "pack", "start", "training"),
     ("loop",),
     ("synthesize",),
     ("evaluate",),
