@@ -28,7 +28,7 @@ command -v g++ >/dev/null ||
 
 # A candidate must run and be 3.11 or 3.12: version managers leave launchers behind for interpreters that are not there.
 python=""
-for candidate in ${FIAG_PYTHON:-python3.12 python3.11 python3 python}; do
+for candidate in ${FIAG_PYTHON:-python3.11 python3.12 python3 python}; do
   if "$candidate" -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1; then
     python=$(command -v "$candidate")
     break
