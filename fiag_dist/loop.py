@@ -2,29 +2,27 @@
 
 from collections.abc import Callable
 
-from fiag_dist.dist.process import Process, StopSignal
 from fiag_dist.monitor import Clock, Monitor
 from fiag_dist.training import Training
 
 
-def run(training: Training, monitor: Monitor, save: Callable[[], None], here: Process) -> bool:
-    """Trains to the end, or until a signal asks to stop; saves on the way and at the end. Returns whether the end was reached."""
-    config, stop, clock = training.config, StopSignal(), Clock()
-    try:
-        while not training.done and not stop.agreed(here.device):
-            with clock.data():
-                lessons = training.feed.next(training.step)
-            tags = training.learn(lessons)
-            monitor.add(training.step, tags | clock.step(training.lanes), config.log_every)
-            if _due(training, config.images_every):
-                look(training, monitor)
-            if _due(training, config.checkpoint_every) and not training.done:
-                save()
-        if training.done:
+def run(
+    training: Training, monitor: Monitor, save: Callable[[], None], stopped: Callable[[], bool] = lambda: False
+) -> bool:
+    """Trains to the end, or until `stopped`, which all ranks must answer alike; saves on the way and at the end. Returns whether the end was reached."""
+    config, clock = training.config, Clock()
+    while not training.done and not stopped():
+        with clock.data():
+            lessons = training.feed.next(training.step)
+        tags = training.learn(lessons)
+        monitor.add(training.step, tags | clock.step(training.lanes), config.log_every)
+        if _due(training, config.images_every):
             look(training, monitor)
-        save()
-    finally:
-        stop.close()
+        if _due(training, config.checkpoint_every) and not training.done:
+            save()
+    if training.done:
+        look(training, monitor)
+    save()
     return training.done
 
 

@@ -52,7 +52,8 @@ def main(argv: list[str]) -> int:
             )
             monitor.say(f"checkpoint {folder}/{at}")
 
-        finished = run(training, monitor, save, here)
+        with closing(process.StopSignal()) as stop:
+            finished = run(training, monitor, save, lambda: stop.agreed(here.device))
         monitor.say(
             f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {config.runs}"
         )

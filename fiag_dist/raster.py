@@ -52,21 +52,31 @@ def rasterize(
 def _backend(wanted: Backend, means: Tensor) -> Literal["cpu", "gsplat"]:
     if wanted == "cpu" or (wanted == "auto" and not means.is_cuda):
         if means.is_cuda:
-            raise ConfigError(f"raster backend cpu: tensors are on {means.device}, the rule is host memory; use backend auto or gsplat")
+            raise ConfigError(
+                f"raster backend cpu: tensors are on {means.device}, the rule is host memory; use backend auto or gsplat"
+            )
         return "cpu"
     if not torch.cuda.is_available():
-        raise ConfigError("raster backend gsplat: torch sees no CUDA device, and gsplat needs one; use backend auto or cpu")
+        raise ConfigError(
+            "raster backend gsplat: torch sees no CUDA device, and gsplat needs one; use backend auto or cpu"
+        )
     if importlib.util.find_spec("gsplat") is None:
-        raise ConfigError("raster backend gsplat: package not installed; run: pip install 'fiag-dist[cuda]', or use backend cpu")
+        raise ConfigError(
+            "raster backend gsplat: package not installed; run: pip install 'fiag-dist[cuda]', or use backend cpu"
+        )
     if not means.is_cuda:
-        raise ConfigError(f"raster backend gsplat: tensors are on {means.device}, the rule is a CUDA device; use backend auto or cpu")
+        raise ConfigError(
+            f"raster backend gsplat: tensors are on {means.device}, the rule is a CUDA device; use backend auto or cpu"
+        )
     return "gsplat"
 
 
 def _rasterize_gsplat(means, quats, scales, opacities, colors, camera: Camera, background: Tensor) -> Rendering:
     if len(means) == 0:  # gsplat's kernels are not made for empty launches
         image = background.detach()[:, None, None].expand(-1, camera.height, camera.width).clone()
-        return Rendering(image=image, alpha=image.new_zeros(1, *image.shape[1:]), means2d=means[:, :2], radii=means[:, :2])
+        return Rendering(
+            image=image, alpha=image.new_zeros(1, *image.shape[1:]), means2d=means[:, :2], radii=means[:, :2]
+        )
     from gsplat.rendering import rasterization  # compiles CUDA code at its first use: only where there is a device
 
     image_1HWD, alpha_1HW1, meta = rasterization(
@@ -107,7 +117,9 @@ def view_colors(
     """
     count = sh_rest.shape[1] + 1
     if count not in (1, 4, 9, 16):
-        raise ConfigError(f"spherical harmonics: {count - 1} coefficients above degree 0, the rule is 0, 3, 8 or 15; set sh_degree to 0..3")
+        raise ConfigError(
+            f"spherical harmonics: {count - 1} coefficients above degree 0, the rule is 0, 3, 8 or 15; set sh_degree to 0..3"
+        )
     color_N3 = 0.5 + 0.28209479177387814 * sh_dc
     if count > 1:
         with torch.no_grad():

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fiag_dist.config import TrainConfig
 from fiag_dist.feed import shot_of
+from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
 from fiag_dist.model.field import cube_points
 from fiag_dist.model.head import Head
 from fiag_dist.model.surface import FaceSurface
-from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.storage import Storage

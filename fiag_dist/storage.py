@@ -298,7 +298,7 @@ def _can_pass_on_s3(error: Exception) -> bool:
 
     if isinstance(error, boto.ClientError):
         return error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500) >= 500
-    passing = (boto.HTTPClientError, boto.IncompleteReadError, TimeoutError, ConnectionError)
+    passing = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, TimeoutError, ConnectionError)
     return isinstance(error, passing) or (isinstance(error, OSError) and error.errno in _PASSING)
 
 

@@ -12,8 +12,8 @@ from fiag_dist import density, losses
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, StepReport
-from fiag_dist.dist.state import RowEdit, flatten, unflatten
 from fiag_dist.dist.pool import PersonalPool
+from fiag_dist.dist.state import RowEdit, flatten, unflatten
 from fiag_dist.errors import DistributedError
 from fiag_dist.feed import Feed, Lesson
 from fiag_dist.losses import Rival
@@ -176,9 +176,9 @@ class Training:
         """Numbers of this step on this rank, by their name in the log; integers are states."""
         tags: dict[str, float] = {}
         for term in sorted({term for _, terms in tried for term in terms}):
-            values = [float(terms[term]) for _, terms in tried if term in terms]
+            values = [float(terms[term].detach()) for _, terms in tried if term in terms]
             tags[f"loss/{term}"] = sum(values) / len(values)
-        tags["loss/total"] = sum(float(value) for _, terms in tried for value in terms.values()) / len(tried)
+        tags["loss/total"] = sum(float(value.detach()) for _, terms in tried for value in terms.values()) / len(tried)
         tags |= {f"rate/{name}": rate for name, rate in named.items()}
         tags |= {f"field/num_gaussians_{name}": len(f) for name, f in self.head.fields.items()}
         tags |= {"field/num_gaussians": sum(len(f) for f in self.head.fields.values())}

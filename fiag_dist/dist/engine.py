@@ -8,6 +8,7 @@ Both engines follow the same rules, so that one is the other's reference:
 
 import logging
 import math
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fiag_dist.dist import process
-from fiag_dist.dist.state import MOMENTS, RowEdit, State, check_fits
+from fiag_dist.dist.state import MOMENTS, RowEdit, State, check_fits, flatten, unflatten
 from fiag_dist.errors import ConfigError
+
+__all__ = ["Engine", "Group", "LocalEngine", "RowEdit", "State", "StepReport", "ZeroEngine", "flatten", "unflatten"]
 
 
 class Group(TypedDict):
@@ -53,10 +56,13 @@ class Engine(ABC):
 
     def __init__(self, module: nn.Module, groups: Sequence[Group]) -> None:
         self.module = module
+        self._known = [group["name"] for group in groups]
         self._names = _group_of_each_parameter(module, groups)
         self._params = dict(module.named_parameters())
         self._trained = [self._params[name] for name in self._names]
-        self._optimizer = _AdamW([{**group} for group in groups])
+        # Spherical harmonics of degree 0, say, leave a parameter, or a whole group, without elements.
+        filled = [{**group, "params": [p for p in group["params"] if p.numel()]} for group in groups]
+        self._optimizer = _AdamW([group for group in filled if group["params"]])
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -71,11 +77,11 @@ class Engine(ABC):
 
     def set_rates(self, rates: Mapping[str, float]) -> None:
         """Sets learning rates by group name; groups not named keep theirs. Raises ConfigError for an unknown group."""
-        groups = {group["name"]: group for group in self._optimizer.param_groups}
-        for name, rate in rates.items():
-            if name not in groups:
-                raise ConfigError(f"learning rate for group {name!r}: no such group; known: {', '.join(groups)}")
-            groups[name]["lr"] = rate
+        for name in rates:
+            if name not in self._known:
+                raise ConfigError(f"learning rate for group {name!r}: no such group; known: {', '.join(self._known)}")
+        for group in self._optimizer.param_groups:
+            group["lr"] = rates.get(group["name"], group["lr"])
 
     @torch.no_grad()
     def gather(self) -> State:
@@ -255,12 +261,12 @@ class _AdamW(torch.optim.AdamW):
 
 
 def _group_of_each_parameter(module: nn.Module, groups: Sequence[Group]) -> dict[str, str]:
-    """Name of each trained parameter -> name of its group. Raises ConfigError when one is in no group or in two."""
+    """Name of each trained parameter (with elements) -> name of its group. Raises ConfigError when one is in no group or in two."""
     owners: dict[int, list[str]] = {}
     for group in groups:
-        for param in group["params"]:
+        for param in (p for p in group["params"] if p.numel()):
             owners.setdefault(id(param), []).append(group["name"])
-    named = {name: param for name, param in module.named_parameters() if param.requires_grad}
+    named = {name: param for name, param in module.named_parameters() if param.requires_grad and param.numel()}
     for name, param in named.items():
         if len(owners.get(id(param), [])) != 1:
             raise ConfigError(
@@ -296,5 +302,6 @@ def _deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # A shared-memory op for inference, built with g++ when ranks meet: never called in training.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; only a world of one lacks it
     assert dist.is_initialized(), "process.start() comes before the engine"
     return deepspeed

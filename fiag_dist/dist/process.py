@@ -41,16 +41,16 @@ def start(timeout_s: float = 600.0) -> Process:
     Raises DistributedError for a half-set environment, too few GPUs, or peers that do not come.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    launched = "RANK" in os.environ or "WORLD_SIZE" in os.environ
     missing = [name for name in names if name not in os.environ]
-    launched = len(missing) < len(names)
     if launched and missing:
         raise DistributedError(
             f"{', '.join(missing)} not set while {', '.join(n for n in names if n not in missing)} are: "
-            "a rank needs all of them; start with torchrun, or unset them for a single process"
+            "a rank needs all of them; start with torchrun, or unset RANK and WORLD_SIZE for a single process"
         )
     rank, world, local_rank, local_world = (int(os.environ[n]) for n in names[:4]) if launched else (0, 1, 0, 1)
     device = _device(local_rank, local_world)
-    _share_cores(local_world, keep=not launched and "OMP_NUM_THREADS" in os.environ)
+    _share_cores(local_world, asked="" if launched else os.environ.get("OMP_NUM_THREADS", ""))
     store = None if launched else dist.HashStore()
     try:
         dist.init_process_group(
@@ -157,12 +157,15 @@ def _device(local_rank: int, local_world: int) -> torch.device:
     return device
 
 
-def _share_cores(local_world: int, keep: bool) -> None:
-    """Gives each rank of this machine its share of the cores, in torch and in numba; `keep` honours OMP_NUM_THREADS."""
-    import numba  # here, not above: compiling nothing, but slow to import for those who only need Process
+def _share_cores(local_world: int, asked: str) -> None:
+    """Gives each rank of this machine its share of the cores, in torch and in numba, or the number `asked` for.
+
+    Under torchrun OMP_NUM_THREADS is no wish of the user's: torchrun itself sets it to 1.
+    """
+    import numba  # here, not above: slow to import for those who only need Process
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = torch.get_num_threads() if keep else max(1, cores // local_world)
+    threads = int(asked) if asked.isdigit() and int(asked) else max(1, cores // local_world)
     torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 

@@ -55,7 +55,7 @@ class FaceTracker:
     """Follows one face through the crops of a clip, in order. Close it, or use it as a context manager."""
 
     def __init__(self) -> None:
-        self._task = _landmarker(num_faces=1, video=True)
+        self._task = _landmarker(num_faces=2, video=True)
         self._milliseconds = 0
 
     def __enter__(self) -> FaceTracker:

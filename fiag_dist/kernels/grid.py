@@ -50,7 +50,9 @@ def layout(levels: int, base: int, finest: float, log2_table: int) -> Layout:
     sides = np.ceil(scales).astype(np.int64) + 1
     sizes = np.minimum(-(-(sides**2) // 8) * 8, 2**log2_table)
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    return Layout(growth=float(growth), offsets=offsets, scales=scales.astype(np.float32), sides=sides, hashed=sides**2 > sizes)
+    return Layout(
+        growth=float(growth), offsets=offsets, scales=scales.astype(np.float32), sides=sides, hashed=sides**2 > sizes
+    )
 
 
 @njit(inline="always")

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numba import njit, prange
+from numba.extending import overload
+from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 TILE = 16
@@ -101,21 +103,71 @@ def _bin(means2d, radii, order, tiles_x, tiles_y):
     return ids, slots, tile_offsets, gaussian_offsets
 
 
+# Loops over channels. The number of channels is the length of a tuple, hence known to the compiler, and these three unroll to straight code; an
+# ordinary loop in their place keeps the loop over x, which they are called in, from becoming SIMD code (6 times slower).
+# A tile's working memory is one array [row, map, x], for the same reason: the compiler need not ask whether two arrays overlap.
+def _blend_color(tile, y, x, first, weight, color): ...
+
+
+def _dot_color(tile, y, x, first, color): ...
+
+
+def _sum_color(sums, tile, y, x, first, weight): ...
+
+
+_INLINE = {"fastmath": _FAST, "error_model": "numpy"}
+
+
+@overload(_blend_color, jit_options=_INLINE)
+def _blend_color_typed(tile, y, x, first, weight, color):
+    """tile[y, first + k, x] += weight * color[k]"""
+    k = len(color) - 1
+    if k < 0:
+        return lambda tile, y, x, first, weight, color: None
+
+    def blend_color(tile, y, x, first, weight, color):
+        _blend_color(tile, y, x, first, weight, color[:-1])
+        tile[y, first + k, x] += weight * color[k]
+
+    return blend_color
+
+
+@overload(_dot_color, jit_options=_INLINE)
+def _dot_color_typed(tile, y, x, first, color):
+    """Sum of tile[y, first + k, x] * color[k]."""
+    k = len(color) - 1
+    if k < 0:
+        return lambda tile, y, x, first, color: _f4(0)
+    return lambda tile, y, x, first, color: _dot_color(tile, y, x, first, color[:-1]) + tile[y, first + k, x] * color[k]
+
+
+@overload(_sum_color, jit_options=_INLINE)
+def _sum_color_typed(sums, tile, y, x, first, weight):
+    """sums[k] + weight * tile[y, first + k, x], as a tuple."""
+    k = len(sums) - 1
+    if k < 0:
+        return lambda sums, tile, y, x, first, weight: ()
+
+    def sum_color(sums, tile, y, x, first, weight):
+        return (*_sum_color(sums[:-1], tile, y, x, first, weight), sums[k] + weight * tile[y, first + k, x])
+
+    return sum_color
+
+
 @njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
 def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles_x, image, alpha, ends):
     """Fills image [D, H, W], alpha [H, W] and, per tile, one past the last Gaussian that was looked at."""
     for t in prange(offsets.shape[0] - 1):
-        channels = len(background)  # the length of a tuple is known when compiling: the loops over it unroll
+        channels = len(background)
         height, width = alpha.shape
         y0 = t // tiles_x * TILE
         x0 = t % tiles_x * TILE
         rows = min(TILE, height - y0)
         columns = min(TILE, width - x0)
-        live = np.zeros((TILE, TILE), _f4)  # transmittance, and 0 once the pixel is full
-        left = np.ones((TILE, TILE), _f4)  # transmittance at the end
-        blended = np.zeros((channels, TILE, TILE), _f4)
-        weights = np.empty(TILE, _f4)
-        live[:rows, :columns] = _f4(1.0)
+        # Maps: transmittance, 0 once the pixel is full; transmittance at the end; blended colours.
+        tile = np.zeros((TILE, 2 + channels, TILE), _f4)
+        tile[:rows, 0, :columns] = _f4(1)
+        tile[:, 1] = _f4(1)
         end = offsets[t]
         corner_x = _f4(x0) + _f4(0.5)
         while end < offsets[t + 1]:
@@ -124,6 +176,7 @@ def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles
             b = conics[g, 1]
             c = conics[g, 2]
             opacity = opacities[g]
+            color = to_fixed_tuple(colors[g], len(background))
             gx = means2d[g, 0] - corner_x
             gy = means2d[g, 1]
             first, last = _rows(gy, opacity, a, b, c, y0)
@@ -135,31 +188,41 @@ def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles
                     dx = gx - _f4(x)
                     power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
                     value = min(MAX_ALPHA, opacity * _exp(-power))
-                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0.0)) else _f4(0.0)
-                    before = live[y, x]
-                    after = before * (_f4(1.0) - value)
+                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0)) else _f4(0)
+                    before = tile[y, 0, x]
+                    after = before * (_f4(1) - value)
                     ok = after > MIN_TRANSMITTANCE
-                    weights[x] = value * before if ok else _f4(0.0)
-                    live[y, x] = after if ok else _f4(0.0)
-                    left[y, x] = after if ok else left[y, x]
-                for k in range(channels):
-                    color = colors[g, k]
-                    for x in range(TILE):
-                        blended[k, y, x] += weights[x] * color
+                    tile[y, 0, x] = after if ok else _f4(0)
+                    tile[y, 1, x] = after if ok else tile[y, 1, x]
+                    _blend_color(tile, y, x, 2, value * before if ok else _f4(0), color)
             end += 1
-            if (end - offsets[t]) % 16 == 0 and live.max() <= _f4(0.0):
+            if (end - offsets[t]) % 16 == 0 and tile[:, 0].max() <= _f4(0):
                 break
         ends[t] = end
         for y in range(rows):
             for x in range(columns):
-                alpha[y0 + y, x0 + x] = _f4(1.0) - left[y, x]
+                alpha[y0 + y, x0 + x] = _f4(1) - tile[y, 1, x]
                 for k in range(channels):
-                    image[k, y0 + y, x0 + x] = blended[k, y, x] + left[y, x] * background[k]
+                    image[k, y0 + y, x0 + x] = tile[y, 2 + k, x] + tile[y, 1, x] * background[k]
 
 
 @njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
 def _backward(
-    means2d, conics, colors, opacities, ids, slots, offsets, ends, background, tiles_x, image, alpha, v_image, v_alpha, pairs
+    means2d,
+    conics,
+    colors,
+    opacities,
+    ids,
+    slots,
+    offsets,
+    ends,
+    background,
+    tiles_x,
+    image,
+    alpha,
+    v_image,
+    v_alpha,
+    pairs,
 ):
     """Fills the gradients of each (Gaussian, tile) pair, [pairs, NUM_GEOMETRY + D], walking front to back again."""
     for t in prange(offsets.shape[0] - 1):
@@ -167,22 +230,17 @@ def _backward(
         height, width = alpha.shape
         y0 = t // tiles_x * TILE
         x0 = t % tiles_x * TILE
-        rows = min(TILE, height - y0)
-        columns = min(TILE, width - x0)
-        live = np.zeros((TILE, TILE), _f4)
-        behind = np.zeros((TILE, TILE), _f4)  # what lies behind, weighted by the incoming gradient
-        v = np.zeros((channels, TILE, TILE), _f4)
-        weights = np.empty(TILE, _f4)
-        color_v = np.empty(TILE, _f4)
-        v_color = np.empty(channels, _f4)
-        for y in range(rows):
-            for x in range(columns):
-                live[y, x] = _f4(1.0)
-                total = -(_f4(1.0) - alpha[y0 + y, x0 + x]) * v_alpha[y0 + y, x0 + x]
+        zeros = to_fixed_tuple(np.zeros(channels, _f4), len(background))
+        # Maps: transmittance; what lies behind, weighted by the incoming gradient; that gradient.
+        tile = np.zeros((TILE, 2 + channels, TILE), _f4)
+        for y in range(min(TILE, height - y0)):
+            for x in range(min(TILE, width - x0)):
+                tile[y, 0, x] = _f4(1)
+                behind = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
                 for k in range(channels):
-                    v[k, y, x] = v_image[k, y0 + y, x0 + x]
-                    total += v[k, y, x] * image[k, y0 + y, x0 + x]
-                behind[y, x] = total
+                    tile[y, 2 + k, x] = v_image[k, y0 + y, x0 + x]
+                    behind += v_image[k, y0 + y, x0 + x] * image[k, y0 + y, x0 + x]
+                tile[y, 1, x] = behind
         corner_x = _f4(x0) + _f4(0.5)
         for pair in range(offsets[t], ends[t]):
             g = ids[pair]
@@ -190,54 +248,38 @@ def _backward(
             b = conics[g, 1]
             c = conics[g, 2]
             opacity = opacities[g]
+            color = to_fixed_tuple(colors[g], len(background))
             gx = means2d[g, 0] - corner_x
             gy = means2d[g, 1]
             first, last = _rows(gy, opacity, a, b, c, y0)
             # Moments of d loss / d power over the pixels: geometry's gradient is linear in them.
-            m_0 = _f4(0)
-            m_x = _f4(0)
-            m_y = _f4(0)
-            m_xx = _f4(0)
-            m_xy = _f4(0)
-            m_yy = _f4(0)
-            v_color[:] = _f4(0)
+            m_0 = m_x = m_y = m_xx = m_xy = m_yy = _f4(0)
+            v_color = zeros
             for y in range(first, last):
                 dy = gy - (_f4(y0 + y) + _f4(0.5))
                 half_cc = _f4(0.5) * c * dy * dy
                 b_dy = b * dy
-                s_0 = _f4(0)
-                s_x = _f4(0)
-                s_xx = _f4(0)
-                color_v[:] = _f4(0)
-                for k in range(channels):
-                    color = colors[g, k]
-                    for x in range(TILE):
-                        color_v[x] += color * v[k, y, x]
+                s_0 = s_x = s_xx = _f4(0)
                 for x in range(TILE):
                     dx = gx - _f4(x)
                     power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
                     unclamped = opacity * _exp(-power)
                     value = min(MAX_ALPHA, unclamped)
-                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0.0)) else _f4(0.0)
-                    before = live[y, x]
-                    after = before * (_f4(1.0) - value)
+                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0)) else _f4(0)
+                    before = tile[y, 0, x]
+                    after = before * (_f4(1) - value)
                     ok = after > MIN_TRANSMITTANCE
-                    weight = value * before if ok else _f4(0.0)
-                    rest = behind[y, x] - weight * color_v[x]
-                    v_value = color_v[x] * before - rest / (_f4(1.0) - value)
-                    v_power = -unclamped * v_value
-                    v_power = v_power if ok and (value > _f4(0.0)) and (unclamped <= MAX_ALPHA) else _f4(0.0)
-                    weights[x] = weight
-                    behind[y, x] = rest
-                    live[y, x] = after if ok else _f4(0.0)
+                    weight = value * before if ok else _f4(0)
+                    along = _dot_color(tile, y, x, 2, color)
+                    behind = tile[y, 1, x] - weight * along
+                    v_power = -unclamped * (along * before - behind / (_f4(1) - value))
+                    v_power = v_power if ok and (value > _f4(0)) and (unclamped <= MAX_ALPHA) else _f4(0)
+                    v_color = _sum_color(v_color, tile, y, x, 2, weight)
+                    tile[y, 0, x] = after if ok else _f4(0)
+                    tile[y, 1, x] = behind
                     s_0 += v_power
                     s_x += v_power * dx
                     s_xx += v_power * dx * dx
-                for k in range(channels):
-                    total = _f4(0)
-                    for x in range(TILE):
-                        total += weights[x] * v[k, y, x]
-                    v_color[k] += total
                 m_0 += s_0
                 m_x += s_x
                 m_xx += s_xx

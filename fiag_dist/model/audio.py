@@ -1,5 +1,7 @@
 """From windows of speech features to the code that moves a face (model.md 2.4)."""
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -69,7 +71,7 @@ class AudioNet(nn.Module):
         wide = 128 if dim >= 128 else 32
         widths = [dim, wide, wide, 64, 64]
         steps: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             steps += [nn.Conv1d(width_in, width_out, 3, stride=2, padding=1), nn.LeakyReLU(0.02)]
         self.windows = nn.Sequential(*steps)
         self.project = nn.Sequential(nn.Linear(64, 64), nn.LeakyReLU(0.02), nn.Linear(64, CODE_DIM))

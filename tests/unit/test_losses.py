@@ -1,0 +1,109 @@
+"""Loss terms, stages and growth against cases whose answer is known."""
+
+from dataclasses import replace
+
+import torch
+
+from fiag_dist import density, losses
+from fiag_dist.config import DensityConfig, LossConfig, StageConfig, TrainConfig
+from fiag_dist.losses import Rival
+from fiag_dist.stages import Stage, landmark_weight, rates, stage_at, total_steps
+from fiag_dist.types import Rendering
+from heads import small_head, small_shot
+
+
+def test_triplet_is_zero_for_identical_embeddings_at_margin_zero():
+    head, shot = small_head(), small_shot()
+    rival = Rival(shot.embedding, shot.embedding, None)
+    assert losses.triplet_term(head, shot, rival, margin=0.0) == 0
+    assert losses.triplet_term(head, shot, rival, margin=0.2) > 0.19
+
+
+def test_contrast_is_zero_for_opposed_motion_and_positive_for_the_same():
+    head, shot = small_head(), small_shot()
+    personal, opposed = head.universal.new_personal(), head.universal.new_personal()
+    opposed.load_state_dict(personal.state_dict())
+    performance = head(shot, personal)
+    same = losses.contrast_term(head, performance, shot, opposed)
+    with torch.no_grad():
+        opposed.net[-1].weight.neg_()
+    assert losses.contrast_term(head, performance, shot, opposed) == 0
+    assert same > 0
+
+
+def test_landmark_term_vanishes_at_the_tracked_landmarks_only():
+    shot = small_shot()
+    true_motion = (shot.landmarks - shot.rest_landmarks)[:468]
+    assert losses.landmark_term(true_motion, shot, 4.0) < 1e-4
+    assert losses.landmark_term(torch.zeros(468, 3), shot, 4.0) > 0.05
+
+
+def test_mouth_ignores_what_lips_hide():
+    head, shot = small_head(), small_shot()
+    performance = head(shot, head.universal.new_personal(), moving=False)
+    backdrop = torch.zeros(3, 1, 1)
+    changed = shot.image.clone()
+    changed[:, 20:29] = 0  # lips and cheeks, not the inside of the mouth
+    config = LossConfig()
+    before = losses.mouth_terms(performance, shot, backdrop, config)["mouth"]
+    assert losses.mouth_terms(performance, replace(shot, image=changed), backdrop, config)["mouth"] == before
+    closed = replace(shot, labels=torch.zeros_like(shot.labels))
+    assert "mouth" not in losses.mouth_terms(performance, closed, backdrop, config)
+
+
+def test_stages_follow_each_other_and_freeze_what_they_should():
+    config = TrainConfig(steps=100, stages=StageConfig(warm_up=0.05, identity=0.2, motion=0.9, landmark_steps=10))
+    assert total_steps(config) == 110
+    seen = [stage_at(step, config) for step in (0, 9, 10, 14, 15, 29, 30, 99, 100, 109)]
+    assert seen == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    groups = ["means", "sh_dc", "identity_nets", "universal_nets", "personal_nets"]
+    assert [bool(r) for r in rates(0, config, groups).values()] == [False, False, False, True, True]
+    assert [bool(r) for r in rates(50, config, groups).values()] == [True, True, True, True, True]
+    assert [bool(r) for r in rates(105, config, groups).values()] == [False, True, False, False, False]
+    assert landmark_weight(10, config) == 0.02
+    assert abs(landmark_weight(110, config) - 0.002) < 1e-9
+
+
+def test_a_gaussian_that_one_identity_needs_survives():
+    head = small_head()
+    field, seen = head.face_field, density.Statistics(400)
+    canonical = field.gaussians()
+    for needed in (3, 7):
+        opacities = torch.full((300,), -6.0)
+        opacities[needed] = 2.0
+        person = replace(canonical, opacities=opacities)
+        rendering = Rendering(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8), torch.zeros(300, 2), torch.ones(300, 2))
+        seen.observe(rendering, canonical, person, 1.0)
+    seen.opacity[100:300] = 0.5  # enough others live on
+    regrowth = density.regrow(field, seen, DensityConfig(), 1.0, 0.05, torch.Generator())
+    assert {3, 7} <= set(regrowth.source.tolist())
+    assert not set(range(100)) - {3, 7} & set(regrowth.source.tolist())
+    assert regrowth.pruned == 98
+
+
+def test_growth_is_where_the_gradient_is_and_stops_at_capacity():
+    head = small_head()
+    field, seen = head.face_field, density.Statistics(400)
+    seen.opacity[:300] = 0.5
+    seen.sums[:300, 4] = 2
+    seen.sums[50:60, 0] = int(2 * 0.01 * density.UNIT)
+    seen.sums[60, 0] = int(2 * 0.02 * density.UNIT)
+    seen.sums[60, 2] = int(2 * 0.05 * density.UNIT)  # displaced by 5 cm along y: its child is born where it is seen
+    regrowth = density.regrow(field, seen, DensityConfig(grow=0.5), 0.005, 0.05, torch.Generator().manual_seed(0))
+    assert regrowth.grown == 11
+    assert regrowth.source[300:].tolist() == list(range(50, 61))
+    torch.testing.assert_close(regrowth.values["means"][310], field.means[60].detach() + torch.tensor([0, 0.05, 0]))
+    assert regrowth.fresh[300:].all()
+    assert regrowth.fresh[50:61].all()
+    assert not regrowth.fresh[:50].any()
+    seen.sums[:300, 0] = int(density.UNIT)
+    assert density.regrow(field, seen, DensityConfig(grow=1.0), 0.005, 0.05, torch.Generator()).grown == 100
+
+
+def test_a_gaussian_outside_the_cube_is_removed():
+    head = small_head()
+    seen = density.Statistics(400)
+    seen.opacity[:300] = 0.5
+    with torch.no_grad():
+        head.face_field.means[5, 0] = 0.2
+    assert 5 not in density.regrow(head.face_field, seen, DensityConfig(), 1.0, 0.05, torch.Generator()).source.tolist()

@@ -1,0 +1,135 @@
+"""The model against what must hold of it whatever it has learnt."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fiag_dist.actor import Actor
+from fiag_dist.config import AudioConfig
+from fiag_dist.errors import ConfigError
+from fiag_dist.model.audio import AudioCode, Listener, taps
+from fiag_dist.model.head import Performance, Person
+from fiag_dist.model.motion import hook
+from fiag_dist.model.surface import FaceSurface, MotionGate
+from fiag_dist.types import BOUND_M, Rendering
+from heads import rest_landmarks, small_config, small_head, small_shot
+
+
+def _layer(color: float, alpha: float) -> Rendering:
+    image = torch.full((3, 2, 2), color * alpha)
+    return Rendering(image=image, alpha=torch.full((1, 2, 2), alpha), means2d=torch.zeros(0, 2), radii=torch.zeros(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("face", "mouth", "expected"), [(1.0, 1.0, 0.9), (0.0, 1.0, 0.5), (0.0, 0.0, 0.1), (1.0, 0.0, 0.9), (0.5, 0.5, 0.45 + 0.125 + 0.025)]
+)
+def test_face_lies_over_mouth_over_backdrop(face, mouth, expected):
+    person = Person(*[small_head().face_field.gaussians()] * 2)
+    performance = Performance(person, None, None, None, _layer(0.9, face), _layer(0.5, mouth))
+    torch.testing.assert_close(performance.over(torch.full((3, 2, 2), 0.1)), torch.full((3, 2, 2), expected))
+
+
+def test_hook_is_the_kth_largest_and_smallest():
+    d_means = torch.zeros(50, 3)
+    d_means[:, 1] = torch.randperm(50, generator=torch.Generator().manual_seed(0)).float() / 1000
+    torch.testing.assert_close(hook(d_means, k=3), torch.tensor([4.7, 0.2, 4.5]))
+    with pytest.raises(ConfigError, match="hook_k is 51"):
+        hook(d_means, k=51)
+
+
+def test_two_embeddings_make_two_people():
+    head = small_head()
+    with torch.no_grad():
+        head.face_identity.grid.table.uniform_(-1, 1)
+    shots = [small_shot("anna", 1), small_shot("ben", 2)]
+    personal = head.universal.new_personal()
+    images = [head(shot, personal, moving=False).face.image for shot in shots]
+    assert (images[0] - images[1]).abs().max() > 1e-3
+
+
+def test_personal_nets_move_differently():
+    head, shot = small_head(), small_shot()
+    moved = [head(shot, head.universal.new_personal()).motion.means for _ in range(2)]
+    assert (moved[0] - moved[1]).abs().max() > 1e-5
+
+
+def test_baked_performs_like_unbaked():
+    head, shot = small_head().eval(), small_shot()
+    personal = head.universal.new_personal()
+    with torch.no_grad():
+        unbaked = head(shot, personal).over(torch.zeros(3, 48, 48))
+    baked = Actor.bake(head, personal, shot.embedding)(shot.audio, shot.expression, shot.camera).over(torch.zeros(3, 48, 48))
+    torch.testing.assert_close(baked, unbaked, rtol=0, atol=1e-6)
+
+
+def test_expression_moves_nothing_below_the_nose_and_audio_nothing_above():
+    head, shot = small_head().eval(), small_shot()
+    personal = head.universal.new_personal()
+    points = rest_landmarks()[:468]
+    nose_y = points[1, 1]
+    drive = head.drive(shot)
+    moved = head.universal.move(points, personal, drive).means
+    other_face = head.universal.move(points, personal, replace(drive, expression=1 - drive.expression)).means
+    other_voice = head.universal.move(points, personal, replace(drive, heard=drive.heard + 1)).means
+    below, above = points[:, 1] < nose_y - 0.04, points[:, 1] > nose_y + 0.04
+    torch.testing.assert_close(moved[below], other_face[below], rtol=0, atol=1e-6)
+    torch.testing.assert_close(moved[above], other_voice[above], rtol=0, atol=1e-6)
+    assert (moved[above] - other_face[above]).abs().max() > 1e-6
+    assert (moved[below] - other_voice[below]).abs().max() > 1e-6
+
+
+def test_the_gate_is_open_on_the_face_and_shut_on_hair():
+    surface = FaceSurface(rest_landmarks().numpy())
+    gate = MotionGate(surface, 0.010, 0.030)
+    assert gate(rest_landmarks()[:468]).min() > 0.9
+    assert gate(torch.tensor([[0.0, 0.05, -0.10], [0.0, 0.149, 0.0]])).max() == 0
+
+
+@pytest.mark.parametrize("form", ["direct", "attention"])
+@pytest.mark.parametrize("order", ["sequential", "additive"])
+@pytest.mark.parametrize("code", ["pca", "net"])
+def test_every_shared_and_personal_parameter_learns(form, order, code):
+    head = small_head(small_config(form=form, order=order, audio=AudioConfig(code=code, noise=0.0)))
+    personal = head.universal.new_personal()
+    performance = head(small_shot(), personal, landmarks=True)
+    loss = performance.over(torch.rand(3, 48, 48)).square().sum() + performance.landmark_motion.sum() * 100
+    if form == "attention":
+        assert performance.face.image.shape[0] == 5
+    loss.backward()
+    still = {n for n, p in [*head.named_parameters(), *personal.named_parameters()] if p.grad is None or not p.grad.abs().sum()}
+    assert not still, still
+
+
+def test_groups_hold_every_parameter_once():
+    head = small_head()
+    grouped = [p for params in head.groups().values() for p in params]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(head.parameters()))
+
+
+def test_listener_whitens():
+    audio = torch.randn(400, 8, 6, 2) @ torch.diag(torch.tensor([1.0, 5.0]))
+    listener = Listener(AudioConfig(dim=8, noise=0.0), 6, 2)
+    listener.fit(audio)
+    codes = torch.stack([listener(a) for a in audio])
+    torch.testing.assert_close(codes.T @ codes / 399, torch.eye(8), rtol=0, atol=0.02)
+    assert taps(audio).shape == (400, 30)
+
+
+def test_audio_net_takes_every_extractors_shape():
+    for dim, window in [(29, 16), (384, 2), (1024, 2), (80, 4)]:
+        config = AudioConfig(code="net")
+        listener = Listener(config, dim, window)
+        assert AudioCode(config, dim, window)(listener(torch.randn(8, dim, window))).shape == (32,)
+
+
+def test_embedding_of_unit_length_is_all_that_names_a_person():
+    head, shot = small_head().eval(), small_shot()
+    same = replace(shot, identity="somebody else")
+    personal = head.universal.new_personal()
+    torch.testing.assert_close(head(shot, personal).face.image, head(same, personal).face.image)
+
+
+def test_points_outside_the_cube_have_no_features():
+    head = small_head()
+    assert head.universal.face.grid(torch.tensor([[0.0, BOUND_M * 1.01, 0.0]])).abs().max() == 0
