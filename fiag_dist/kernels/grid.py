@@ -172,7 +172,7 @@ class _Encode(torch.autograd.Function):
         _forward(_array(points), _array(table), grid.offsets, grid.scales, grid.sides, grid.hashed, out)
         ctx.save_for_backward(points, table)
         ctx.grid = grid
-        return torch.from_numpy(out).permute(1, 0, 2).reshape(num, -1)
+        return torch.from_numpy(out).permute(1, 0, 2).reshape(num, out.shape[0] * features)
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):

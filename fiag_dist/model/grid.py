@@ -45,7 +45,7 @@ class TriPlane(nn.Module):
 
         Outside the cube |x| <= BOUND_M features and gradients are 0. Gradients go to the table and, where wanted, to the points.
         """
-        unit_N3 = points_N3.float() * (0.5 / BOUND_M) + 0.5
+        unit_N3 = points_N3.float() / (2 * BOUND_M) + 0.5
         backend = self._backend(points_N3)
         if backend == "cpu":
             return kernel.encode(unit_N3, self.table, self.layout)

@@ -1,0 +1,64 @@
+"""SSIM against a float64 twin with the whole window at once."""
+
+import numba
+import pytest
+import torch
+from numeric_twins import assert_close
+from numeric_twins import ssim as twin
+
+from fiag_dist.kernels.ssim import ssim, ssim_by_convolution
+
+SIZES = [(3, 64, 64), (3, 37, 53), (1, 5, 7), (3, 33, 1)]
+
+
+def images(shape: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    target = torch.rand(shape, generator=draw)
+    return (0.7 * target + 0.3 * torch.rand(shape, generator=draw)), target
+
+
+@pytest.mark.parametrize("shape", SIZES)
+@pytest.mark.parametrize("function", [ssim, ssim_by_convolution])
+def test_value_and_gradient_match_the_twin(function, shape: tuple[int, int, int]) -> None:
+    image, target = images(shape)
+    exact = image.double().requires_grad_()
+    wanted = twin(exact, target.double())
+    (3 * wanted).backward()
+    fast = image.requires_grad_()
+    got = function(fast, target)
+    (3 * got).backward()
+    assert got.shape == ()
+    assert float(got) == pytest.approx(float(wanted), abs=2e-6)
+    assert fast.grad is not None
+    assert exact.grad is not None
+    assert_close(fast.grad, exact.grad, "gradient", norm=1e-4, quantile=1.0)
+
+
+def test_known_values() -> None:
+    image, target = images((3, 40, 41))
+    assert float(ssim(target, target)) == pytest.approx(1, abs=1e-6)
+    assert float(ssim(image, target)) == pytest.approx(float(ssim(target, image)), abs=1e-6)
+    flat_a, flat_b = torch.full((1, 301, 301), 0.25), torch.full((1, 301, 301), 0.75)
+    # Away from the border only the means differ: (2 a b + C1) / (a^2 + b^2 + C1) = 0.6001; the border, where variances differ too, is 6.5 %.
+    assert 0.935 * 0.6001 < float(ssim(flat_a, flat_b)) < 0.6001
+
+
+def test_strided_images_and_images_without_gradient() -> None:
+    image, target = images((3, 37, 53))
+    wanted = ssim(image, target)
+    assert not wanted.requires_grad
+    turned = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+    assert not turned.is_contiguous()
+    assert torch.equal(ssim(turned, target.double()), wanted)
+
+
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="NUMBA_NUM_THREADS is 1")
+def test_same_bits_with_any_number_of_threads() -> None:
+    results = []
+    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+        numba.set_num_threads(threads)
+        image, target = images((3, 120, 90))
+        value = ssim(image.requires_grad_(), target)
+        value.backward()
+        results.append([value, image.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
