@@ -55,6 +55,7 @@ class FaceTracker:
     """Follows one face through the crops of a clip, in order. Close it, or use it as a context manager."""
 
     def __init__(self) -> None:
+        # Asked for a single face, the model smooths landmarks over time: they lag behind fast heads and lips.
         self._task = _landmarker(num_faces=2, video=True)
         self._milliseconds = 0
 
@@ -72,10 +73,12 @@ class FaceTracker:
         result = self._task.detect_for_video(as_mediapipe(image), self._milliseconds)
         if not result.face_landmarks or not result.facial_transformation_matrixes:
             return None
+        faces = [_pixels(points, image.shape) for points in result.face_landmarks]
+        largest = max(range(len(faces)), key=lambda i: _height(faces[i]))
         return Face(
-            landmarks=_pixels(result.face_landmarks[0], image.shape),
-            blendshapes={shape.category_name: float(shape.score) for shape in result.face_blendshapes[0]},
-            matrix=np.array(result.facial_transformation_matrixes[0], np.float64),
+            landmarks=faces[largest],
+            blendshapes={shape.category_name: float(shape.score) for shape in result.face_blendshapes[largest]},
+            matrix=np.array(result.facial_transformation_matrixes[largest], np.float64),
         )
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Float64
-from scipy.linalg import blas, cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg.blas import dsyrk  # type: ignore[attr-defined]
 from scipy.spatial.transform import Rotation
 
 from fiag_dist.ingest.face_model import canonical_vertices
@@ -27,7 +28,7 @@ STABLE = tuple(sorted({
 WINDOW, OVERLAP = 250, 50
 """Frames solved together; neighbouring windows share OVERLAP frames, over which one fades into the next."""
 
-_OVAL_WEIGHT = 0.3
+_LANDMARK_WEIGHT, _OVAL_WEIGHT = 0.3, 0.09
 _OVAL = (127, 234, 356, 454, 21, 251, 162, 389, 54, 284, 103, 332)
 """Points on the outline slide over the head as it turns."""
 _TRACK_WEIGHT = 0.3
@@ -77,7 +78,7 @@ def solve(
     """Poses in the head frame of types.py. landmarks: pixels of 256-pixel crops; matrices: the landmark model's; focal_px: at that size."""
     R, t = start_poses(matrices, focal_px)
     observed = landmarks[:, STABLE, :2].astype(np.float64)
-    rigid = np.array([_OVAL_WEIGHT if i in _OVAL else 1.0 for i in STABLE])
+    rigid = np.array([_OVAL_WEIGHT if i in _OVAL else _LANDMARK_WEIGHT for i in STABLE])
     canonical = canonical_vertices()[list(STABLE)]
     num_frames = len(R)
     starts = [0] if num_frames <= WINDOW else list(range(0, num_frames - OVERLAP, WINDOW - OVERLAP))
@@ -239,7 +240,7 @@ def _step(p: _Problem, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
     inverse_L = np.linalg.inv(np.linalg.cholesky(H_points))
     half = (H_mixed @ inverse_L.transpose(0, 2, 1)).transpose(0, 2, 1, 3).reshape(6 * num_frames, 3 * num_points)
     half_g = (inverse_L @ g_points[..., None]).reshape(-1)
-    S = -blas.dsyrk(1.0, half.T, trans=1, lower=1)
+    S = -dsyrk(1.0, half.T, trans=1, lower=1)
     rows = np.arange(6 * num_frames).reshape(num_frames, 6)
     S[rows[:, :, None], rows[:, None, :]] += H_poses * (1 + damping * np.eye(6))
     pose_step = cho_solve(cho_factor(S, lower=True), g_poses.reshape(-1) - half @ half_g)

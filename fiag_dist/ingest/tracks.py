@@ -85,8 +85,8 @@ def _follow_keyframe(
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE,
         )
-        there = flow.calc(base, warped, None)
-        back = flow.calc(warped, base, None)
+        there = flow.calc(base, warped, np.zeros((*base.shape, 2), np.float32))
+        back = flow.calc(warped, base, np.zeros((*base.shape, 2), np.float32))
         ends = points + there[row, column]
         nearest = np.clip(ends.round().astype(int), 0, (base.shape[1] - 1, base.shape[0] - 1))
         error = np.linalg.norm(there[row, column] + back[nearest[:, 1], nearest[:, 0]], axis=1)
