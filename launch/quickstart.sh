@@ -29,7 +29,7 @@ else
   adapt=configs/quickstart_demo_adapt.yaml
   mkdir -p "$work"
   step "2 of 6: demo heads, straight to shards"
-  [ -f "$work/shards/manifest.json" ] || python shards/make_demo.py --out "$work/shards"
+  python shards/make_demo.py --out "$work/shards" --identities 6 --wav "$work/speech.wav"
 fi
 
 # The last two people are kept for adaptation; everybody else teaches the shared field.
@@ -49,8 +49,8 @@ step "4 of 6: adaptation to ${newcomers[*]}, in parallel"
 fiag-dist adapt "$work/shards" --from "$work/runs/pretrain" --out "$work/identities" --config "$adapt" --scratch --names "${newcomers[@]}"
 
 step "5 of 6: a voice to video"
-# The voice of one person drives the head of another.
-tar -xOf "$work/shards/${teachers[0]}/meta.tar" --wildcards '*wav' >"$work/speech.wav"
+# The voice is one that this head has never been trained on: of the demo, or of another person.
+[ -z "$clips" ] || tar -xOf "$work/shards/${teachers[0]}/meta.tar" --wildcards '*wav' >"$work/speech.wav"
 fiag-dist render "$work/identities/${newcomers[0]}" --audio "$work/speech.wav" --out "$work/talking_head.mp4"
 
 step "6 of 6: evaluation on frames that were never trained on"
@@ -58,7 +58,7 @@ fiag-dist evaluate "$work/identities"
 
 step "done"
 cat <<END
-video          $work/talking_head.mp4 (${newcomers[0]} speaks with the voice of ${teachers[0]})
+video          $work/talking_head.mp4 (${newcomers[0]} says what is in $work/speech.wav)
 identities     $work/identities/NAME: preview.mp4, metrics.json
 metrics table  $work/identities/evaluation.md (and results.csv beside it)
 TensorBoard    .venv/bin/tensorboard --logdir $work
