@@ -132,9 +132,9 @@ def view_colors(
 def _harmonics(directions_N3: Tensor, count: int) -> Tensor:
     """Real spherical harmonics 1 .. count-1 at unit directions, [N, count - 1]."""
     x, y, z = directions_N3.unbind(-1)
+    xx, yy, zz = x * x, y * y, z * z
     basis = [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
     if count > 4:
-        xx, yy, zz = x * x, y * y, z * z
         basis += [1.0925484305920792 * x * y, -1.0925484305920792 * y * z, 0.31539156525252005 * (2 * zz - xx - yy)]
         basis += [-1.0925484305920792 * x * z, 0.5462742152960396 * (xx - yy)]
     if count > 9:

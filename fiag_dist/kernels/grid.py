@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Float32, Int64
 from numba import njit, prange
 from torch import Tensor
 
+from fiag_dist.kernels.arrays import array
+
 PRIME = 2654435761
 BLOCK = 2048
 PLANES = 3
@@ -60,134 +62,141 @@ def _cell(u, v, scale, side, size, hashed):
     """Rows of the four corners around (u, v), relative to the level, and the position between them."""
     pos_x = u * scale + _f4(0.5)
     pos_y = v * scale + _f4(0.5)
-    ix = np.int64(pos_x)
-    iy = np.int64(pos_y)
+    ix = np.int32(pos_x)
+    iy = np.int32(pos_y)
     if hashed:  # the size is a power of two then
         h0 = iy * PRIME
         h1 = h0 + PRIME
         mask = size - 1
-        r00 = (ix ^ h0) & mask
-        r10 = ((ix + 1) ^ h0) & mask
-        r01 = (ix ^ h1) & mask
-        r11 = ((ix + 1) ^ h1) & mask
+        r00 = np.int32((ix ^ h0) & mask)
+        r10 = np.int32((ix + 1 ^ h0) & mask)
+        r01 = np.int32((ix ^ h1) & mask)
+        r11 = np.int32((ix + 1 ^ h1) & mask)
     else:
-        r00 = ix + iy * side
-        r10 = r00 + 1
-        r01 = r00 + side
-        r11 = r01 + 1
         # The last half cell reaches one vertex beyond the side: tiny-cuda-nn wraps it round, and so do we.
-        r00 = r00 - size if r00 >= size else r00
-        r10 = r10 - size if r10 >= size else r10
-        r01 = r01 - size if r01 >= size else r01
-        r11 = r11 - size if r11 >= size else r11
+        r00 = np.int32(ix + iy * side)
+        r10 = np.int32(r00 + 1)
+        r01 = np.int32(r00 + side)
+        r11 = np.int32(r01 + 1)
+        r00 = np.int32(r00 - size if r00 >= size else r00)
+        r10 = np.int32(r10 - size if r10 >= size else r10)
+        r01 = np.int32(r01 - size if r01 >= size else r01)
+        r11 = np.int32(r11 - size if r11 >= size else r11)
     return r00, r10, r01, r11, pos_x - _f4(ix), pos_y - _f4(iy)
 
 
 @njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def _forward(points, table, offsets, scales, sides, hashed, out):
-    """points [N, 3] in 0..1, table [3, rows, F]; fills out [3 * L, N, F], zeros for points outside."""
+def _forward(points, inside, table, offsets, scales, sides, hashed, out):
+    """points [3, N] in 0..1, inside [N] 1 or 0, table [3, rows, F]; fills out [3 * L, F, N]. The loop over points is SIMD code."""
     levels = len(scales)
-    num = points.shape[0]
+    num = points.shape[1]
     blocks = (num + BLOCK - 1) // BLOCK
     for task in prange(PLANES * levels * blocks):
         index = task // blocks
         plane = index // levels
         level = index - plane * levels
-        axis_u = 1 if plane == 1 else 0
-        axis_v = 1 if plane == 0 else 2
-        offset = offsets[level]
-        size = offsets[level + 1] - offset
+        u = points[1 if plane == 1 else 0]
+        v = points[1 if plane == 0 else 2]
+        scale = scales[level]
+        side = np.int32(sides[level])
+        size = np.int32(offsets[level + 1] - offsets[level])
+        is_hashed = hashed[level]
         first = (task - index * blocks) * BLOCK
-        for n in range(first, min(num, first + BLOCK)):
-            x = points[n, 0]
-            y = points[n, 1]
-            z = points[n, 2]
-            if not (x >= 0 and x <= 1 and y >= 0 and y <= 1 and z >= 0 and z <= 1):
-                out[index, n, :] = _f4(0)
-                continue
-            r00, r10, r01, r11, fx, fy = _cell(
-                points[n, axis_u], points[n, axis_v], scales[level], sides[level], size, hashed[level]
-            )
-            gx = _f4(1) - fx
-            gy = _f4(1) - fy
-            for f in range(table.shape[2]):
-                near = gx * table[plane, offset + r00, f] + fx * table[plane, offset + r10, f]
-                far = gx * table[plane, offset + r01, f] + fx * table[plane, offset + r11, f]
-                out[index, n, f] = gy * near + fy * far
+        for f in range(table.shape[2]):
+            values = table[plane, offsets[level] : offsets[level + 1], f]
+            target = out[index, f]
+            for n in range(first, min(num, first + BLOCK)):
+                r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, is_hashed)
+                gx = _f4(1) - fx
+                near = gx * values[r00] + fx * values[r10]
+                far = gx * values[r01] + fx * values[r11]
+                target[n] = inside[n] * ((_f4(1) - fy) * near + fy * far)
 
 
 @njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
-def _backward(points, table, offsets, scales, sides, hashed, v_out, v_table, v_uv, want_points):
-    """Adds to v_table [3, rows, F] and fills v_uv [3 * L, N, 2], the gradient of each (plane, level)'s two coordinates."""
+def _backward(points, inside, table, offsets, scales, sides, hashed, v_out, v_table, v_uv, want_points):
+    """Adds to v_table [3, rows, F] and, where wanted, to v_uv [3 * L, 2, N], the gradient of each (plane, level)'s two coordinates."""
     levels = len(scales)
     for task in prange(PLANES * levels):
         index = PLANES * levels - 1 - task  # large levels first: better balance
         plane = index // levels
         level = index - plane * levels
-        axis_u = 1 if plane == 1 else 0
-        axis_v = 1 if plane == 0 else 2
-        offset = offsets[level]
-        size = offsets[level + 1] - offset
-        for n in range(points.shape[0]):
-            x = points[n, 0]
-            y = points[n, 1]
-            z = points[n, 2]
-            if not (x >= 0 and x <= 1 and y >= 0 and y <= 1 and z >= 0 and z <= 1):
-                continue
-            r00, r10, r01, r11, fx, fy = _cell(
-                points[n, axis_u], points[n, axis_v], scales[level], sides[level], size, hashed[level]
-            )
-            gx = _f4(1) - fx
-            gy = _f4(1) - fy
-            v_u = _f4(0)
-            v_v = _f4(0)
-            for f in range(table.shape[2]):
-                v = v_out[index, n, f]
-                v_table[plane, offset + r00, f] += gx * gy * v
-                v_table[plane, offset + r10, f] += fx * gy * v
-                v_table[plane, offset + r01, f] += gx * fy * v
-                v_table[plane, offset + r11, f] += fx * fy * v
-                if want_points:
-                    t00 = table[plane, offset + r00, f]
-                    t10 = table[plane, offset + r10, f]
-                    t01 = table[plane, offset + r01, f]
-                    t11 = table[plane, offset + r11, f]
-                    v_u += v * (gy * (t10 - t00) + fy * (t11 - t01))
-                    v_v += v * (gx * (t01 - t00) + fx * (t11 - t10))
+        u = points[1 if plane == 1 else 0]
+        v = points[1 if plane == 0 else 2]
+        scale = scales[level]
+        side = np.int32(sides[level])
+        size = np.int32(offsets[level + 1] - offsets[level])
+        is_hashed = hashed[level]
+        for f in range(table.shape[2]):
+            incoming = v_out[index, f]
+            sums = v_table[plane, offsets[level] : offsets[level + 1], f]
+            for n in range(points.shape[1]):
+                r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, is_hashed)
+                w = incoming[n] * inside[n]
+                w_far = w * fy
+                w_near = w - w_far
+                sums[r00] += w_near - w_near * fx
+                sums[r10] += w_near * fx
+                sums[r01] += w_far - w_far * fx
+                sums[r11] += w_far * fx
             if want_points:
-                v_uv[index, n, 0] = v_u * scales[level]
-                v_uv[index, n, 1] = v_v * scales[level]
+                values = table[plane, offsets[level] : offsets[level + 1], f]
+                v_u = v_uv[index, 0]
+                v_v = v_uv[index, 1]
+                for n in range(points.shape[1]):
+                    r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, is_hashed)
+                    w = incoming[n] * inside[n] * scale
+                    t00, t10, t01, t11 = values[r00], values[r10], values[r01], values[r11]
+                    v_u[n] += w * ((_f4(1) - fy) * (t10 - t00) + fy * (t11 - t01))
+                    v_v[n] += w * ((_f4(1) - fx) * (t01 - t00) + fx * (t11 - t10))
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as C-contiguous float32: one type, so that each kernel is compiled once."""
-    return tensor.detach().to(torch.float32).contiguous().numpy()
+def _planar(points_N3: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates [3, N], in the middle for points outside, and 1 or 0 for inside or outside [N]."""
+    points_3N = points_N3.detach().float().T
+    inside_N = ((points_3N >= 0) & (points_3N <= 1)).all(0)
+    return array(torch.where(inside_N, points_3N, 0.5)), array(inside_N)
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points, table, grid: Layout):
         num, features, levels = len(points), table.shape[2], len(grid.scales)
-        out = np.empty((PLANES * levels, num, features), np.float32)
-        _forward(_array(points), _array(table), grid.offsets, grid.scales, grid.sides, grid.hashed, out)
+        out = np.empty((PLANES * levels, features, num), np.float32)
+        coordinates, inside = _planar(points)
+        _forward(coordinates, inside, array(table), grid.offsets, grid.scales, grid.sides, grid.hashed, out)
         ctx.save_for_backward(points, table)
         ctx.grid = grid
-        return torch.from_numpy(out).permute(1, 0, 2).reshape(num, out.shape[0] * features)
+        return torch.from_numpy(out).reshape(PLANES * levels * features, num).T.contiguous()
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
-        points, table = (_array(x) for x in ctx.saved_tensors)
+        points, table_3RF = ctx.saved_tensors
         grid: Layout = ctx.grid
         want_points = ctx.needs_input_grad[0]
-        num, features, levels = len(points), table.shape[2], len(grid.scales)
-        v_out = _array(v_outputs[0].reshape(num, PLANES * levels, features).permute(1, 0, 2))
+        num, features, levels = len(points), table_3RF.shape[2], len(grid.scales)
+        coordinates, inside = _planar(points)
+        v_out = array(v_outputs[0].T).reshape(PLANES * levels, features, num)
+        table = array(table_3RF)
         v_table = np.zeros_like(table)
-        v_uv = np.zeros((PLANES * levels, num if want_points else 0, 2), np.float32)
-        _backward(points, table, grid.offsets, grid.scales, grid.sides, grid.hashed, v_out, v_table, v_uv, want_points)
+        v_uv = np.zeros((PLANES * levels, 2, num if want_points else 0), np.float32)
+        _backward(
+            coordinates,
+            inside,
+            table,
+            grid.offsets,
+            grid.scales,
+            grid.sides,
+            grid.hashed,
+            v_out,
+            v_table,
+            v_uv,
+            want_points,
+        )
         v_points = None
         if want_points:
-            xy, yz, xz = torch.from_numpy(v_uv).reshape(PLANES, levels, num, 2).sum(1)
-            v_points = torch.stack([xy[:, 0] + xz[:, 0], xy[:, 1] + yz[:, 0], yz[:, 1] + xz[:, 1]], -1)
+            xy, yz, xz = torch.from_numpy(v_uv).reshape(PLANES, levels, 2, num).sum(1)
+            v_points = torch.stack([xy[0] + xz[0], xy[1] + yz[0], yz[1] + xz[1]], -1)
         return v_points, torch.from_numpy(v_table), None
 
 

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
+from fiag_dist.kernels.arrays import array
+
 BLOCK = 256
 BLUR_PX2 = 0.3
 """Added to the diagonal of the 2-D covariance, square pixels: a Gaussian never falls between pixel centres."""
@@ -221,17 +223,13 @@ def _backward(
             v_quats[i, 3] = (v_qz - qz * radial) * inverse_length
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as C-contiguous float32: one type, so that each kernel is compiled once."""
-    return tensor.detach().to(torch.float32).contiguous().numpy()
-
-
 class _Project(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means, quats, scales, opacities, viewmat, K, width, height):
-        arrays = [_array(x) for x in (means, quats, scales, opacities, viewmat, K)]
+        m, q, s, o, v, k = (array(x) for x in (means, quats, scales, opacities, viewmat, K))
         means2d, conics, depths, radii = (torch.empty(len(means), *shape) for shape in ((2,), (3,), (), (2,)))
-        _forward(*arrays, width, height, *(x.numpy() for x in (means2d, conics, depths, radii)))
+        out = (means2d.numpy(), conics.numpy(), depths.numpy(), radii.numpy())
+        _forward(m, q, s, o, v, k, width, height, *out)
         ctx.mark_non_differentiable(depths, radii)
         ctx.save_for_backward(means, quats, scales, viewmat, K, conics, radii)
         ctx.size = (width, height)
@@ -239,10 +237,11 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
-        means, quats, scales, viewmat, K, conics, radii = (_array(x) for x in ctx.saved_tensors)
-        out = [np.empty_like(x) for x in (means, quats, scales)]
-        v_means2d, v_conics = (_array(v) for v in v_outputs[:2])
-        _backward(means, quats, scales, viewmat, K, *ctx.size, conics, radii, v_means2d, v_conics, *out)
+        means, quats, scales, viewmat, K, conics, radii = (array(x) for x in ctx.saved_tensors)
+        out = (np.empty_like(means), np.empty_like(quats), np.empty_like(scales))
+        v_means2d, v_conics = (array(v) for v in v_outputs[:2])
+        width, height = ctx.size
+        _backward(means, quats, scales, viewmat, K, width, height, conics, radii, v_means2d, v_conics, *out)
         return *(torch.from_numpy(x) for x in out), None, None, None, None, None
 
 

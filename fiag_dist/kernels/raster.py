@@ -19,8 +19,8 @@ from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
-TILE = 16
-"""Side of a tile, pixels: one row is one or two SIMD registers."""
+from fiag_dist.kernels.arrays import array
+from fiag_dist.kernels.tiles import TILE, bin_gaussians
 
 MAX_ALPHA = np.float32(0.999)
 MIN_ALPHA = np.float32(1 / 255)
@@ -30,6 +30,7 @@ NUM_GEOMETRY = 6
 
 _f4 = np.float32
 _LOG2_E = np.float32(math.log2(math.e))
+_tuple: Any = to_fixed_tuple  # numba fills in the argument that type checkers miss
 _FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"}
 
 
@@ -60,65 +61,22 @@ def _rows(center_y, opacity, a, b, c, y0):
     return first, min(TILE, int(math.ceil(center_y + reach + _f4(0.5))) - y0)
 
 
-@njit(cache=True)
-def _bin(means2d, radii, order, tiles_x, tiles_y):
-    """Lists of Gaussians per tile, near to far, by counting.
-
-    Returns ids: Gaussian of each pair, tile by tile; slots: where that pair's gradients go, Gaussian by Gaussian; and both groupings' offsets.
-    """
-    num = means2d.shape[0]
-    rects = np.zeros((num, 4), np.int32)
-    tile_offsets = np.zeros(tiles_x * tiles_y + 1, np.int64)
-    gaussian_offsets = np.zeros(num + 1, np.int64)
-    for i in range(num):
-        rx = radii[i, 0]
-        ry = radii[i, 1]
-        if rx > 0 and ry > 0:
-            x0 = min(max(0, int(math.floor((means2d[i, 0] - rx) / TILE))), tiles_x)
-            y0 = min(max(0, int(math.floor((means2d[i, 1] - ry) / TILE))), tiles_y)
-            x1 = min(max(0, int(math.ceil((means2d[i, 0] + rx) / TILE))), tiles_x)
-            y1 = min(max(0, int(math.ceil((means2d[i, 1] + ry) / TILE))), tiles_y)
-            rects[i, 0] = x0
-            rects[i, 1] = y0
-            rects[i, 2] = x1
-            rects[i, 3] = y1
-            for y in range(y0, y1):
-                for x in range(x0, x1):
-                    tile_offsets[y * tiles_x + x + 1] += 1
-        gaussian_offsets[i + 1] = gaussian_offsets[i] + (rects[i, 2] - rects[i, 0]) * (rects[i, 3] - rects[i, 1])
-    for t in range(tiles_x * tiles_y):
-        tile_offsets[t + 1] += tile_offsets[t]
-    filled = tile_offsets[:-1].copy()
-    ids = np.empty(tile_offsets[-1], np.int32)
-    slots = np.empty(tile_offsets[-1], np.int32)
-    for i in order:
-        slot = gaussian_offsets[i]
-        for y in range(rects[i, 1], rects[i, 3]):
-            for x in range(rects[i, 0], rects[i, 2]):
-                t = y * tiles_x + x
-                ids[filled[t]] = i
-                slots[filled[t]] = slot
-                filled[t] += 1
-                slot += 1
-    return ids, slots, tile_offsets, gaussian_offsets
-
-
 # Loops over channels. The number of channels is the length of a tuple, hence known to the compiler, and these three unroll to straight code; an
 # ordinary loop in their place keeps the loop over x, which they are called in, from becoming SIMD code (6 times slower).
 # A tile's working memory is one array [row, map, x], for the same reason: the compiler need not ask whether two arrays overlap.
-def _blend_color(tile, y, x, first, weight, color): ...
+def _blend_color(tile, y, x, first, weight, color) -> Any: ...
 
 
-def _dot_color(tile, y, x, first, color): ...
+def _dot_color(tile, y, x, first, color) -> Any: ...
 
 
-def _sum_color(sums, tile, y, x, first, weight): ...
+def _sum_color(sums, tile, y, x, first, weight) -> Any: ...
 
 
-_INLINE = {"fastmath": _FAST, "error_model": "numpy"}
+_OPTIONS: Any = {"fastmath": _FAST, "error_model": "numpy"}
 
 
-@overload(_blend_color, jit_options=_INLINE)
+@overload(_blend_color, jit_options=_OPTIONS)
 def _blend_color_typed(tile, y, x, first, weight, color):
     """tile[y, first + k, x] += weight * color[k]"""
     k = len(color) - 1
@@ -132,7 +90,7 @@ def _blend_color_typed(tile, y, x, first, weight, color):
     return blend_color
 
 
-@overload(_dot_color, jit_options=_INLINE)
+@overload(_dot_color, jit_options=_OPTIONS)
 def _dot_color_typed(tile, y, x, first, color):
     """Sum of tile[y, first + k, x] * color[k]."""
     k = len(color) - 1
@@ -141,7 +99,7 @@ def _dot_color_typed(tile, y, x, first, color):
     return lambda tile, y, x, first, color: _dot_color(tile, y, x, first, color[:-1]) + tile[y, first + k, x] * color[k]
 
 
-@overload(_sum_color, jit_options=_INLINE)
+@overload(_sum_color, jit_options=_OPTIONS)
 def _sum_color_typed(sums, tile, y, x, first, weight):
     """sums[k] + weight * tile[y, first + k, x], as a tuple."""
     k = len(sums) - 1
@@ -176,7 +134,7 @@ def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles
             b = conics[g, 1]
             c = conics[g, 2]
             opacity = opacities[g]
-            color = to_fixed_tuple(colors[g], len(background))
+            color = _tuple(colors[g], len(background))
             gx = means2d[g, 0] - corner_x
             gy = means2d[g, 1]
             first, last = _rows(gy, opacity, a, b, c, y0)
@@ -230,7 +188,7 @@ def _backward(
         height, width = alpha.shape
         y0 = t // tiles_x * TILE
         x0 = t % tiles_x * TILE
-        zeros = to_fixed_tuple(np.zeros(channels, _f4), len(background))
+        zeros = _tuple(np.zeros(channels, _f4), len(background))
         # Maps: transmittance; what lies behind, weighted by the incoming gradient; that gradient.
         tile = np.zeros((TILE, 2 + channels, TILE), _f4)
         for y in range(min(TILE, height - y0)):
@@ -248,7 +206,7 @@ def _backward(
             b = conics[g, 1]
             c = conics[g, 2]
             opacity = opacities[g]
-            color = to_fixed_tuple(colors[g], len(background))
+            color = _tuple(colors[g], len(background))
             gx = means2d[g, 0] - corner_x
             gy = means2d[g, 1]
             first, last = _rows(gy, opacity, a, b, c, y0)
@@ -305,23 +263,18 @@ def _sum_pairs(pairs, gaussian_offsets, out):
                 out[i, k] += pairs[slot, k]
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as C-contiguous float32: one type, so that each kernel is compiled once."""
-    return tensor.detach().to(torch.float32).contiguous().numpy()
-
-
 class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means2d, conics, colors, opacities, radii, depths, background, width, height):
-        arrays = [_array(x) for x in (means2d, conics, colors, opacities)]
+        m, c, f, o = (array(x) for x in (means2d, conics, colors, opacities))
         tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
         order = torch.argsort(depths.detach(), stable=True).numpy()
-        ids, slots, offsets, gaussian_offsets = _bin(arrays[0], _array(radii), order, tiles_x, tiles_y)
+        ids, slots, offsets, gaussian_offsets = bin_gaussians(m, array(radii), order, tiles_x, tiles_y)
         values = tuple(np.float32(v) for v in background.tolist())
         image = np.empty((len(values), height, width), np.float32)
         alpha = np.empty((height, width), np.float32)
         ends = np.empty(tiles_x * tiles_y, np.int64)
-        _forward(*arrays, ids, offsets, values, tiles_x, image, alpha, ends)
+        _forward(m, c, f, o, ids, offsets, values, tiles_x, image, alpha, ends)
         image_DHW, alpha_HW = torch.from_numpy(image), torch.from_numpy(alpha)
         ctx.save_for_backward(means2d, conics, colors, opacities, image_DHW, alpha_HW)
         ctx.pairs = (ids, slots, offsets, ends, values, tiles_x, gaussian_offsets)
@@ -329,13 +282,13 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
-        arrays = [_array(x) for x in ctx.saved_tensors]
+        m, c, f, o, image, alpha = (array(x) for x in ctx.saved_tensors)
         ids, slots, offsets, ends, values, tiles_x, gaussian_offsets = ctx.pairs
         # Zeros: pairs behind a tile's last blended Gaussian are never written.
         pairs = np.zeros((len(ids), NUM_GEOMETRY + len(values)), np.float32)
-        v_image, v_alpha = (_array(v) for v in v_outputs)
-        _backward(*arrays[:4], ids, slots, offsets, ends, values, tiles_x, *arrays[4:], v_image, v_alpha, pairs)
-        summed = np.zeros((len(arrays[0]), pairs.shape[1]), np.float32)
+        v_image, v_alpha = (array(v) for v in v_outputs)
+        _backward(m, c, f, o, ids, slots, offsets, ends, values, tiles_x, image, alpha, v_image, v_alpha, pairs)
+        summed = np.zeros((len(m), pairs.shape[1]), np.float32)
         _sum_pairs(pairs, gaussian_offsets, summed)
         v = torch.from_numpy(summed)
         return v[:, 0:2], v[:, 2:5], v[:, NUM_GEOMETRY:], v[:, 5], None, None, None, None, None

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
+from fiag_dist.kernels.arrays import array
+
 WINDOW = 11
 SIGMA = 1.5
 C1, C2 = 0.01**2, 0.03**2
@@ -134,29 +136,25 @@ def _backward(a, b, d_mean, d_square, d_product, scale, out):
                 out[channel, y, x] = scale * total
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    """The tensor's memory as C-contiguous float32: one type, so that each kernel is compiled once."""
-    return tensor.detach().to(torch.float32).contiguous().numpy()
-
-
 class _Ssim(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image, target):
-        a, b = _array(image), _array(target)
+        a, b = array(image), array(target)
         channels, height, _ = a.shape
         want_gradient = ctx.needs_input_grad[0]
-        derivatives = [np.empty(a.shape if want_gradient else (0, 0, 0), np.float32) for _ in range(3)]
+        d_mean, d_square, d_product = np.empty((3, *(a.shape if want_gradient else (0, 0, 0))), np.float32)
         sums = np.empty(channels * -(-height // BAND), np.float32)
-        _forward(a, b, *derivatives, sums, want_gradient)
+        _forward(a, b, d_mean, d_square, d_product, sums, want_gradient)
         ctx.save_for_backward(image, target)
-        ctx.derivatives = derivatives
+        ctx.derivatives = (d_mean, d_square, d_product)
         return image.new_tensor(sums.sum(dtype=np.float64) / a.size)
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
-        a, b = (_array(x) for x in ctx.saved_tensors)
+        a, b = (array(x) for x in ctx.saved_tensors)
         out = np.empty_like(a)
-        _backward(a, b, *ctx.derivatives, np.float32(v_outputs[0].item() / a.size), out)
+        d_mean, d_square, d_product = ctx.derivatives
+        _backward(a, b, d_mean, d_square, d_product, np.float32(v_outputs[0].item() / a.size), out)
         return torch.from_numpy(out), None
 
 

@@ -11,6 +11,8 @@ from fiag_dist.kernels.grid import layout
 from fiag_dist.model.grid import TriPlane, tcnn_available
 from fiag_dist.types import BOUND_M
 
+THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
 GRIDS = {
     "dense": GridConfig(levels=3, finest=38.4, init=1.0),
     "wraps": GridConfig(levels=2, finest=24.8, init=1.0),  # the last half cell reaches beyond the finest level's side
@@ -87,11 +89,11 @@ def test_no_point_and_strided_points() -> None:
         assert not grid(x).requires_grad
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="NUMBA_NUM_THREADS is 1")
+@pytest.mark.skipif(THREADS < 2, reason="NUMBA_NUM_THREADS is 1")
 def test_same_bits_with_any_number_of_threads() -> None:
     grid = TriPlane(GridConfig(init=1.0))
     results = []
-    for threads in (1, numba.config.NUMBA_NUM_THREADS):
+    for threads in (1, THREADS):
         numba.set_num_threads(threads)
         grid.table.grad = None
         x = points(5000).requires_grad_()

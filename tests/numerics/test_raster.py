@@ -16,6 +16,8 @@ from fiag_dist.kernels.raster import blend
 from fiag_dist.raster import rasterize, view_colors
 from fiag_dist.types import Camera
 
+THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
 NAMES = ("means", "quats", "scales", "opacities", "colors")
 
 
@@ -127,14 +129,14 @@ def bits(values: list[torch.Tensor], camera: Camera) -> list[torch.Tensor]:
     return [got.image.detach(), got.alpha.detach(), *(p.grad for p in parts if p.grad is not None)]
 
 
-@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="NUMBA_NUM_THREADS is 1")
+@pytest.mark.skipif(THREADS < 2, reason="NUMBA_NUM_THREADS is 1")
 def test_same_bits_with_any_number_of_threads() -> None:
     values, camera = scene(1500)
     numba.set_num_threads(1)
     try:
         one = bits(values, camera)
     finally:
-        numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+        numba.set_num_threads(THREADS)
     assert all(torch.equal(a, b) for a, b in zip(one, bits(values, camera), strict=True))
 
 
