@@ -177,11 +177,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parser.parse_args(argv).action == "fetch":
         fetch_all(console.print)
     table = Table(title=f"weights in {cache_folder()}")
-    for heading in ("name", "what for", "from", "licence", "SHA-256", "state"):
+    table.add_column("name", no_wrap=True)
+    for heading in ("what for", "from", "licence", "SHA-256", "state"):
         table.add_column(heading, overflow="fold")
     for file in REGISTRY.values():
         state = "present" if present(file.name) else f"missing ({file.megabytes:.0f} MB to fetch)"
-        table.add_row(file.name, file.purpose, f"{file.package} {file.version}", file.licence, file.sha256[:12], state)
+        table.add_row(file.name, file.purpose, f"{file.package} {file.version}", file.licence, f"{file.sha256[:8]}...", state)
     console.print(table)
     return 0
 

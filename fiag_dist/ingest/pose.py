@@ -195,7 +195,7 @@ def _cost(p: _Problem) -> float:
     return float((p.weights * np.log1p(squared / _ROBUST_PX2)).sum() + prior)
 
 
-def _minimise(p: _Problem, max_steps: int = 25, tolerance: float = 1e-5) -> None:
+def _minimise(p: _Problem, max_steps: int = 15, tolerance: float = 2e-4) -> None:
     """Levenberg-Marquardt on poses and points, in place, until a step gains less than `tolerance` of the cost."""
     cost, damping = _cost(p), 1e-4
     for _ in range(max_steps):

@@ -1,0 +1,130 @@
+"""Files in and out: rates, time stamps, sound offsets, and what is refused."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from fiag_dist import video
+from fiag_dist.errors import DataError
+
+SIDE = 64
+
+
+def grey(level: int) -> np.ndarray:
+    return np.full((SIDE, SIDE, 3), level, np.uint8)
+
+
+def write_at(path: Path, times_s: list[float], audio_at_s: float | None = None) -> None:
+    """A video whose frame k has level 10 k and the given time stamp; with sound, a click of 0.1 s at `audio_at_s` of the file's clock."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt, stream.options, stream.time_base = "yuv420p", {"crf": "1", "bf": "0"}, Fraction(1, 1000)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        sound = container.add_stream("pcm_s16le", rate=16_000, layout="mono") if audio_at_s is not None else None
+        for k, time_s in enumerate(times_s):
+            frame = av.VideoFrame.from_ndarray(grey(10 * k), format="rgb24")
+            frame.pts, frame.time_base = round(time_s * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            samples = np.zeros(32_000, np.int16)
+            start = round(audio_at_s * 16_000)
+            samples[start : start + 1600] = 20_000
+            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
+            container.mux(sound.encode(frame))
+            container.mux(sound.encode(None))
+
+
+def levels(path: Path, fps: float, max_seconds: float = 0.0) -> list[int]:
+    return [round(float(image.mean()) / 10) for image in video.read_frames(path, fps, max_seconds)]
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    tone = np.sin(np.arange(16_000) / 16_000 * 2 * np.pi * 440).astype(np.float32) * 0.5
+    path = tmp_path / "sub" / "clip.mp4"
+    with video.VideoWriter(path, SIDE, SIDE, 25, tone) as writer:
+        for k in range(25):
+            writer.write(grey(10 * k))
+    info = video.probe(path)
+    assert (info.width, info.height, info.fps, info.has_audio) == (SIDE, SIDE, 25, True)
+    assert levels(path, 25) == list(range(25))
+    wav = video.read_audio(path)
+    assert abs(len(wav) - 16_000) < 1100, "one AAC frame of padding at most"
+    spectrum = np.abs(np.fft.rfft(wav[2000:10_000]))
+    assert abs(spectrum.argmax() * 2 - 440) <= 2
+    assert [p.name for p in path.parent.iterdir()] == ["clip.mp4"]
+
+
+def test_a_writer_left_by_an_error_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="frame 1 is"), video.VideoWriter(tmp_path / "clip.mp4", SIDE, SIDE, 25) as writer:
+        writer.write(grey(0))
+        writer.write(np.zeros((10, 10, 3), np.uint8))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(DataError, match="even width and height"):
+        video.VideoWriter(tmp_path / "clip.mp4", 63, 64, 25)
+
+
+def test_other_rates_are_resampled_by_time(tmp_path: Path) -> None:
+    path = tmp_path / "fifty.mkv"
+    write_at(path, [k / 50 for k in range(20)])
+    assert levels(path, 25) == list(range(0, 20, 2))
+    assert levels(path, 25, max_seconds=0.2) == [0, 2, 4, 6, 8]
+
+
+def test_variable_rates_keep_their_time(tmp_path: Path) -> None:
+    path = tmp_path / "variable.mkv"
+    times_s = [0.0, 0.04, 0.21, 0.25, 0.42]
+    write_at(path, times_s)
+    wanted = [int(np.abs(np.array(times_s) - i / 25).argmin()) for i in range(10)]
+    assert levels(path, 25)[:10] == wanted
+
+
+@pytest.mark.parametrize("click_s", [0.7, 0.5])
+def test_sound_is_aligned_with_the_first_frame(tmp_path: Path, click_s: float) -> None:
+    path = tmp_path / "late.mkv"
+    write_at(path, [0.5 + k / 25 for k in range(25)], audio_at_s=click_s)
+    wav = video.read_audio(path)
+    assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(click_s - 0.5, abs=0.002)
+
+
+def test_padded_rows_are_made_whole(tmp_path: Path) -> None:
+    path = tmp_path / "narrow.mp4"
+    with video.VideoWriter(path, 70, 50, 25) as writer:
+        for _ in range(3):
+            writer.write(np.zeros((50, 70, 3), np.uint8))
+    assert all(image.flags["C_CONTIGUOUS"] for image in video.read_frames(path, 25))
+
+
+def test_what_can_not_be_read_is_one_line(tmp_path: Path) -> None:
+    text = tmp_path / "notes.mp4"
+    text.write_text("not a video")
+    silent = tmp_path / "silent.mp4"
+    with video.VideoWriter(silent, SIDE, SIDE, 25) as writer:
+        writer.write(grey(0))
+    for action, message in (
+        (lambda: video.probe(text), "can't be read"),
+        (lambda: video.probe(tmp_path / "absent.mp4"), "can't be read"),
+        (lambda: list(video.read_frames(text, 25)), "can't be read"),
+        (lambda: video.read_audio(silent), "no audio track"),
+    ):
+        with pytest.raises(DataError, match=message) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_sound_file_has_no_frames(tmp_path: Path) -> None:
+    path = tmp_path / "sound.wav"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.full((1, 8000), 16_384, np.int16), format="s16", layout="mono")
+        frame.sample_rate = 16_000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert len(video.read_audio(path)) == 8000
+    with pytest.raises(DataError, match="no video track"):
+        video.probe(path)
