@@ -16,7 +16,7 @@ def run(
             lessons = training.feed.next(training.step)
         tags = training.learn(lessons)
         monitor.add(training.step, tags | clock.step(training.lanes), config.log_every)
-        if _due(training, config.images_every):
+        if _due(training, config.images_every) and not training.done:
             look(training, monitor)
         if _due(training, config.checkpoint_every) and not training.done:
             save()

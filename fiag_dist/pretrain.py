@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     with closing(Monitor(folder, here, training.step, total_steps(config.train))) as monitor:
 
         def save() -> None:
+            fingerprint = training.fingerprint()
             shared, optim = training.shared()
             identities = {name: identity_tensors(training, name) for name in training.feed.names}
             at = checkpoint.save(
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
                 here,
                 config.train.keep,
             )
-            monitor.say(f"checkpoint {folder}/{at}")
+            monitor.say(f"checkpoint {folder}/{at} (shared parameters {fingerprint} on all {here.world} ranks)")
 
         with closing(process.StopSignal()) as stop:
             finished = run(training, monitor, save, lambda: stop.agreed(here.device))

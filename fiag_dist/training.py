@@ -1,5 +1,6 @@
 """The one training loop: pretraining over many ranks and adaptation in one process differ only in what they pass in."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -211,6 +212,18 @@ class Training:
             )
         self.head.train()
         return scores, pictures
+
+    def fingerprint(self) -> str:
+        """A hash of all shared parameters as this rank has them. Raises DistributedError when another rank's differ."""
+        digest = hashlib.sha256()
+        for parameter in self.head.parameters():
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+        found = process.all_gather_object(digest.hexdigest()[:16])
+        if len(set(found)) > 1:
+            raise DistributedError(
+                f"step {self.step}: shared parameters differ between ranks ({', '.join(found)}); go on from the last checkpoint, and report this"
+            )
+        return found[0]
 
     def shared(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The shared tensors of a checkpoint, and the optimiser's: the same on all ranks, which all call it."""

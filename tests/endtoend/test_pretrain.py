@@ -1,0 +1,139 @@
+"""Pretraining through torchrun, on demo identities, with real ranks."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, command, fiag_dist, records, torchrun
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+LAST = "checkpoints/step-00000048"
+
+
+def _same(a: Path, b: Path) -> None:
+    """All tensors of two checkpoints are equal to the bit."""
+    files = sorted(p.relative_to(a) for p in a.rglob("*.safetensors"))
+    assert files == sorted(p.relative_to(b) for p in b.rglob("*.safetensors"))
+    for file in files:
+        left, right = load_file(a / file), load_file(b / file)
+        assert left.keys() == right.keys()
+        different = [name for name in left if not torch.equal(left[name], right[name])]
+        assert not different, f"{file}: {different[:5]}"
+
+
+def test_a_run_leaves_a_whole_checkpoint_and_its_record(pretrained: Path):
+    commit = json.loads((pretrained / LAST / "COMMIT.json").read_text())
+    assert (commit["step"], commit["world"]) == (48, 2)
+    lines = records(pretrained)
+    assert lines[-1]["step"] == 48
+    assert {"loss/total", "loss/face", "rate/means", "field/num_gaussians", "time/step_ms", "time/data_pct"} <= set(
+        lines[3]
+    )
+    assert (pretrained / "config.yaml").read_text().startswith("# torchrun")
+    for name in commit["info"]["config"]["identities"]:
+        assert any(f"eval/psnr_db/{name}" in line for line in lines)
+
+
+def test_the_field_grows_and_learns(pretrained: Path):
+    lines = [line for line in records(pretrained) if "loss/face" in line]
+    assert lines[-1]["field/num_gaussians"] > lines[0]["field/num_gaussians"]
+    assert lines[-1]["loss/face"] < 0.6 * lines[0]["loss/face"]
+    assert {line["train/stage"] for line in records(pretrained) if "train/stage" in line} == {0, 1, 2, 3, 4}
+
+
+def test_tensorboard_has_curves_and_each_identity_beside_its_truth(pretrained: Path):
+    names, scalars = set(), set()
+    for folder in {p.parent for p in (pretrained / "tb").rglob("events.*")}:
+        events = EventAccumulator(str(folder), size_guidance={"images": 0})
+        events.Reload()
+        names |= {tag.removeprefix("identities/") for tag in events.Tags()["images"]}
+        scalars |= set(events.Tags()["scalars"])
+    assert names == set(json.loads((pretrained / LAST / "COMMIT.json").read_text())["info"]["config"]["identities"])
+    assert {"loss/total", "field/num_gaussians", "time/step_ms", "time/data_pct", "rate/means"} <= scalars
+
+
+def test_personal_nets_differ(pretrained: Path):
+    nets = [load_file(p)["net.0.weight"] for p in sorted((pretrained / LAST / "identities").glob("*.safetensors"))]
+    assert len(nets) == 3
+    assert not torch.equal(nets[0], nets[1])
+
+
+def test_ranks_hold_the_same_shared_parameters(pretrained: Path):
+    # The run itself compares a hash over all ranks at each checkpoint and stops when one differs.
+    log = (pretrained / "logs" / "rank1.log").read_text()
+    assert "on all 2 ranks" in log
+
+
+def test_one_rank_trains_the_same_global_batch_as_two(pretrained: Path, config: Path):
+    command(*torchrun(1), config, "--name", "one")
+    two, one = records(pretrained), records(config.parent / "one")
+    curves = [np.array([line["loss/total"] for line in lines if "loss/total" in line]) for lines in (one, two)]
+    assert len(curves[0]) == 12
+    # Sums are added in another order, so rounding differs and grows with the steps; measured: below 1e-4.
+    np.testing.assert_allclose(curves[0], curves[1], rtol=2e-3)
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(pretrained: Path, config: Path):
+    """SIGTERM ends the step, saves, and exits; run again, the end is that of the run that was never stopped."""
+    run = config.parent / "stopped"
+    words = [*torchrun(2), str(config), "--name", "stopped"]
+    first = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 180
+    while time.monotonic() < until and not (run / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    first.wait(120)
+    steps = sorted(int(p.parent.name.removeprefix("step-")) for p in run.glob("checkpoints/*/COMMIT.json"))
+    assert steps, "no checkpoint was saved on SIGTERM"
+    assert steps[-1] < 48, "the run ended before it was stopped"
+    command(*words)
+    _same(pretrained / LAST, run / LAST)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(pretrained: Path, config: Path):
+    run = config.parent / "damaged"
+    for step in ("step-00000020", "step-00000040"):
+        shutil.copytree(pretrained / "checkpoints" / step, run / "checkpoints" / step)
+    shared = run / "checkpoints" / "step-00000040" / "shared.safetensors"
+    shared.write_bytes(shared.read_bytes()[:-100])
+    done = command(*torchrun(2), config, "--name", "damaged")
+    assert "passed over" in done.stdout
+    _same(pretrained / LAST, run / LAST)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.frames-per-step", "9"], "frames_per_step 9 for 3 identities"),
+        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
+        (["--identities", "demoo"], "demoo"),
+    ],
+)
+def test_wrong_settings_get_one_line(config: Path, words: list[str], says: str):
+    done = fiag_dist("pretrain", config, "--name", "wrong", *words, check=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_names_the_nearest(tmp_path: Path):
+    (tmp_path / "bad.yaml").write_text("train: {stpes: 3}\n")
+    done = fiag_dist("pretrain", tmp_path / "bad.yaml", check=False)
+    assert done.returncode == 2
+    assert "did you mean 'steps'" in done.stderr
