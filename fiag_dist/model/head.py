@@ -38,7 +38,7 @@ class Performance:
     face: Rendering
     mouth: Rendering
 
-    def over(self, backdrop: Float[Tensor, "3 height width"]) -> Float[Tensor, "3 height width"]:
+    def over(self, backdrop: Float[Tensor, "3 #height #width"]) -> Float[Tensor, "3 height width"]:
         """Face over mouth over backdrop."""
         behind = self.mouth.image + (1 - self.mouth.alpha) * backdrop
         return self.face.image[:3] + (1 - self.face.alpha) * behind
