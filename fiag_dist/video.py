@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -58,7 +59,7 @@ def read_frames(
 
     max_seconds: stop there; 0 reads all. Frames are decoded as they are asked for. Raises DataError as `probe` does.
     """
-    limit = max_seconds * fps if max_seconds else float("inf")
+    limit = int(max_seconds * fps + 1e-6) if max_seconds else sys.maxsize
     with _opened(path) as container:
         stream = _video_stream(container, path)
         index, before, before_s, start_s, gap_s = 0, None, 0.0, None, 1.0 / fps

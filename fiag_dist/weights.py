@@ -182,7 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_column(heading, overflow="fold")
     for file in REGISTRY.values():
         state = "present" if present(file.name) else f"missing ({file.megabytes:.0f} MB to fetch)"
-        table.add_row(file.name, file.purpose, f"{file.package} {file.version}", file.licence, f"{file.sha256[:8]}...", state)
+        table.add_row(
+            file.name, file.purpose, f"{file.package} {file.version}", file.licence, f"{file.sha256[:8]}...", state
+        )
     console.print(table)
     return 0
 

@@ -188,8 +188,8 @@ def _height(points: Float32[np.ndarray, "478 3"]) -> float:
     return float(np.linalg.norm(points[FOREHEAD_TOP, :2] - points[CHIN, :2]))
 
 
-def _head_box(points: Float32[np.ndarray, "478 3"]) -> tuple[float, float, float, float]:
+def _head_box(points: Float32[np.ndarray, "478 3"]) -> Float64[np.ndarray, " 4"]:
     """left, top, right, bottom of a head with hair and some shoulder, in proportions of the face's height."""
     x, y = (points[FOREHEAD_TOP, :2] + points[CHIN, :2]) / 2
     height = _height(points)
-    return x - 0.95 * height, y - 1.10 * height, x + 0.95 * height, y + 0.80 * height
+    return np.array([x - 0.95 * height, y - 1.10 * height, x + 0.95 * height, y + 0.80 * height], np.float64)

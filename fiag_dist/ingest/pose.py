@@ -34,8 +34,8 @@ _OVAL = (127, 234, 356, 454, 21, 251, 162, 389, 54, 284, 103, 332)
 _TRACK_WEIGHT = 0.3
 _MIN_SHARED = 5
 """Tracks that share fewer frames with a window say nothing there."""
-_ROBUST_PX2 = 0.5
-"""Cauchy loss: the squared error, pixels^2, from which an observation counts for less."""
+_ROBUST_PX2 = (30.0, 4.0, 0.5)
+"""Cauchy loss: the squared error, pixels^2, from which an observation counts for less; wide first, while the tracks' depths are guesses."""
 _SHAPE_SIGMA_M, _SHARED_SIGMA_M, _TRACK_SIGMA_M = 0.004, 0.001, 0.02
 """How far points may lie from where they start: landmarks from the average face, landmarks in a later window from the shared shape, tracks."""
 _PRIOR_WEIGHT = 0.02
@@ -189,36 +189,37 @@ def _project(p: _Problem) -> tuple[np.ndarray, np.ndarray]:
     return p.focal * camera[..., :2] / camera[..., 2:] + POSE_SIZE / 2, camera
 
 
-def _cost(p: _Problem) -> float:
+def _cost(p: _Problem, robust: float) -> float:
     squared = np.square(_project(p)[0] - p.observed).sum(-1)
-    prior = (p.stiffness * np.square(p.X - p.X0).sum(-1)).sum()
-    return float((p.weights * np.log1p(squared / _ROBUST_PX2)).sum() + prior)
+    prior = (p.stiffness * np.square(p.X - p.X0).sum(-1)).sum() * _ROBUST_PX2[-1]
+    return float((p.weights * np.log1p(squared / robust)).sum() * robust + prior)
 
 
 def _minimise(p: _Problem, max_steps: int = 15, tolerance: float = 2e-4) -> None:
-    """Levenberg-Marquardt on poses and points, in place, until a step gains less than `tolerance` of the cost."""
-    cost, damping = _cost(p), 1e-4
-    for _ in range(max_steps):
-        turn, shift, move = _step(p, damping)
-        old = p.R, p.t, p.X
-        p.R, p.t, p.X = Rotation.from_rotvec(turn).as_matrix() @ p.R, p.t + shift, p.X + move
-        new = _cost(p)
-        if new < cost:
-            gain, cost, damping = (cost - new) / cost, new, max(damping / 5, 1e-7)
-            if gain < tolerance:
-                return
-        else:
-            p.R, p.t, p.X = old
-            damping *= 10
-            if damping > 1:
-                return
+    """Levenberg-Marquardt on poses and points, in place; at each robust width until a step gains less than `tolerance` of the cost."""
+    for robust in _ROBUST_PX2:
+        cost, damping = _cost(p, robust), 1e-4
+        for _ in range(max_steps):
+            turn, shift, move = _step(p, robust, damping)
+            old = p.R, p.t, p.X
+            p.R, p.t, p.X = Rotation.from_rotvec(turn).as_matrix() @ p.R, p.t + shift, p.X + move
+            new = _cost(p, robust)
+            if new < cost:
+                gain, cost, damping = (cost - new) / cost, new, max(damping / 5, 1e-7)
+                if gain < (tolerance if robust == _ROBUST_PX2[-1] else 10 * tolerance):
+                    break
+            else:
+                p.R, p.t, p.X = old
+                damping *= 10
+                if damping > 1:
+                    break
 
 
-def _step(p: _Problem, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _step(p: _Problem, robust: float, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """One Gauss-Newton step: rotation vectors [T 3], shifts [T 3] and point moves [N 3]."""
     pixels, camera = _project(p)
-    residual = pixels - p.observed
-    weight = p.weights / _ROBUST_PX2 / (1 + np.square(residual).sum(-1) / _ROBUST_PX2)  # Cauchy, as reweighted squares
+    residual, stiffness = pixels - p.observed, p.stiffness * _ROBUST_PX2[-1]
+    weight = p.weights / (1 + np.square(residual).sum(-1) / robust)  # Cauchy, as reweighted squares
     num_frames, num_points = weight.shape
     # Derivatives of the two pixel coordinates by the camera-frame point, [T N 2 3].
     by_camera = np.zeros((num_frames, num_points, 2, 3))
@@ -233,9 +234,9 @@ def _step(p: _Problem, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
     H_mixed = weighted.transpose(0, 1, 3, 2) @ by_point
     weighted = by_point * weight[..., None, None]
     H_points = np.einsum("tnij,tnik->njk", weighted, by_point, optimize=True)
-    g_points = -np.einsum("tnij,tni->nj", weighted, residual, optimize=True) - p.stiffness[:, None] * (p.X - p.X0)
+    g_points = -np.einsum("tnij,tni->nj", weighted, residual, optimize=True) - stiffness[:, None] * (p.X - p.X0)
     eye = np.eye(3)
-    H_points = H_points * (1 + damping * eye) + (p.stiffness[:, None, None] + 1e-6) * eye
+    H_points = H_points * (1 + damping * eye) + (stiffness[:, None, None] + 1e-6) * eye
     # Points out: S = H_poses - (H_mixed L^-T)(H_mixed L^-T)^T with H_points = L L^T.
     inverse_L = np.linalg.inv(np.linalg.cholesky(H_points))
     half = (H_mixed @ inverse_L.transpose(0, 2, 1)).transpose(0, 2, 1, 3).reshape(6 * num_frames, 3 * num_points)

@@ -1,7 +1,7 @@
 """Landmarks in three dimensions: the clip's rest shape, and every frame's tracked landmarks brought into the head frame."""
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 
 from fiag_dist.ingest.face_model import rest_start
 
@@ -30,7 +30,7 @@ def unproject(
 
 
 def project(
-    points: Float32[np.ndarray, "frames points 3"],
+    points: Float[np.ndarray, "frames points 3"],
     viewmats: Float64[np.ndarray, "frames 4 4"],
     K: Float64[np.ndarray, "3 3"],
 ) -> Float64[np.ndarray, "frames points 2"]:

@@ -17,7 +17,10 @@ def chirps(seconds: float, seed: int = 0) -> np.ndarray:
     while sum(map(len, pieces)) < seconds * RATE:
         length = int(rng.uniform(0.08, 0.25) * RATE)
         phase = 2 * np.pi * np.cumsum(np.linspace(*rng.uniform(120, 2500, 2), length)) / RATE
-        pieces += [np.hanning(length) * np.sin(phase) * rng.uniform(0.2, 0.8), np.zeros(int(rng.uniform(0.02, 0.2) * RATE))]
+        pieces += [
+            np.hanning(length) * np.sin(phase) * rng.uniform(0.2, 0.8),
+            np.zeros(int(rng.uniform(0.02, 0.2) * RATE)),
+        ]
     return np.concatenate(pieces)[: int(seconds * RATE)].astype(np.float32)
 
 

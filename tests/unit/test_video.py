@@ -61,9 +61,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_writer_left_by_an_error_leaves_no_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="frame 1 is"), video.VideoWriter(tmp_path / "clip.mp4", SIDE, SIDE, 25) as writer:
-        writer.write(grey(0))
-        writer.write(np.zeros((10, 10, 3), np.uint8))
+    def write_two() -> None:
+        with video.VideoWriter(tmp_path / "clip.mp4", SIDE, SIDE, 25) as writer:
+            writer.write(grey(0))
+            writer.write(np.zeros((10, 10, 3), np.uint8))
+
+    with pytest.raises(DataError, match="frame 1 is"):
+        write_two()
     assert not list(tmp_path.iterdir())
     with pytest.raises(DataError, match="even width and height"):
         video.VideoWriter(tmp_path / "clip.mp4", 63, 64, 25)

@@ -1,0 +1,90 @@
+"""Whole clips: what comes out of a real one, and which are refused with a line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fiag_dist import video
+from fiag_dist.config import PackConfig
+from fiag_dist.errors import DataError
+from fiag_dist.ingest import rest
+from fiag_dist.ingest.clip import pack_clip
+from fiag_dist.ingest.sheet import contact_sheet
+from fiag_dist.types import BOUND_M, Label
+
+
+def write_clip(path: Path, image: np.ndarray, seconds: float, volume: float = 0.3) -> Path:
+    tone = np.sin(np.arange(round(seconds * 16_000)) * 0.2).astype(np.float32) * volume
+    with video.VideoWriter(path, image.shape[1], image.shape[0], 25, tone) as writer:
+        for _ in range(round(seconds * 25)):
+            writer.write(image)
+    return path
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_a_real_clip_becomes_samples(clips: Path) -> None:
+    stages = []
+    meta, frames = pack_clip(
+        clips / "speaker_b.mp4", PackConfig(max_seconds=2.2), "b", lambda stage, share: stages.append(share)
+    )
+    samples = list(frames)
+    assert len(samples) == len(meta.split) == len(meta.viewmats) == 55
+    assert meta.split.count("test") == 5
+    assert meta.split[-5:] == ["test"] * 5
+    assert stages == sorted(stages)
+    assert stages[-1] == 1.0
+    assert len(meta.wav) == 55 * 640
+    assert meta.speech.shape == (55, 384, 2)
+    assert np.abs(meta.rest_landmarks).max() < BOUND_M
+    assert meta.report["head_inside_bound"] > 0.99
+    assert meta.report["pose"]["track_median_px_at_256"] < 0.6
+    for frame in samples[::9]:
+        assert set(np.unique(frame.labels)) >= {Label.BACKGROUND, Label.TORSO, Label.HAIR, Label.FACE, Label.LIPS}
+        assert np.linalg.norm(frame.embedding) == pytest.approx(1, abs=1e-4)
+        points = rest.project(
+            frame.landmarks[None].astype(np.float32), frame.viewmat[None].astype(np.float64), frame.K.astype(np.float64)
+        )[0]
+        x0, y0, x1, y1 = frame.lips_rect
+        lips = points[[61, 291, 0, 17]]
+        assert np.all((lips > [x0, y0]) & (lips < [x1, y1]))
+        assert frame.alpha[tuple(points[4].astype(int)[::-1])] == 255, "the nose is part of the head"
+        np.testing.assert_array_equal(frame.audio[4], meta.speech[frame.index])
+    assert contact_sheet(meta, samples[:3]).shape == (5 * 256, 3 * 256, 3)
+
+
+@pytest.mark.clips
+def test_a_clip_without_sound_is_refused(clips: Path) -> None:
+    with pytest.raises(DataError, match=r"silent_l\.mp4: no audio track"):
+        pack_clip(clips / "silent_l.mp4", PackConfig(), "l")
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_two_people_and_short_clips_are_refused(clips: Path, tmp_path: Path) -> None:
+    image = next(video.read_frames(clips / "speaker_b.mp4", 25))
+    both = write_clip(tmp_path / "both.mp4", np.concatenate([image, image[:, ::-1]], axis=1), 0.6)
+    with pytest.raises(DataError, match=r"both\.mp4: two faces of similar size"):
+        pack_clip(both, PackConfig(), "both")
+    short = write_clip(tmp_path / "short.mp4", image, 0.6)
+    with pytest.raises(DataError, match=r"short\.mp4: 0\.6 s usable, 2 s needed"):
+        pack_clip(short, PackConfig(), "short")
+
+
+@pytest.mark.weights
+def test_a_clip_without_a_face_is_refused(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8)
+    path = write_clip(tmp_path / "noise.mp4", noise, 0.5)
+    with pytest.raises(DataError, match=r"noise\.mp4: a face in 0 of 2 sampled frames") as caught:
+        pack_clip(path, PackConfig(), "noise")
+    assert "\n" not in str(caught.value)
+
+
+def test_unreadable_silent_and_missing_files_are_refused(tmp_path: Path) -> None:
+    text = tmp_path / "text.mp4"
+    text.write_text("not a video")
+    quiet = write_clip(tmp_path / "quiet.mp4", np.zeros((64, 64, 3), np.uint8), 0.5, volume=0.0)
+    for path, message in ((text, "can't be read"), (quiet, "is silent"), (tmp_path / "absent.mp4", "no such file")):
+        with pytest.raises(DataError, match=message):
+            pack_clip(path, PackConfig(), "x")

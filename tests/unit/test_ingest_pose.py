@@ -1,0 +1,133 @@
+"""Head poses against known ones: a rigid random head, noisy landmarks, exact and wrong tracks."""
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from fiag_dist.ingest import pose, rest
+from fiag_dist.ingest.tracks import POSE_SIZE, Tracks
+from fiag_dist.types import HEAD_ORIGIN_M
+
+FOCAL = 4.7 * POSE_SIZE
+K = np.array([[FOCAL, 0, POSE_SIZE / 2], [0, FOCAL, POSE_SIZE / 2], [0, 0, 1]])
+
+
+@pytest.fixture(autouse=True)
+def canonical(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """A random half ellipsoid of 468 points in place of the model's face, so that no weights are needed."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(468, 3))
+    points[:, 2] = np.abs(points[:, 2])
+    points = points / np.linalg.norm(points, axis=1, keepdims=True) * [0.075, 0.1, 0.07]
+    monkeypatch.setattr(pose, "canonical_vertices", lambda: points)
+    monkeypatch.setattr(rest, "rest_start", lambda: np.concatenate([points, points[:10]]))
+    return points
+
+
+def moving_head(num_frames: int) -> np.ndarray:
+    """Viewmats of a head that turns by up to 10 degrees and sways."""
+    s = np.arange(num_frames) / 25
+    turns = np.radians(np.column_stack([5 * np.sin(2 * s), 10 * np.sin(1.3 * s), 3 * np.sin(0.7 * s)]))
+    viewmats = np.tile(np.eye(4), (num_frames, 1, 1))
+    viewmats[:, :3, :3] = np.diag([1.0, -1, -1]) @ Rotation.from_rotvec(turns).as_matrix()
+    viewmats[:, :3, 3] = np.column_stack([0.01 * np.sin(s), 0.008 * np.cos(1.7 * s), 2.0 + 0.03 * np.sin(0.9 * s)])
+    return viewmats
+
+
+def model_matrices(viewmats: np.ndarray, noise_deg: float, rng: np.random.Generator) -> np.ndarray:
+    """What the landmark model would report: its own focal length, origin and axes, centimetres, and noise."""
+    own = 0.5 * POSE_SIZE / np.tan(np.radians(31.5))
+    flip = np.diag([1.0, -1, -1])
+    R = (
+        viewmats[:, :3, :3]
+        @ Rotation.from_rotvec(np.radians(rng.normal(size=(len(viewmats), 3)) * noise_deg)).as_matrix()
+    )
+    t = viewmats[:, :3, 3] - R @ [0, HEAD_ORIGIN_M, 0]
+    t[:, 2] *= own / FOCAL
+    matrices = np.tile(np.eye(4), (len(viewmats), 1, 1))
+    matrices[:, :3, :3], matrices[:, :3, 3] = flip @ R, t @ flip * 100
+    return matrices
+
+
+def observe(
+    canonical: np.ndarray, viewmats: np.ndarray, rng: np.random.Generator, noise_px: float
+) -> tuple[np.ndarray, list[Tracks]]:
+    person = canonical * [1.04, 0.97, 1.03]
+    landmarks = rest.project(np.tile(np.concatenate([person, person[:10]]), (len(viewmats), 1, 1)), viewmats, K)
+    landmarks = landmarks + rng.normal(size=landmarks.shape) * noise_px
+    hair = rng.normal(size=(60, 3))
+    hair[:, 2] = np.abs(hair[:, 2])  # what a camera in front sees
+    hair = hair / np.linalg.norm(hair, axis=1, keepdims=True) * 0.1 + [0, 0.02, -0.03]
+    tracks = []
+    for keyframe in range(20, len(viewmats), 40):
+        first, last = max(0, keyframe - 50), min(len(viewmats), keyframe + 50)
+        seen = rest.project(np.tile(hair, (last - first, 1, 1)), viewmats[first:last], K)
+        seen[:, :5] += rng.normal(size=(last - first, 5, 2)) * 8  # tracks that slipped
+        tracks.append(Tracks(keyframe, first, seen[keyframe - first], seen, np.ones(seen.shape[:2])))
+    return landmarks.astype(np.float32), tracks
+
+
+def errors_deg(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """Angle of each frame's rotation error after one rotation common to all (the head's own frame is a convention)."""
+    difference = Rotation.from_matrix(found[:, :3, :3].transpose(0, 2, 1) @ true[:, :3, :3])
+    return np.degrees((difference * difference.mean().inv()).magnitude())
+
+
+def unsteadiness_deg(found: np.ndarray, true: np.ndarray) -> float:
+    """How much the rotation error changes from frame to frame."""
+    return float(np.abs(np.diff(errors_deg(found, true))).mean())
+
+
+@pytest.mark.parametrize("window", [250, 60])
+def test_poses_are_found(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch, window: int) -> None:
+    monkeypatch.setattr(pose, "WINDOW", window)
+    monkeypatch.setattr(pose, "OVERLAP", 20)
+    rng = np.random.default_rng(1)
+    true = moving_head(120)
+    landmarks, tracks = observe(canonical, true, rng, noise_px=0.5)
+    matrices = model_matrices(true, 0.5, rng)
+    found = pose.solve(landmarks, matrices, tracks, FOCAL)
+    R, t = pose.start_poses(matrices, FOCAL)
+    start = np.tile(np.eye(4), (120, 1, 1))
+    start[:, :3, :3], start[:, :3, 3] = R, t
+    # What is left is smooth: the prior holds the shape near the average face, which this person is not.
+    assert np.median(errors_deg(found.viewmats, true)) < 0.6 * np.median(errors_deg(start, true))
+    assert unsteadiness_deg(found.viewmats, true) < 0.1 < 0.3 * unsteadiness_deg(start, true)
+    assert found.landmark_rms_px < 1.0
+    assert found.track_median_px < 0.1
+
+
+def test_tracks_help(canonical: np.ndarray) -> None:
+    rng = np.random.default_rng(2)
+    true = moving_head(60)
+    landmarks, tracks = observe(canonical, true, rng, noise_px=1.0)
+    matrices = model_matrices(true, 0.5, rng)
+    alone, both = (pose.solve(landmarks, matrices, used, FOCAL).viewmats for used in ([], tracks))
+    assert unsteadiness_deg(both, true) < 0.5 * unsteadiness_deg(alone, true)
+
+
+def test_start_poses_undo_the_models_conventions() -> None:
+    true = moving_head(10)
+    R, t = pose.start_poses(model_matrices(true, 0.0, np.random.default_rng(0)), FOCAL)
+    np.testing.assert_allclose(R, true[:, :3, :3], atol=1e-9)
+    # The origin's shift is along the head's y axis at the model's own depth, so x and y agree, depth to the tilt of that axis.
+    np.testing.assert_allclose(t[:, :2], true[:, :3, 3][:, :2], atol=1e-9)
+    np.testing.assert_allclose(t[:, 2], true[:, 2, 3], rtol=0.02)
+
+
+def test_jitter_sees_noise_and_not_uniform_motion() -> None:
+    still = np.tile(np.eye(4), (50, 1, 1))
+    still[:, 0, 3], still[:, 2, 3] = np.linspace(0, 0.1, 50), 2.0
+    assert pose.jitter(still, FOCAL)["shift_px"] == [0.0, 0.0]
+    still[:, 0, 3] += np.random.default_rng(0).normal(size=50) * 0.001
+    assert pose.jitter(still, FOCAL)["shift_px"][0] == pytest.approx(0.001 * FOCAL / 2, rel=0.3)
+
+
+def test_landmarks_project_back_onto_their_pixels(canonical: np.ndarray) -> None:
+    rng = np.random.default_rng(3)
+    true = moving_head(30)
+    landmarks, _ = observe(canonical, true, rng, noise_px=1.0)
+    shape, points = rest.unproject(landmarks, true, K, num_train=25)
+    stored = points.astype(np.float16).astype(np.float32)  # as shards keep them
+    assert np.abs(rest.project(stored, true, K) - landmarks[..., :2]).max() < 0.1
+    assert np.abs(shape[:468] - canonical * [1.04, 0.97, 1.0])[:, :2].max() < 0.004
