@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fiag_dist.config import LossConfig
 from fiag_dist.kernels.ssim import ssim
 from fiag_dist.landmarks import LIPS_AND_LIDS
+from fiag_dist.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
 from fiag_dist.model.motion import METRES, PersonalNet
 from fiag_dist.model.surface import NUM_MESH
@@ -18,6 +19,8 @@ from fiag_dist.types import Camera, Label, Shot
 
 TRIPLET_POINTS = 2048
 MOUTH_MARGIN_PX = 8
+PATCH_PX = 80
+"""Side of the patches that LPIPS compares."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,11 +81,18 @@ def mouth_terms(
 
 
 def fusion_terms(
-    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig, perceptual: Lpips | None
 ) -> dict[str, Tensor]:
-    """The composite of both branches against the whole head."""
+    """The composite of both branches against the whole head; `perceptual` also compares a random patch of it."""
+    image = performance.over(backdrop)
     target = shot.image * shot.alpha + backdrop * (1 - shot.alpha)
-    return {"fusion": reconstruction(performance.over(backdrop), target, config.ssim)}
+    terms = {"fusion": reconstruction(image, target, config.ssim)}
+    if perceptual is not None:
+        side = min(PATCH_PX, image.shape[-1])
+        y, x = (int(torch.randint(image.shape[-1] - side + 1, ())) for _ in range(2))
+        patches = (picture[None, :, y : y + side, x : x + side] for picture in (image, target))
+        terms["lpips"] = config.lpips * perceptual(*patches).mean()
+    return terms
 
 
 def motion_terms(performance: Performance, config: LossConfig) -> dict[str, Tensor]:
@@ -153,11 +163,12 @@ def compute(
     config: LossConfig,
     landmark_weight: float,
     rival: Rival | None,
+    perceptual: Lpips | None = None,
 ) -> dict[str, Tensor]:
     """All weighted terms of one frame in its stage; their sum is what is minimised. Draws a random backdrop from torch's generator."""
     backdrop = torch.rand(3, 1, 1, device=shot.image.device)
     if stage is Stage.FUSION:
-        return fusion_terms(performance, shot, backdrop, config)
+        return fusion_terms(performance, shot, backdrop, config, perceptual)
     terms = face_terms(performance, shot, backdrop, config) | mouth_terms(performance, shot, backdrop, config)
     if stage is Stage.WARM_UP:
         terms.pop("face_coverage")

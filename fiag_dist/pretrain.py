@@ -19,7 +19,7 @@ from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import total_steps
 from fiag_dist.start import fresh_head, load_head
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.training import Training, optimizer_groups
+from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 
 
 def main(argv: list[str]) -> int:
@@ -77,7 +77,8 @@ def build(config: PretrainConfig, here: process.Process, data: Storage, run_stor
     feed = Feed(data, manifest, ownership, here.rank, config.train.seed, here.device)
     pool = PersonalPool({name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names})
     engine = ZeroEngine(head, optimizer_groups(head), config.zero_stage, config.train.optim.grad_clip)
-    training = Training(config.train, head, engine, pool, feed, len(ownership.lanes), here.world)
+    perceptual = perceptual_loss(config.train, here.device)
+    training = Training(config.train, head, engine, pool, feed, len(ownership.lanes), here.world, perceptual)
     if stored:
         training.restore(stored.step, stored.shared, stored.optim, here.rank)
         for name in feed.names:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiag_dist import density, losses
+from fiag_dist import density, losses, weights
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, StepReport
@@ -18,8 +18,19 @@ from fiag_dist.dist.state import RowEdit, flatten, unflatten
 from fiag_dist.errors import DistributedError
 from fiag_dist.feed import Feed, Lesson
 from fiag_dist.losses import Rival
+from fiag_dist.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
-from fiag_dist.stages import FIELD_GROUPS, Stage, landmark_weight, moving, prune_threshold, rates, stage_at, total_steps
+from fiag_dist.stages import (
+    FIELD_GROUPS,
+    Stage,
+    landmark_weight,
+    moving,
+    progress,
+    prune_threshold,
+    rates,
+    stage_at,
+    total_steps,
+)
 
 PERSONAL_GROUPS = ["personal_grids", "personal_nets", "personal_audio"]
 REFUSED_AT_MOST = 20
@@ -46,6 +57,19 @@ def optimizer_groups(head: Head) -> list[Group]:
     return groups
 
 
+def perceptual_loss(config: TrainConfig, device: torch.device | str) -> Lpips | None:
+    """LPIPS when the configuration asks for it and its weights are there; says in a line when they are not."""
+    if not config.loss.lpips:
+        return None
+    if not weights.present("lpips-alex"):
+        print(
+            "training without LPIPS: its weights are not there; to use it: fiag-dist weights fetch",
+            flush=True,
+        )
+        return None
+    return Lpips().to(device)
+
+
 @dataclass(eq=False)
 class Training:
     """Everything a run changes as it goes, and how one step changes it."""
@@ -57,6 +81,8 @@ class Training:
     feed: Feed
     lanes: int
     world: int = 1
+    perceptual: Lpips | None = None
+    """Compares patches in the second half of the fusion stage."""
     step: int = 0
     averages: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, density.Statistics] = field(default_factory=dict)
@@ -117,7 +143,9 @@ class Training:
         if lesson.rival is not None:
             rival = Rival(lesson.positive, self.feed.embedding(lesson.rival), self.pool[lesson.rival])
         weight = landmark_weight(self.step, config)
-        return performance, losses.compute(self.head, performance, shot, stage, config.loss, weight, rival)
+        fusing = (progress(self.step, config) - config.stages.motion) / max(1 - config.stages.motion, 1e-6) > 0.5
+        perceptual = self.perceptual if fusing else None
+        return performance, losses.compute(self.head, performance, shot, stage, config.loss, weight, rival, perceptual)
 
     def _observe(self, lessons: list[Lesson], performances: list[Performance | None], share: float) -> None:
         for performance in performances:

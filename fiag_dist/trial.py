@@ -29,7 +29,7 @@ from fiag_dist.stages import total_steps
 from fiag_dist.start import fresh_head, load_head
 from fiag_dist.storage import open_storage
 from fiag_dist.synthesize import write_preview
-from fiag_dist.training import Training, optimizer_groups
+from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 
 PREVIEW_S = 4.0
 DONE = "done.json"
@@ -126,7 +126,9 @@ def _build(job: Job, folder: Path) -> tuple[Training, str]:
         head = fresh_head(config, data, manifest, [job.name], config.seed, device)
         pool = PersonalPool({job.name: head.universal.new_personal().to(device)})
     engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
-    return Training(config, head, engine, pool, feed, lanes=1), entry.source.file if entry.source else ""
+    return Training(
+        config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device)
+    ), entry.source.file if entry.source else ""
 
 
 def _nearest(stored: checkpoint.Checkpoint, embedding: torch.Tensor) -> str | None:
