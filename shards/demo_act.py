@@ -56,16 +56,15 @@ def _blinks(rng: np.random.Generator, times: np.ndarray) -> np.ndarray:
 def _waves(rng: np.random.Generator, times: np.ndarray, height: float) -> np.ndarray:
     """A unit that comes and goes, 0..height."""
     waves = [np.sin(2 * np.pi * rng.uniform(0.15, 0.6) * times + rng.uniform(0, 6.3)) for _ in range(3)]
-    return height * np.clip(np.sum(waves, 0) / 2, 0, 1)
+    return height * (np.sum(waves, 0) / 2).clip(0, 1)
 
 
 def _poses(rng: np.random.Generator, times: np.ndarray) -> np.ndarray:
     """World-to-camera of the turning head [frames, 4, 4]: about ten degrees to each side, half of that up and down."""
 
     def sway(height: float) -> np.ndarray:
-        return height * sum(
-            w * np.sin(2 * np.pi * f * times + rng.uniform(0, 6.3)) for f, w in ((0.17, 0.6), (0.31, 0.4))
-        )
+        slow, fast = (np.sin(2 * np.pi * f * times + rng.uniform(0, 6.3)) for f in (0.17, 0.31))
+        return height * (0.6 * slow + 0.4 * fast)
 
     yaw, pitch, roll = (np.radians(sway(degrees)) for degrees in (11.0, 5.0, 3.0))
     offsets = np.stack([sway(0.006), sway(0.004), sway(0.004)], 1)

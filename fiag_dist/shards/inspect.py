@@ -81,7 +81,7 @@ def _verify(storage: Storage) -> int:
         print(f"{entry.name}: " + ("; ".join(lines) if lines else f"ok, {len(entry.shards) + 1} files"))
     if bad:
         fix = f"pack again: fiag-dist pack CLIPS --out {storage.url}"
-        print(f"{bad} of {len(manifest.identities)} identities are damaged; {fix}", file=sys.stderr)
+        print(f"{bad} of {len(manifest.identities)} identities differ from the manifest; {fix}", file=sys.stderr)
         return 2
     print(f"all {len(manifest.identities)} identities are whole")
     return 0

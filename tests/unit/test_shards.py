@@ -226,7 +226,7 @@ def test_damaged_bytes_of_the_right_size(store: Storage, capsys: pytest.CaptureF
     assert inspect.main(["verify", store.url]) == 2
     printed = capsys.readouterr()
     assert "anna-000000.tar: its SHA-256 is not the manifest's" in printed.out
-    assert "1 of 2 identities are damaged" in printed.err
+    assert "1 of 2 identities differ from the manifest" in printed.err
 
 
 def test_missing_things_say_what_is_there_and_what_to_do(store: Storage, tmp_path: Path) -> None:

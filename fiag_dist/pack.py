@@ -1,0 +1,360 @@
+"""fiag-dist pack: clips in, shards and a manifest out. One worker process a core; a bad clip is refused with its reason and the others go on."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import cv2
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from fiag_dist.config import PackConfig
+from fiag_dist.errors import DataError, FiagError, guarded
+from fiag_dist.ingest import speech
+from fiag_dist.ingest.clip import pack_clip
+from fiag_dist.ingest.sheet import contact_sheet
+from fiag_dist.shards.manifest import (
+    FILE,
+    AudioFormat,
+    EmbeddingFormat,
+    IdentityEntry,
+    Manifest,
+    SourceEntry,
+    from_json,
+    read_manifest,
+    write_manifest,
+)
+from fiag_dist.shards.writer import write_identity
+from fiag_dist.storage import Storage, open_storage
+from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+RECIPE = 1
+"""Raised whenever the same clip and settings give other shards: everything is then packed again."""
+EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
+SHEET_FRAMES = 8
+MARK = "entry.json"
+"""Written last into an identity's folder: without it the folder is unfinished."""
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+TIMINGS = ("seconds_by_stage", "ms_per_frame")
+"""Keys of a clip's report that stay out of its shards, so that packing again gives the same bytes."""
+SILENCE_S = 10.0
+"""A worker that is busy for longer says how far it is."""
+
+Progress = Callable[[str, float], None]
+Packer = Callable[[Path, PackConfig, str, Progress], tuple[IdentityMeta, Iterator[Frame]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackCommand:
+    """Packs video clips of one person each into shards. Run again, it does only what is new, changed or unfinished."""
+
+    clips: tyro.conf.Positional[tuple[str, ...]]
+    """Clips (mp4, mov, mkv, webm, avi) and folders of them."""
+    out: str
+    """Folder or s3://bucket/prefix for the shards; identities that are there already stay."""
+    settings: Annotated[PackConfig, tyro.conf.arg(name="")] = field(default_factory=PackConfig)
+
+
+@dataclass(frozen=True)
+class PackResult:
+    """`manifest`: as it stands in the folder now. `refused`: why, by clip name."""
+
+    manifest: Manifest
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Work:
+    path: Path
+    name: str
+    out: str
+    cfg: PackConfig
+    source: SourceEntry
+
+
+@dataclass(frozen=True)
+class _Done:
+    entry: IdentityEntry | None
+    reason: str = ""
+    seconds: float = 0.0
+    bug: str = ""
+    """Traceback of an error that no rule of ours explains."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command. Returns 0 when at least one clip is usable."""
+    command = tyro.cli(PackCommand, args=list(argv), prog="fiag-dist pack")
+    pack([Path(c) for c in command.clips], command.out, command.settings)
+    return 0
+
+
+def pack(
+    clips: Sequence[str | Path],
+    out: str,
+    cfg: PackConfig | None = None,
+    report: Callable[[str], None] = print,
+    packer: Packer = pack_clip,
+) -> PackResult:
+    """Packs clips, and the clips in folders, to a folder or s3:// prefix, and merges them into the manifest there.
+
+    `report` gets one line a clip as it finishes, and a table at the end; `packer` makes the samples, in worker processes.
+    Raises DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format are there already.
+    """
+    cfg = cfg or PackConfig()
+    found = find_clips([Path(c) for c in clips])
+    storage = open_storage(out)
+    sizes = storage.sizes()
+    formats = _formats(cfg)
+    others = _others(storage, sizes, formats, set(found))
+    done: dict[str, _Done] = {}
+    todo: list[_Work] = []
+    for name, paths in found.items():
+        work = _Work(paths[0], name, out, cfg, _source(paths[0], cfg))
+        entry = _finished(storage, sizes, work)
+        if len(paths) > 1:
+            done[name] = _Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
+        elif entry:
+            done[name] = _Done(entry)
+        else:
+            todo.append(work)
+    for name, result in done.items():
+        report(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
+    if todo and FILE in sizes:  # what the manifest names must be complete at every moment
+        _write(storage, formats, others, done)
+    for work, result in _run(todo, cfg.jobs or os.cpu_count() or 1, packer):
+        done[work.name] = result
+        report(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
+    table = _table({name: done[name] for name in found}, {work.name for work in todo})
+    report(table)
+    refused = {name: done[name].reason for name in found if done[name].reason}
+    if len(refused) == len(found):
+        name, reason = next(iter(refused.items()))
+        raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
+    return PackResult(_write(storage, formats, others, done), refused)
+
+
+def find_clips(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Clips by the name of the identity that each becomes, in order. Raises DataError for a missing path or a folder without clips."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not inside:
+                raise DataError(f"{path}: no clips in this folder; give one with {', '.join(SUFFIXES)} files")
+        elif path.is_file():
+            inside = [path]
+        else:
+            raise DataError(f"{path}: no such file or folder; give video clips, or a folder of them")
+        for clip in inside:
+            name = re.sub(r"[^A-Za-z0-9_-]+", "_", clip.stem).strip("_-")[:64] or "clip"
+            same = found.setdefault(name, [])
+            if clip.resolve() not in [p.resolve() for p in same]:
+                same.append(clip)
+    if not found:
+        raise DataError("no clips were given; name video files, or a folder of them")
+    return found
+
+
+def _formats(cfg: PackConfig) -> Manifest:
+    """The manifest without identities."""
+    dim, window = speech.dims(cfg.extractor)
+    return Manifest(
+        fps=cfg.fps,
+        size=cfg.size,
+        sample_rate=speech.SAMPLE_RATE,
+        audio=AudioFormat(extractor=cfg.extractor, dim=dim, window=window),
+        expression=list(EXPRESSION_NAMES),
+        id_embedding=EMBEDDING,
+    )
+
+
+def _others(storage: Storage, sizes: dict[str, int], formats: Manifest, names: set[str]) -> list[IdentityEntry]:
+    """Identities of the manifest that is there, apart from `names`. Raises DataError when they have another format."""
+    if FILE not in sizes:
+        return []
+    there = read_manifest(storage, check=False)
+    others = [entry for entry in there.identities if entry.name not in names]
+    if others and dataclasses.replace(there, identities=[]) != formats:
+        raise DataError(
+            f"{storage.url}: holds {len(others)} identities of {there.size}x{there.size} at {there.fps} fps with {there.audio.extractor} speech "
+            f"and {there.id_embedding.model} embeddings, which these settings do not give; give another --out, or the same settings"
+        )
+    return others
+
+
+def _source(path: Path, cfg: PackConfig) -> SourceEntry:
+    """What the shards of a clip depend on."""
+    settings = dataclasses.asdict(cfg)
+    del settings["jobs"]
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); check its rights") from error
+    mark = hashlib.sha256(json.dumps([RECIPE, settings], sort_keys=True).encode()).hexdigest()[:16]
+    return SourceEntry(file=path.name, bytes=path.stat().st_size, sha256=digest, settings=mark)
+
+
+def _finished(storage: Storage, sizes: dict[str, int], work: _Work) -> IdentityEntry | None:
+    """The entry of an identity that was packed completely from the same clip with the same settings."""
+    mark = f"{work.name}/{MARK}"
+    if mark not in sizes:
+        return None
+    try:
+        entry = from_json(IdentityEntry, json.loads(storage.read(mark)), f"{storage.url}/{mark}")
+    except (ValueError, DataError):
+        return None  # made by another version, or damaged: pack again
+    whole = all(sizes.get(file) == size for file, size in entry.files.items())
+    same = entry.source and dataclasses.replace(entry.source, file=work.source.file) == work.source
+    return entry if whole and same else None
+
+
+def _write(storage: Storage, formats: Manifest, others: list[IdentityEntry], done: dict[str, _Done]) -> Manifest:
+    entries = others + [result.entry for result in done.values() if result.entry]
+    manifest = dataclasses.replace(formats, identities=sorted(entries, key=lambda entry: entry.name))
+    write_manifest(storage, manifest)
+    return manifest
+
+
+def _run(todo: list[_Work], workers: int, packer: Packer) -> Iterator[tuple[_Work, _Done]]:
+    """Results as they come. A clip whose worker dies is tried once more, alone, so that it takes no other with it."""
+    lost: list[_Work] = []
+    for work, result in _pool(todo, min(workers, len(todo)), packer):
+        if result is None:
+            lost.append(work)
+        else:
+            yield work, result
+    for work in lost:
+        _, result = next(_pool([work], 1, packer))
+        died = "its worker process died twice: killed, or out of memory; give a shorter clip (--max-seconds) or fewer --jobs"
+        yield work, result or _Done(None, died)
+
+
+def _pool(todo: list[_Work], workers: int, packer: Packer) -> Iterator[tuple[_Work, _Done | None]]:
+    """Results as they come, None for what a dead worker took along."""
+    if not todo:
+        return
+    with _one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_pack_one, work, packer): work for work in todo}
+        pending = set(futures)
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    try:
+                        yield futures[future], future.result()
+                    except BrokenProcessPool:
+                        yield futures[future], None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pack_one(work: _Work, packer: Packer) -> _Done:
+    """In a worker: one clip to shards, report, contact sheet and, last, the mark. Raises WeightsError and ConfigError, which concern all clips."""
+    began = time.perf_counter()
+    cv2.setNumThreads(1)
+    storage = open_storage(work.out)
+    try:
+        meta, frames = packer(work.path, work.cfg, work.name, _progress(work.name))
+        chosen: list[Frame] = []
+        stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k not in TIMINGS})
+        entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
+        entry = dataclasses.replace(entry, source=work.source)
+        storage.write(f"{work.name}/report.json", (json.dumps(meta.report, indent=1) + "\n").encode())
+        storage.write(f"{work.name}/contact_sheet.png", _png(contact_sheet(meta, chosen)))
+        storage.write(f"{work.name}/{MARK}", (json.dumps(dataclasses.asdict(entry), indent=1) + "\n").encode())
+    except DataError as error:
+        return _Done(None, str(error), time.perf_counter() - began)
+    except FiagError:
+        raise
+    except Exception as error:
+        reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        return _Done(None, reason, time.perf_counter() - began, traceback.format_exc())
+    return _Done(entry, "", time.perf_counter() - began)
+
+
+def _progress(name: str) -> Progress:
+    """Prints how far a clip is, once in a while."""
+    last = time.perf_counter()
+
+    def tell(stage: str, share: float) -> None:
+        nonlocal last
+        if stage and time.perf_counter() - last > SILENCE_S:
+            last = time.perf_counter()
+            print(f"{name}: {stage}, {share:.0%}", flush=True)
+
+    return tell
+
+
+def _keeping(frames: Iterator[Frame], count: int, chosen: list[Frame]) -> Iterator[Frame]:
+    """Passes frames on and keeps a few, evenly spread, for the contact sheet."""
+    wanted = set(np.linspace(0, count - 1, SHEET_FRAMES).round().astype(int).tolist())
+    for position, frame in enumerate(frames):
+        if position in wanted:
+            chosen.append(frame)
+        yield frame
+
+
+def _png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Worker processes started inside use one thread each: there is one of them a core."""
+    before = {name: os.environ.get(name) for name in THREAD_LIMITS}
+    os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _outcome(result: _Done) -> str:
+    if result.bug:
+        print(result.bug, file=sys.stderr)
+    if result.entry is None:
+        return f"refused: {result.reason}"
+    speed = 1e3 * result.seconds / result.entry.num_frames
+    return f"packed {result.entry.num_frames} frames in {result.seconds:.1f} s ({speed:.0f} ms a frame)"
+
+
+def _table(done: dict[str, _Done], new: set[str]) -> str:
+    table = Table("clip", "state", "frames", "train", "test", "MiB", "why")
+    for name, result in done.items():
+        entry = result.entry
+        if entry is None:
+            table.add_row(name, "refused", "", "", "", "", result.reason)
+        else:
+            numbers = (str(entry.num_frames), str(entry.split.train), str(entry.split.test))
+            mib = f"{sum(entry.files.values()) / 2**20:.1f}"
+            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, "")
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

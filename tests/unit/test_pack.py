@@ -1,0 +1,146 @@
+"""Packing many clips: what is finished is kept, what is bad is refused with its reason, and neither stops the others."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_shards import FRAMES, SIZE, make
+
+from fiag_dist import pack as pack_module
+from fiag_dist.config import PackConfig
+from fiag_dist.errors import DataError, WeightsError
+from fiag_dist.pack import find_clips, main, pack
+from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.storage import open_storage
+from fiag_dist.types import Frame, IdentityMeta
+
+CFG = PackConfig(size=SIZE, extractor="mel", frames_per_shard=10, jobs=2)
+
+
+def told(path: Path, cfg: PackConfig, name: str, progress: Callable) -> tuple[IdentityMeta, Iterator[Frame]]:
+    """Stands in for a clip's packing: the clip's text says what happens. Runs in worker processes."""
+    what = path.read_text()
+    if what == "silent":
+        raise DataError(f"{path.name}: no audio track; the mouth is driven by speech")
+    if what == "killed":
+        os._exit(9)
+    if what == "bug":
+        raise ZeroDivisionError("of ours")
+    if what == "weights":
+        raise WeightsError("face-landmarker: missing; run: fiag-dist weights fetch")
+    progress("landmarks", 0.5)
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    meta, frames = make(name, len(what))
+    still, K = np.diag([1, -1, -1, 1]).astype(np.float32), np.array([[150, 0, 16], [0, 150, 16], [0, 0, 1]], np.float32)
+    still[2, 3] = 1.7
+    report = {"clip": path.name, "ms_per_frame": os.getpid()}
+    meta = dataclasses.replace(meta, report=report, K=K, rest_landmarks=meta.rest_landmarks * 0.05)
+
+    def stream() -> Iterator[Frame]:
+        for frame in frames:
+            if what == "halfway" and frame.index == 15:
+                raise DataError(f"{path.name}: unreadable after 0.6 s")
+            yield dataclasses.replace(frame, viewmat=still, K=K, landmarks=frame.landmarks * np.float16(0.05))
+
+    return meta, stream()
+
+
+def clips(folder: Path, **texts: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / f"{name}.mp4").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, pack_module.PackResult, list[str]]:
+    home = tmp_path_factory.mktemp("pack")
+    folder = clips(home / "clips", anna="ok", bert="fine", carl="silent", dora="halfway", emil="bug")
+    (folder / "notes.txt").write_text("not a clip")
+    (folder / "._anna.mp4").write_text("what some systems leave beside files")
+    lines: list[str] = []
+    result = pack([folder], str(home / "out"), CFG, lines.append, told)
+    return folder, str(home / "out"), result, lines
+
+
+def test_good_clips_are_packed_and_bad_ones_say_why(packed) -> None:
+    _, out, result, lines = packed
+    manifest = read_manifest(out)
+    assert manifest == result.manifest
+    assert manifest.names == ["anna", "bert"]
+    assert (manifest.size, manifest.audio.extractor, manifest.audio.dim) == (SIZE, "mel", 80)
+    assert result.refused == {
+        "carl": "carl.mp4: no audio track; the mouth is driven by speech",
+        "dora": "dora.mp4: unreadable after 0.6 s",
+        "emil": "unexpected ZeroDivisionError: of ours",
+    }
+    assert len(lines) == 6, "a line a clip and the table"
+    assert sum("packed 23 frames" in line for line in lines) == 2
+    assert "unreadable after" in lines[-1]
+    store = open_storage(out)
+    assert json.loads(store.read("anna/report.json"))["clip"] == "anna.mp4"
+    assert store.read("anna/contact_sheet.png").startswith(b"\x89PNG")
+    assert manifest.entry("anna").num_frames == FRAMES
+
+
+def test_again_nothing_is_done_for_what_is_unchanged(packed, tmp_path: Path) -> None:
+    _, out, result, _ = packed
+    lines: list[str] = []
+    kept = clips(tmp_path / "kept", anna="ok", bert="fine")
+    # no packer could be sent to a worker: none may be needed
+    again = pack([kept], out, dataclasses.replace(CFG, jobs=7), lines.append, lambda *_: pytest.fail("packed again"))
+    assert again.manifest == result.manifest
+    assert [line for line in lines if "unchanged, skipped" in line] == lines[:2]
+
+
+def test_changed_and_unfinished_ones_are_packed_again_and_a_dead_worker_takes_none_along(
+    packed, tmp_path: Path
+) -> None:
+    _, out, result, _ = packed
+    folder = clips(tmp_path / "next", anna="ok", bert="finer", fritz="killed", gerd="ok")
+    (tmp_path / "next" / "gerd.mov").write_text("another gerd")
+    open_storage(out).delete("anna/entry.json")
+    done = pack([folder], out, CFG, lambda _: None, told)
+    again, refused = done.manifest, done.refused
+    assert again.names == ["anna", "bert"]
+    assert again.entry("anna") == result.manifest.entry("anna"), "the same frames give the same bytes"
+    assert again.entry("bert").shards != result.manifest.entry("bert").shards
+    assert "died twice" in refused["fritz"]
+    assert "2 clips have this name" in refused["gerd"]
+
+
+def test_what_is_there_stays_and_must_have_the_same_format(packed, tmp_path: Path) -> None:
+    _, out, _, _ = packed
+    only = clips(tmp_path / "only", anna="ok")
+    assert pack([only], out, CFG, lambda _: None, told).manifest.names == ["anna", "bert"]
+    with pytest.raises(DataError, match=r"holds 1 identities of 32x32 at 25 fps with mel speech .* another --out"):
+        pack([only], out, dataclasses.replace(CFG, size=64), lambda _: None, told)
+
+
+def test_what_concerns_all_clips_stops_everything(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="weights fetch"):
+        pack([clips(tmp_path / "clips", a="weights")], str(tmp_path / "out"), CFG, lambda _: None, told)
+
+
+def test_no_usable_clip(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "clips", a="ok")
+    (folder / "a.mov").write_text("ok")
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"none of 1 clips can be used; a: 2 clips have this name"):
+        pack([folder], str(tmp_path / "out"), CFG, lines.append, told)
+    assert "refused" in lines[-1]
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_names_and_missing_clips(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing: no such file or folder"):
+        main([str(tmp_path / "missing"), "--out", str(tmp_path / "out")])
+    with pytest.raises(DataError, match=r"no clips in this folder"):
+        find_clips([tmp_path])
+    folder = clips(tmp_path / "clips", **{"Ann Marie (2)": "", "é": ""})
+    (folder / "B.MOV").write_text("")
+    assert sorted(find_clips([folder, folder / "B.MOV"])) == ["Ann_Marie_2", "B", "clip"]
