@@ -20,7 +20,8 @@ from fiag_dist.dist.process import Process, all_gather_object
 
 LINE = (
     "loss/total",
-    "field/num_gaussians",
+    "field/num_gaussians_face",
+    "field/num_gaussians_mouth",
     "time/step_ms",
     "time/data_pct",
     "throughput/frames_per_s",
