@@ -1,6 +1,7 @@
 """LPIPS, the perceptual distance of two images (AlexNet, version 0.1), in plain torch; differentiable in both."""
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fiag_dist import weights
 from fiag_dist.errors import WeightsError
 
 _LAYERS = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
@@ -20,11 +20,11 @@ SMALLEST_PX = 35
 
 
 class Lpips(nn.Module):
-    """Distance of images in 0..1; all parameters are frozen. Raises WeightsError when the file `lpips-alex` is missing or not readable."""
+    """Distance of images in 0..1; all parameters are frozen. file: `weights.path("lpips-alex")`. Raises WeightsError when it can't be read."""
 
-    def __init__(self) -> None:
+    def __init__(self, file: Path) -> None:
         super().__init__()
-        tree = _read_tree()
+        tree = _read_tree(file)
         try:
             backbone_name = next(name for name in tree if name.lower().startswith("alex"))
             backbone = tree[backbone_name]
@@ -82,12 +82,11 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not an array")
 
 
-def _read_tree() -> dict:
-    path = weights.path("lpips-alex")
+def _read_tree(path: Path) -> dict:
     try:
         with path.open("rb") as stream:
             return _ArraysOnly(stream).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, TypeError, ValueError) as error:
+    except (pickle.UnpicklingError, OSError, EOFError, AttributeError, TypeError, ValueError) as error:
         raise WeightsError(
             f"weights lpips-alex: {path} can't be read ({error}); run: fiag-dist weights fetch"
         ) from error
