@@ -1,7 +1,7 @@
 """Tri-plane multi-resolution grid on the CPU: bilinear look-ups in tables laid out as tiny-cuda-nn lays them out, and their gradient.
 
 The gradient of a (plane, level)'s rows belongs to one thread, which walks the points in order: no atomics, the same bits with any number of
-threads. The kernels hold the interpreter's lock, so Python threads take turns.
+threads.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.arrays import array
+from fiag_dist.kernels.launch import PARALLEL, array, launch
 
 PRIME = 2654435761
 BLOCK = 2048
@@ -85,7 +85,7 @@ def _cell(u, v, scale, side, size, hashed):
     return r00, r10, r01, r11, pos_x - _f4(ix), pos_y - _f4(iy)
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, fastmath=True, error_model="numpy")
 def _forward(points, inside, table, offsets, scales, sides, hashed, out):
     """points [3, N] in 0..1, inside [N] 1 or 0, table [3, rows, F]; fills out [3 * L, F, N]. The loop over points is SIMD code."""
     levels = len(scales)
@@ -113,7 +113,7 @@ def _forward(points, inside, table, offsets, scales, sides, hashed, out):
                 target[n] = inside[n] * ((_f4(1) - fy) * near + fy * far)
 
 
-@njit(parallel=True, cache=True, fastmath=True, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, fastmath=True, error_model="numpy")
 def _backward(points, inside, table, offsets, scales, sides, hashed, v_out, v_table, v_uv, want_points):
     """Adds to v_table [3, rows, F] and, where wanted, to v_uv [3 * L, 2, N], the gradient of each (plane, level)'s two coordinates."""
     levels = len(scales)
@@ -164,7 +164,7 @@ class _Encode(torch.autograd.Function):
         num, features, levels = len(points), table.shape[2], len(grid.scales)
         out = np.empty((PLANES * levels, features, num), np.float32)
         coordinates, inside = _planar(points)
-        _forward(coordinates, inside, array(table), grid.offsets, grid.scales, grid.sides, grid.hashed, out)
+        launch(_forward, coordinates, inside, array(table), grid.offsets, grid.scales, grid.sides, grid.hashed, out)
         ctx.save_for_backward(points, table)
         ctx.grid = grid
         return torch.from_numpy(out).reshape(PLANES * levels * features, num).T.contiguous()
@@ -180,7 +180,8 @@ class _Encode(torch.autograd.Function):
         table = array(table_3RF)
         v_table = np.zeros_like(table)
         v_uv = np.zeros((PLANES * levels, 2, num if want_points else 0), np.float32)
-        _backward(
+        launch(
+            _backward,
             coordinates,
             inside,
             table,

@@ -1,7 +1,6 @@
 """Projects Gaussians through a pinhole camera on the CPU: centres, inverse 2-D covariances, extents, and the hand-written gradient.
 
 EWA splatting (Zwicker et al., 2001) with the frustum clamp, the blur and the opacity-aware extent of gsplat 1.5. Each Gaussian is one thread's work.
-The kernels hold the interpreter's lock, so Python threads take turns.
 """
 
 import math
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.arrays import array
+from fiag_dist.kernels.launch import PARALLEL, array, launch
 
 BLOCK = 256
 BLUR_PX2 = 0.3
@@ -74,7 +73,7 @@ def _to_camera(means, viewmat, i):
     return x, y, z
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, error_model="numpy")
 def _forward(means, quats, scales, opacities, viewmat, K, width, height, means2d, conics, depths, radii):
     num = means.shape[0]
     for block in prange((num + BLOCK - 1) // BLOCK):
@@ -128,7 +127,7 @@ def _forward(means, quats, scales, opacities, viewmat, K, width, height, means2d
                 radii[i, 1] = radius_y
 
 
-@njit(parallel=True, cache=True, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, error_model="numpy")
 def _backward(
     means, quats, scales, viewmat, K, width, height, conics, radii, v_means2d, v_conics, v_means, v_quats, v_scales
 ):
@@ -229,7 +228,7 @@ class _Project(torch.autograd.Function):
         m, q, s, o, v, k = (array(x) for x in (means, quats, scales, opacities, viewmat, K))
         means2d, conics, depths, radii = (torch.empty(len(means), *shape) for shape in ((2,), (3,), (), (2,)))
         out = (means2d.numpy(), conics.numpy(), depths.numpy(), radii.numpy())
-        _forward(m, q, s, o, v, k, width, height, *out)
+        launch(_forward, m, q, s, o, v, k, width, height, *out)
         ctx.mark_non_differentiable(depths, radii)
         ctx.save_for_backward(means, quats, scales, viewmat, K, conics, radii)
         ctx.size = (width, height)
@@ -241,7 +240,7 @@ class _Project(torch.autograd.Function):
         out = (np.empty_like(means), np.empty_like(quats), np.empty_like(scales))
         v_means2d, v_conics = (array(v) for v in v_outputs[:2])
         width, height = ctx.size
-        _backward(means, quats, scales, viewmat, K, width, height, conics, radii, v_means2d, v_conics, *out)
+        launch(_backward, means, quats, scales, viewmat, K, width, height, conics, radii, v_means2d, v_conics, *out)
         return *(torch.from_numpy(x) for x in out), None, None, None, None, None
 
 

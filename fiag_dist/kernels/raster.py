@@ -5,7 +5,7 @@ Rules of the 3D Gaussian Splatting family, as gsplat 1.5 has them: pixel centres
 Gaussian that would fill it is left out. Order is by depth, ties by index.
 
 Each tile is one thread's work and each (Gaussian, tile) pair has its own slot of gradients, summed afterwards in one fixed order: no atomics, and
-the same bits with any number of threads. The kernels hold the interpreter's lock, so Python threads take turns.
+the same bits with any number of threads.
 """
 
 import math
@@ -19,7 +19,7 @@ from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
-from fiag_dist.kernels.arrays import array
+from fiag_dist.kernels.launch import PARALLEL, array, launch
 from fiag_dist.kernels.tiles import TILE, bin_gaussians
 
 MAX_ALPHA = np.float32(0.999)
@@ -112,7 +112,7 @@ def _sum_color_typed(sums, tile, y, x, first, weight):
     return sum_color
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
 def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles_x, image, alpha, ends):
     """Fills image [D, H, W], alpha [H, W] and, per tile, one past the last Gaussian that was looked at."""
     for t in prange(offsets.shape[0] - 1):
@@ -164,7 +164,7 @@ def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles
                     image[k, y0 + y, x0 + x] = tile[y, 2 + k, x] + tile[y, 1, x] * background[k]
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
 def _backward(
     means2d,
     conics,
@@ -255,7 +255,7 @@ def _backward(
                 pairs[slot, NUM_GEOMETRY + k] = v_color[k]
 
 
-@njit(parallel=True, cache=True)
+@njit(parallel=PARALLEL, cache=True)
 def _sum_pairs(pairs, gaussian_offsets, out):
     for i in prange(out.shape[0]):
         for slot in range(gaussian_offsets[i], gaussian_offsets[i + 1]):
@@ -269,12 +269,12 @@ class _Blend(torch.autograd.Function):
         m, c, f, o = (array(x) for x in (means2d, conics, colors, opacities))
         tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
         order = torch.argsort(depths.detach(), stable=True).numpy()
-        ids, slots, offsets, gaussian_offsets = bin_gaussians(m, array(radii), order, tiles_x, tiles_y)
+        ids, slots, offsets, gaussian_offsets = launch(bin_gaussians, m, array(radii), order, tiles_x, tiles_y)
         values = tuple(np.float32(v) for v in background.tolist())
         image = np.empty((len(values), height, width), np.float32)
         alpha = np.empty((height, width), np.float32)
         ends = np.empty(tiles_x * tiles_y, np.int64)
-        _forward(m, c, f, o, ids, offsets, values, tiles_x, image, alpha, ends)
+        launch(_forward, m, c, f, o, ids, offsets, values, tiles_x, image, alpha, ends)
         image_DHW, alpha_HW = torch.from_numpy(image), torch.from_numpy(alpha)
         ctx.save_for_backward(means2d, conics, colors, opacities, image_DHW, alpha_HW)
         ctx.pairs = (ids, slots, offsets, ends, values, tiles_x, gaussian_offsets)
@@ -287,9 +287,9 @@ class _Blend(torch.autograd.Function):
         # Zeros: pairs behind a tile's last blended Gaussian are never written.
         pairs = np.zeros((len(ids), NUM_GEOMETRY + len(values)), np.float32)
         v_image, v_alpha = (array(v) for v in v_outputs)
-        _backward(m, c, f, o, ids, slots, offsets, ends, values, tiles_x, image, alpha, v_image, v_alpha, pairs)
+        launch(_backward, m, c, f, o, ids, slots, offsets, ends, values, tiles_x, image, alpha, v_image, v_alpha, pairs)
         summed = np.zeros((len(m), pairs.shape[1]), np.float32)
-        _sum_pairs(pairs, gaussian_offsets, summed)
+        launch(_sum_pairs, pairs, gaussian_offsets, summed)
         v = torch.from_numpy(summed)
         return v[:, 0:2], v[:, 2:5], v[:, NUM_GEOMETRY:], v[:, 5], None, None, None, None, None
 

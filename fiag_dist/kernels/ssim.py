@@ -1,7 +1,6 @@
 """Structural similarity (Wang et al., 2004) of two images, 11 x 11 Gaussian window of sigma 1.5, zero padding; with a hand-written gradient on the CPU.
 
 Bands of rows are each one thread's work; their sums are added in one fixed order, so that the result does not depend on the number of threads.
-The kernels hold the interpreter's lock, so Python threads take turns.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.arrays import array
+from fiag_dist.kernels.launch import PARALLEL, array, launch
 
 WINDOW = 11
 SIGMA = 1.5
@@ -28,31 +27,26 @@ _C1, _C2 = np.float32(C1), np.float32(C2)
 _FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"}
 
 
-@njit(inline="always", fastmath=_FAST)
-def _along(p, i):
+@njit(fastmath=_FAST)
+def _along(padded, out):
     """Window along a row that is padded by half a window."""
-    return (
-        _G[0] * (p[i] + p[i + 10])
-        + _G[1] * (p[i + 1] + p[i + 9])
-        + _G[2] * (p[i + 2] + p[i + 8])
-        + _G[3] * (p[i + 3] + p[i + 7])
-        + _G[4] * (p[i + 4] + p[i + 6])
-        + _G[5] * p[i + 5]
-    )
+    p = padded
+    for x in range(out.shape[0]):
+        outer = _G[0] * (p[x] + p[x + 10]) + _G[1] * (p[x + 1] + p[x + 9]) + _G[2] * (p[x + 2] + p[x + 8])
+        out[x] = outer + _G[3] * (p[x + 3] + p[x + 7]) + _G[4] * (p[x + 4] + p[x + 6]) + _G[5] * p[x + 5]
 
 
-@njit(inline="always", fastmath=_FAST)
-def _across(blurred, k, q, out):
+@njit(fastmath=_FAST)
+def _across(maps, k, q, out):
     """Window across the rows k .. k + 10 of map q."""
-    r0, r1, r2, r3, r4 = blurred[k, q], blurred[k + 1, q], blurred[k + 2, q], blurred[k + 3, q], blurred[k + 4, q]
-    r6, r7, r8, r9, r10 = blurred[k + 6, q], blurred[k + 7, q], blurred[k + 8, q], blurred[k + 9, q], blurred[k + 10, q]
-    r5 = blurred[k + 5, q]
+    r0, r1, r2, r3, r4, r5 = maps[k, q], maps[k + 1, q], maps[k + 2, q], maps[k + 3, q], maps[k + 4, q], maps[k + 5, q]
+    r6, r7, r8, r9, r10 = maps[k + 6, q], maps[k + 7, q], maps[k + 8, q], maps[k + 9, q], maps[k + 10, q]
     for x in range(out.shape[0]):
         outer = _G[0] * (r0[x] + r10[x]) + _G[1] * (r1[x] + r9[x]) + _G[2] * (r2[x] + r8[x])
         out[x] = outer + _G[3] * (r3[x] + r7[x]) + _G[4] * (r4[x] + r6[x]) + _G[5] * r5[x]
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
 def _forward(a, b, d_mean, d_square, d_product, sums, want_gradient):
     """Fills sums [bands] of the similarity and, where wanted, its derivatives by the blurred a, a*a and a*b, [C, H, W] each."""
     height, width = a.shape[1:]
@@ -76,10 +70,7 @@ def _forward(a, b, d_mean, d_square, d_product, sums, want_gradient):
                 padded[3, x + 5] = v * v
                 padded[4, x + 5] = u * v
             for q in range(5):
-                source = padded[q]
-                target = blurred[k, q]
-                for x in range(width):
-                    target[x] = _along(source, x)
+                _along(padded[q], blurred[k, q])
         total = _f4(0)
         maps = np.empty((5, width), _f4)
         for y in range(first, last):
@@ -104,7 +95,7 @@ def _forward(a, b, d_mean, d_square, d_product, sums, want_gradient):
         sums[t] = total
 
 
-@njit(parallel=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
 def _backward(a, b, d_mean, d_square, d_product, scale, out):
     """Fills out [C, H, W]: the derivatives go back through the window, which is symmetric."""
     height, width = a.shape[1:]
@@ -123,10 +114,7 @@ def _backward(a, b, d_mean, d_square, d_product, scale, out):
             padded[1, 5 : width + 5] = d_square[channel, y]
             padded[2, 5 : width + 5] = d_product[channel, y]
             for q in range(3):
-                source = padded[q]
-                target = blurred[k, q]
-                for x in range(width):
-                    target[x] = _along(source, x)
+                _along(padded[q], blurred[k, q])
         maps = np.empty((3, width), _f4)
         for y in range(first, last):
             for q in range(3):
@@ -144,7 +132,7 @@ class _Ssim(torch.autograd.Function):
         want_gradient = ctx.needs_input_grad[0]
         d_mean, d_square, d_product = np.empty((3, *(a.shape if want_gradient else (0, 0, 0))), np.float32)
         sums = np.empty(channels * -(-height // BAND), np.float32)
-        _forward(a, b, d_mean, d_square, d_product, sums, want_gradient)
+        launch(_forward, a, b, d_mean, d_square, d_product, sums, want_gradient)
         ctx.save_for_backward(image, target)
         ctx.derivatives = (d_mean, d_square, d_product)
         return image.new_tensor(sums.sum(dtype=np.float64) / a.size)
@@ -154,7 +142,7 @@ class _Ssim(torch.autograd.Function):
         a, b = (array(x) for x in ctx.saved_tensors)
         out = np.empty_like(a)
         d_mean, d_square, d_product = ctx.derivatives
-        _backward(a, b, d_mean, d_square, d_product, np.float32(v_outputs[0].item() / a.size), out)
+        launch(_backward, a, b, d_mean, d_square, d_product, np.float32(v_outputs[0].item() / a.size), out)
         return torch.from_numpy(out), None
 
 

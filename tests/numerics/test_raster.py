@@ -1,6 +1,9 @@
 """The CPU rasteriser against a float64 twin, finite differences and itself; what can be checked of gsplat without a GPU."""
 
 import inspect
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
@@ -140,12 +143,23 @@ def test_same_bits_with_any_number_of_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one, bits(values, camera), strict=True))
 
 
-def test_callers_on_several_threads() -> None:
+def several_callers() -> None:
     values, camera = scene(300)
     wanted = bits(values, camera)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: bits(values, camera), range(8)))
     assert all(torch.equal(a, b) for got in results for a, b in zip(got, wanted, strict=True))
+
+
+def test_callers_on_several_threads() -> None:
+    several_callers()
+
+
+def test_callers_on_several_threads_of_the_simplest_layer() -> None:
+    """numba without OpenMP and TBB ends the process when two threads enter parallel code at once."""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "import test_raster; test_raster.several_callers()"]
+    subprocess.run(command, env=environment, check=True, timeout=120)
 
 
 def test_a_gaussian_that_is_not_finite_is_left_out() -> None:
