@@ -67,7 +67,7 @@ def build(config: PretrainConfig, here: process.Process, data: Storage, run_stor
     """The training of this rank: fresh, or as the newest checkpoint left it."""
     manifest = read_manifest(data)
     ownership = _assign(config, manifest, here)
-    newest = checkpoint.newest(run_storage, checkpoint.FOLDER)
+    newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
     stored = checkpoint.load(run_storage, newest) if newest else None
     if stored:
         head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)

@@ -67,7 +67,7 @@ def perceptual_loss(config: TrainConfig, device: torch.device | str) -> Lpips | 
             flush=True,
         )
         return None
-    return Lpips().to(device)
+    return Lpips(weights.path("lpips-alex")).to(device)
 
 
 @dataclass(eq=False)
