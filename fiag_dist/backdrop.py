@@ -1,0 +1,123 @@
+"""What a head is rendered over: the clip's own torso and background with the head taken out, and how the head was held meanwhile."""
+
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from fiag_dist.errors import DataError
+from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta
+from fiag_dist.video import VideoWriter, read_frames
+
+VIDEO, POSES = "backdrop.mp4", "poses.npz"
+_HEAD_ABOVE = 2
+"""An alpha value from which a pixel may show some of the head, of 255."""
+_CRF = 10
+"""Near lossless: the backdrop is encoded a second time in every rendered video."""
+_MEMORY_BYTES = 256 * 2**20
+"""Decoded frames that a loop keeps, 54 s at 256 x 256: it runs back and forth, so it must reach any of them at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """Consecutive frames of a clip to run through back and forth."""
+
+    images: list[UInt8[np.ndarray, "size size 3"]]
+    viewmats: Float32[np.ndarray, "frames 4 4"]
+    K: Float32[np.ndarray, "3 3"]
+    expressions: Float32[np.ndarray, "frames channels"]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def at(self, t: int) -> int:
+        """The frame that stands at time t: 0, 1 .. n-1, n-2 .. 1, 0, 1 .. so that neighbours in time are neighbours in the clip."""
+        period = max(2 * (len(self) - 1), 1)
+        phase = t % period
+        return min(phase, period - phase) if len(self) > 1 else 0
+
+
+def behind(
+    image: UInt8[np.ndarray, "height width 3"], alpha: UInt8[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The frame with its head taken out and filled in from around it (Telea, 2004), so that a head may turn over it without a hole.
+
+    alpha: 255 where the head is; the fringe is taken out with it.
+    """
+    spread = 2 * max(1, round(len(image) / 256)) + 1
+    hole = cv2.dilate((alpha > _HEAD_ABOVE).astype(np.uint8), np.ones((spread, spread), np.uint8))
+    return cv2.inpaint(image, hole, 3, cv2.INPAINT_TELEA)
+
+
+def write_backdrop(folder: Path, frames: Iterable[Frame], meta: IdentityMeta, fps: int) -> None:
+    """Writes backdrop.mp4 and poses.npz of `frames`, in time order, into an identity folder; one frame is in memory at a time.
+
+    Raises DataError when there are no frames.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    index, viewmats, expressions = [], [], []
+    size = len(meta.plate)
+    with VideoWriter(folder / VIDEO, size, size, fps, crf=_CRF) as video:
+        for frame in frames:
+            video.write(behind(frame.image, frame.alpha))
+            index.append(frame.index)
+            viewmats.append(frame.viewmat)
+            expressions.append(frame.expression)
+        if not index:
+            raise DataError(
+                f"identity {meta.name}: no training frames, so there is nothing to render over; pack a longer clip"
+            )
+    stream = io.BytesIO()
+    arrays = {
+        "index": np.array(index, np.int32),
+        "viewmats": np.array(viewmats, np.float32),
+        "K": np.asarray(meta.K, np.float32),
+        "expressions": np.array(expressions, np.float32),
+    }
+    np.savez(stream, allow_pickle=False, **arrays)
+    part = folder / f"{POSES}.part"
+    part.write_bytes(stream.getvalue())
+    part.replace(folder / POSES)
+
+
+def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
+    """The longest run of frames without a gap in time, as much of it as memory may hold.
+
+    size, fps: of the identity. Raises DataError when a file is missing, damaged or of another size.
+    """
+    again = "adapt the clip again"
+    for name in (VIDEO, POSES):
+        if not (folder / name).is_file():
+            raise DataError(f"identity {folder}: no {name} in it, and heads are rendered over it; {again}")
+    try:
+        with np.load(io.BytesIO((folder / POSES).read_bytes()), allow_pickle=False) as stored:
+            poses = {name: stored[name] for name in ("index", "viewmats", "K", "expressions")}
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"identity {folder}: {POSES} is damaged ({error}); {again}") from error
+    num = len(poses["index"])
+    shapes = {"viewmats": (num, 4, 4), "K": (3, 3), "expressions": (num, len(EXPRESSION_NAMES))}
+    if num == 0 or any(poses[name].shape != shape for name, shape in shapes.items()):
+        found = {name: poses[name].shape for name in shapes}
+        raise DataError(
+            f"identity {folder}: {POSES} has shapes {found}, the rule for {num} frames is {shapes}; {again}"
+        )
+    runs = np.split(np.arange(num), np.flatnonzero(np.diff(poses["index"]) != 1) + 1)
+    longest = max(runs, key=len)[: max(1, _MEMORY_BYTES // (size * size * 3))]
+    first, last = int(longest[0]), int(longest[-1])
+    try:
+        images = [
+            image for i, image in enumerate(read_frames(folder / VIDEO, fps, (last + 1) / fps)) if first <= i <= last
+        ]
+    except DataError as error:
+        raise DataError(f"identity {folder}: {VIDEO} is damaged ({error}); {again}") from error
+    if len(images) != len(longest) or images[0].shape != (size, size, 3):
+        found = f"{len(images)} frames of {images[0].shape if images else None}"
+        raise DataError(
+            f"identity {folder}: {VIDEO} has {found}, {POSES} asks for {len(longest)} of {(size, size, 3)}; {again}"
+        )
+    return Loop(images, poses["viewmats"][longest], poses["K"], poses["expressions"][longest])

@@ -1,0 +1,163 @@
+"""Speech to video: any length, in bounded memory, over a backdrop without jumps; and what is said when something is missing."""
+
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_identity as tiny
+
+from fiag_dist import synthesize, video
+from fiag_dist.actor import load_info
+from fiag_dist.backdrop import Loop, read_backdrop, write_backdrop
+from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.ingest import speech
+from fiag_dist.synthesize import Identity, listen
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards in data/, an identity in ball/, a second of sound in speech.wav."""
+    home = tmp_path_factory.mktemp("synthesize")
+    tiny.make_identity(home / "ball", tiny.pack(home / "data"))
+    write_wav(home / "speech.wav", tiny.voice(1.0))
+    return home
+
+
+def write_wav(path: Path, samples: np.ndarray) -> None:
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(16000)
+        out.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+def loop_of(num: int) -> Loop:
+    images = [np.full((2, 2, 3), i, np.uint8) for i in range(num)]
+    return Loop(images, np.zeros((num, 4, 4), np.float32), np.eye(3, dtype=np.float32), np.zeros((num, 7), np.float32))
+
+
+def test_the_loop_never_jumps_and_shows_every_frame() -> None:
+    for num in (1, 2, 3, 7):
+        order = [loop_of(num).at(t) for t in range(5 * num)]
+        assert set(order) == set(range(num))
+        assert np.abs(np.diff(order)).max(initial=0) <= 1
+    assert [loop_of(3).at(t) for t in range(7)] == [0, 1, 2, 1, 0, 1, 2]
+
+
+def test_listening_gives_what_packed_samples_hold() -> None:
+    wav = tiny.voice(1.5)
+    track = speech.features(wav, 38, 25, "mel")
+    heard = list(listen(wav, 38, 25, "mel"))
+    assert len(heard) == 38
+    for t in (0, 1, 20, 36, 37):
+        np.testing.assert_array_equal(heard[t], speech.windows(track, t))
+
+
+def test_long_sound_is_heard_in_pieces_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    wav = tiny.voice(9.3)
+    whole = np.stack([window[4] for window in listen(wav, 232, 25, "mel")])
+    asked: list[int] = []
+    features = speech.features
+
+    def counted(wav, num_frames, fps, extractor):
+        asked.append(num_frames)
+        return features(wav, num_frames, fps, extractor)
+
+    monkeypatch.setattr(synthesize, "PIECE_S", 4)
+    monkeypatch.setattr(synthesize, "BLEND_S", 1)
+    monkeypatch.setattr(speech, "features", counted)
+    pieces = np.stack([window[4] for window in listen(wav, 232, 25, "mel")])
+    assert asked == [100, 100, 82]
+    assert pieces.shape == whole.shape
+    # The pieces' own loudness references differ by a little.
+    assert np.abs(pieces.astype(np.float32) - whole).mean() < 0.15
+    assert np.corrcoef(pieces.ravel().astype(np.float64), whole.ravel().astype(np.float64))[0, 1] > 0.99
+
+
+def test_frames_stream_over_the_backdrop(home: Path) -> None:
+    identity = Identity.load(home / "ball")
+    assert len(identity.loop) == tiny.TRAIN
+    frames = identity.frames(np.tile(tiny.voice(60.0), 60))  # an hour: only what is asked for is rendered
+    first = [next(frames) for _ in range(3)]
+    assert first[0].shape == (tiny.SIZE, tiny.SIZE, 3)
+    assert first[0].dtype == np.uint8
+    corner = (slice(0, 8), slice(0, 8))  # far from the head the clip shows, encoded twice by H.264
+    assert np.abs(first[0][corner].astype(int) - tiny.wall()[corner]).mean() < 6
+    head = tiny.picture(0)[1] > 250
+    assert np.abs(first[0][head].astype(int) - tiny.wall()[head]).mean() > 30
+    assert len(list(identity.frames(tiny.voice(0.4)))) == 10
+    assert len(list(identity.frames(np.zeros(1, np.float32)))) == 1
+
+
+def test_command_writes_video_with_sound(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "talk.mp4"
+    assert synthesize.main([str(home / "ball"), "--audio", str(home / "speech.wav"), "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert str(out) in said
+    assert "25 frames" in said
+    assert "x real time" in said
+    info = video.probe(out)
+    assert (info.width, info.height, info.has_audio) == (tiny.SIZE, tiny.SIZE, True)
+    assert len(list(video.read_frames(out, tiny.FPS))) == 25
+    assert abs(len(video.read_audio(out)) - 16000) <= 2048
+    # A video is a sound file, too.
+    again = tmp_path / "again.mp4"
+    assert synthesize.main([str(home / "ball"), "--audio", str(out), "--out", str(again)]) == 0
+
+
+def test_preview_is_driven_by_the_end_of_the_clip(home: Path) -> None:
+    out = synthesize.write_preview(home / "ball", seconds=0.4)
+    assert out == home / "ball" / "preview.mp4"
+    assert len(list(video.read_frames(out, tiny.FPS))) == 10
+    sound = video.read_audio(out)[1000:6000]
+    clip = tiny.clip("ball")[0].wav
+    expected = clip[-6400:][1000:6000]
+    assert np.corrcoef(sound, expected)[0, 1] > 0.8
+
+
+def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
+    ball, wav, out = str(home / "ball"), str(home / "speech.wav"), str(tmp_path / "x.mp4")
+    text = tmp_path / "notes.wav"
+    text.write_text("not a sound")
+    cases = [
+        ([ball, "--audio", str(text), "--out", out], DataError, "can't be read as video or audio"),
+        ([ball, "--audio", str(tmp_path / "no.wav"), "--out", out], DataError, "No such file"),
+        ([ball, "--audio", wav, "--out", str(tmp_path / "x.avi")], ConfigError, r"ends in \.mp4"),
+        ([str(tmp_path), "--audio", wav, "--out", out], DataError, r"no identity\.json in it"),
+    ]
+    for argv, kind, message in cases:
+        with pytest.raises(kind, match=message) as caught:
+            synthesize.main(argv)
+        assert "\n" not in str(caught.value)
+    assert not Path(out).exists()
+
+
+def test_damaged_identities_are_refused(home: Path, tmp_path: Path) -> None:
+    data = str(home / "data")
+    folder = tiny.make_identity(tmp_path / "ball", data)
+    whole = {name: (folder / name).read_bytes() for name in ("backdrop.mp4", "poses.npz", "identity.safetensors")}
+    for name, content in whole.items():
+        for damaged in (None, b"", content[: len(content) // 2]):
+            (folder / name).unlink()
+            if damaged is not None:
+                (folder / name).write_bytes(damaged)
+            with pytest.raises(DataError, match=name) as caught:
+                Identity.load(folder)
+            assert "\n" not in str(caught.value)
+            (folder / name).write_bytes(content)
+    info = load_info(folder)
+    with pytest.raises(DataError, match=r"backdrop\.mp4 has 40 frames"):
+        read_backdrop(folder, 2 * info.size, info.fps)
+    Identity.load(folder)
+
+
+def test_a_gap_in_time_is_not_looped_over(tmp_path: Path) -> None:
+    meta, frames = tiny.clip("ball")
+    write_backdrop(tmp_path, [*frames[:8], *frames[10:22]], meta, tiny.FPS)
+    loop = read_backdrop(tmp_path, tiny.SIZE, tiny.FPS)
+    np.testing.assert_array_equal(loop.viewmats, meta.viewmats[10:22])
+    seen = loop.images[0].astype(int)
+    assert np.abs(seen - tiny.wall()).mean() < 8
+    with pytest.raises(DataError, match="no training frames"):
+        write_backdrop(tmp_path / "none", [], meta, tiny.FPS)
