@@ -3,31 +3,22 @@
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import sys
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import cv2
-import numpy as np
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import DataError, FiagError, guarded
+from fiag_dist.errors import DataError, guarded
 from fiag_dist.ingest import speech
 from fiag_dist.ingest.clip import pack_clip
-from fiag_dist.ingest.sheet import contact_sheet
 from fiag_dist.shards.manifest import (
     FILE,
     AudioFormat,
@@ -39,26 +30,14 @@ from fiag_dist.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from fiag_dist.shards.writer import write_identity
+from fiag_dist.shards.workers import MARK, Done, Packer, Work, pack_all
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta
+from fiag_dist.types import EXPRESSION_NAMES
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 RECIPE = 1
 """Raised whenever the same clip and settings give other shards: everything is then packed again."""
 EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
-SHEET_FRAMES = 8
-MARK = "entry.json"
-"""Written last into an identity's folder: without it the folder is unfinished."""
-THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
-TIMINGS = ("seconds_by_stage", "ms_per_frame")
-"""Keys of a clip's report that stay out of its shards, so that packing again gives the same bytes."""
-SILENCE_S = 10.0
-"""A worker that is busy for longer says how far it is."""
-
-Progress = Callable[[str, float], None]
-Packer = Callable[[Path, PackConfig, str, Progress], tuple[IdentityMeta, Iterator[Frame]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +57,6 @@ class PackResult:
 
     manifest: Manifest
     refused: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Work:
-    path: Path
-    name: str
-    out: str
-    cfg: PackConfig
-    source: SourceEntry
-
-
-@dataclass(frozen=True)
-class _Done:
-    entry: IdentityEntry | None
-    reason: str = ""
-    seconds: float = 0.0
-    bug: str = ""
-    """Traceback of an error that no rule of ours explains."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -123,22 +84,22 @@ def pack(
     sizes = storage.sizes()
     formats = _formats(cfg)
     others = _others(storage, sizes, formats, set(found))
-    done: dict[str, _Done] = {}
-    todo: list[_Work] = []
+    done: dict[str, Done] = {}
+    todo: list[Work] = []
     for name, paths in found.items():
-        work = _Work(paths[0], name, out, cfg, _source(paths[0], cfg))
+        work = Work(paths[0], name, out, cfg, _source(paths[0], cfg))
         entry = _finished(storage, sizes, work)
         if len(paths) > 1:
-            done[name] = _Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
+            done[name] = Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
         elif entry:
-            done[name] = _Done(entry)
+            done[name] = Done(entry)
         else:
             todo.append(work)
     for name, result in done.items():
         report(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
     if todo and FILE in sizes:  # what the manifest names must be complete at every moment
         _write(storage, formats, others, done)
-    for work, result in _run(todo, cfg.jobs or os.cpu_count() or 1, packer):
+    for work, result in pack_all(todo, cfg.jobs or os.cpu_count() or 1, packer):
         done[work.name] = result
         report(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
     table = _table({name: done[name] for name in found}, {work.name for work in todo})
@@ -212,7 +173,7 @@ def _source(path: Path, cfg: PackConfig) -> SourceEntry:
     return SourceEntry(file=path.name, bytes=path.stat().st_size, sha256=digest, settings=mark)
 
 
-def _finished(storage: Storage, sizes: dict[str, int], work: _Work) -> IdentityEntry | None:
+def _finished(storage: Storage, sizes: dict[str, int], work: Work) -> IdentityEntry | None:
     """The entry of an identity that was packed completely from the same clip with the same settings."""
     mark = f"{work.name}/{MARK}"
     if mark not in sizes:
@@ -226,112 +187,14 @@ def _finished(storage: Storage, sizes: dict[str, int], work: _Work) -> IdentityE
     return entry if whole and same else None
 
 
-def _write(storage: Storage, formats: Manifest, others: list[IdentityEntry], done: dict[str, _Done]) -> Manifest:
+def _write(storage: Storage, formats: Manifest, others: list[IdentityEntry], done: dict[str, Done]) -> Manifest:
     entries = others + [result.entry for result in done.values() if result.entry]
     manifest = dataclasses.replace(formats, identities=sorted(entries, key=lambda entry: entry.name))
     write_manifest(storage, manifest)
     return manifest
 
 
-def _run(todo: list[_Work], workers: int, packer: Packer) -> Iterator[tuple[_Work, _Done]]:
-    """Results as they come. A clip whose worker dies is tried once more, alone, so that it takes no other with it."""
-    lost: list[_Work] = []
-    for work, result in _pool(todo, min(workers, len(todo)), packer):
-        if result is None:
-            lost.append(work)
-        else:
-            yield work, result
-    for work in lost:
-        _, result = next(_pool([work], 1, packer))
-        died = "its worker process died twice: killed, or out of memory; give a shorter clip (--max-seconds) or fewer --jobs"
-        yield work, result or _Done(None, died)
-
-
-def _pool(todo: list[_Work], workers: int, packer: Packer) -> Iterator[tuple[_Work, _Done | None]]:
-    """Results as they come, None for what a dead worker took along."""
-    if not todo:
-        return
-    with _one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(_pack_one, work, packer): work for work in todo}
-        pending = set(futures)
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    try:
-                        yield futures[future], future.result()
-                    except BrokenProcessPool:
-                        yield futures[future], None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _pack_one(work: _Work, packer: Packer) -> _Done:
-    """In a worker: one clip to shards, report, contact sheet and, last, the mark. Raises WeightsError and ConfigError, which concern all clips."""
-    began = time.perf_counter()
-    cv2.setNumThreads(1)
-    storage = open_storage(work.out)
-    try:
-        meta, frames = packer(work.path, work.cfg, work.name, _progress(work.name))
-        chosen: list[Frame] = []
-        stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k not in TIMINGS})
-        entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
-        entry = dataclasses.replace(entry, source=work.source)
-        storage.write(f"{work.name}/report.json", (json.dumps(meta.report, indent=1) + "\n").encode())
-        storage.write(f"{work.name}/contact_sheet.png", _png(contact_sheet(meta, chosen)))
-        storage.write(f"{work.name}/{MARK}", (json.dumps(dataclasses.asdict(entry), indent=1) + "\n").encode())
-    except DataError as error:
-        return _Done(None, str(error), time.perf_counter() - began)
-    except FiagError:
-        raise
-    except Exception as error:
-        reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
-        return _Done(None, reason, time.perf_counter() - began, traceback.format_exc())
-    return _Done(entry, "", time.perf_counter() - began)
-
-
-def _progress(name: str) -> Progress:
-    """Prints how far a clip is, once in a while."""
-    last = time.perf_counter()
-
-    def tell(stage: str, share: float) -> None:
-        nonlocal last
-        if stage and time.perf_counter() - last > SILENCE_S:
-            last = time.perf_counter()
-            print(f"{name}: {stage}, {share:.0%}", flush=True)
-
-    return tell
-
-
-def _keeping(frames: Iterator[Frame], count: int, chosen: list[Frame]) -> Iterator[Frame]:
-    """Passes frames on and keeps a few, evenly spread, for the contact sheet."""
-    wanted = set(np.linspace(0, count - 1, SHEET_FRAMES).round().astype(int).tolist())
-    for position, frame in enumerate(frames):
-        if position in wanted:
-            chosen.append(frame)
-        yield frame
-
-
-def _png(image: np.ndarray) -> bytes:
-    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Worker processes started inside use one thread each: there is one of them a core."""
-    before = {name: os.environ.get(name) for name in THREAD_LIMITS}
-    os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _outcome(result: _Done) -> str:
+def _outcome(result: Done) -> str:
     if result.bug:
         print(result.bug, file=sys.stderr)
     if result.entry is None:
@@ -340,8 +203,8 @@ def _outcome(result: _Done) -> str:
     return f"packed {result.entry.num_frames} frames in {result.seconds:.1f} s ({speed:.0f} ms a frame)"
 
 
-def _table(done: dict[str, _Done], new: set[str]) -> str:
-    table = Table("clip", "state", "frames", "train", "test", "MiB", "why")
+def _table(done: dict[str, Done], new: set[str]) -> str:
+    table = Table("clip", "state", "frames", "train", "test", "MiB", Column("why", overflow="fold"))
     for name, result in done.items():
         entry = result.entry
         if entry is None:

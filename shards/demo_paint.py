@@ -22,7 +22,7 @@ from demo_raster import Patch
 
 from fiag_dist.types import Label
 
-TEXTURE = (640, 800)
+TEXTURE = (640, 700)
 """Texels of the skin, rows by columns; its columns are dense in front."""
 
 
@@ -58,9 +58,7 @@ def _skin(person: Person, number: int) -> Patch:
         [np.arange(below + 1), below + np.arange(between + 1), below + between + np.arange(above + 1)]
     )
     at = index / index[-1]
-    share = np.linspace(-1, 1, 240)
-    longitude = np.pi * (0.45 * share + 0.55 * share**3)
-    rest, hair = _scalp(person, *np.meshgrid(longitude, latitude))
+    rest, hair = _scalp(person, *np.meshgrid(_longitudes(180), latitude))
     rows, cols = rest.shape[:2]
     above_mouth = np.arange(rows) > below
     above_eyes = np.arange(rows) > below + between + 1
@@ -68,10 +66,15 @@ def _skin(person: Person, number: int) -> Patch:
         len(MOTIONS), rows, cols, 3
     )
     moves = moves * (1 - hair[..., None])
-    fine_share = np.linspace(-1, 1, TEXTURE[1])
     fine_latitude = np.interp(np.linspace(0, 1, TEXTURE[0]), at, latitude)
-    colours, labels = _paint_skin(person, number, np.pi * (0.45 * fine_share + 0.55 * fine_share**3), fine_latitude)
+    colours, labels = _paint_skin(person, number, _longitudes(TEXTURE[1]), fine_latitude)
     return Patch(warp(rest, person), colours, labels, moves, cuts=(below, below + between + 1), rows_at=at)
+
+
+def _longitudes(count: int) -> np.ndarray:
+    """Columns of the skin, dense in front; what lies farther back is never seen."""
+    share = np.linspace(-1, 1, count)
+    return 2.3 * (0.6 * share + 0.4 * share**3)
 
 
 def _scalp(person: Person, longitude: np.ndarray, latitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -129,13 +129,14 @@ def _rasterise(points, cells, uv, light, texture, texture_labels, wall, side):
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if abs(area) < 1e-9:
             continue
+        inverse = 1 / area
         x0, x1 = max(0, int(np.ceil(min(ax, bx, cx) - 0.5))), min(side - 1, int(np.floor(max(ax, bx, cx) - 0.5)))
         y0, y1 = max(0, int(np.ceil(min(ay, by, cy) - 0.5))), min(side - 1, int(np.floor(max(ay, by, cy) - 0.5)))
         for y in range(y0, y1 + 1):
             for x in range(x0, x1 + 1):
                 px, py = x + 0.5, y + 0.5
-                wa = ((bx - px) * (cy - py) - (by - py) * (cx - px)) / area
-                wb = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) / area
+                wa = ((bx - px) * (cy - py) - (by - py) * (cx - px)) * inverse
+                wb = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) * inverse
                 wc = 1 - wa - wb
                 if wa < 0 or wb < 0 or wc < 0:
                     continue

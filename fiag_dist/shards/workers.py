@@ -1,0 +1,158 @@
+"""Clips to shards in worker processes, one a core and one thread each: a clip that fails, or takes its worker down, fails alone."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fiag_dist.config import PackConfig
+from fiag_dist.errors import DataError, FiagError
+from fiag_dist.ingest.sheet import contact_sheet
+from fiag_dist.shards.manifest import IdentityEntry, SourceEntry
+from fiag_dist.shards.writer import write_identity
+from fiag_dist.storage import open_storage
+from fiag_dist.types import Frame, IdentityMeta
+
+SHEET_FRAMES = 8
+MARK = "entry.json"
+"""Written last into an identity's folder: without it the folder is unfinished."""
+THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+TIMINGS = ("seconds_by_stage", "ms_per_frame")
+"""Keys of a clip's report that stay out of its shards, so that packing again gives the same bytes."""
+SILENCE_S = 10.0
+"""A worker that is busy for longer says how far it is."""
+
+Progress = Callable[[str, float], None]
+Packer = Callable[[Path, PackConfig, str, Progress], tuple[IdentityMeta, Iterator[Frame]]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One clip to pack: where it is, its identity's name, where the shards go, and what they depend on."""
+
+    path: Path
+    name: str
+    out: str
+    cfg: PackConfig
+    source: SourceEntry
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a clip: its entry, or the reason why there is none."""
+
+    entry: IdentityEntry | None
+    reason: str = ""
+    seconds: float = 0.0
+    bug: str = ""
+    """Traceback of an error that no rule of ours explains."""
+
+
+def pack_all(todo: list[Work], workers: int, packer: Packer) -> Iterator[tuple[Work, Done]]:
+    """Results as they come. A clip whose worker dies is tried once more, alone, so that it takes no other with it."""
+    lost: list[Work] = []
+    for work, result in _pool(todo, min(workers, len(todo)), packer):
+        if result is None:
+            lost.append(work)
+        else:
+            yield work, result
+    for work in lost:
+        _, result = next(_pool([work], 1, packer))
+        died = "its worker process died twice: killed, or out of memory; give a shorter clip (--max-seconds) or fewer --jobs"
+        yield work, result or Done(None, died)
+
+
+def _pool(todo: list[Work], workers: int, packer: Packer) -> Iterator[tuple[Work, Done | None]]:
+    """Results as they come, None for what a dead worker took along."""
+    if not todo:
+        return
+    with _one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        futures = {pool.submit(_pack_one, work, packer): work for work in todo}
+        pending = set(futures)
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    try:
+                        yield futures[future], future.result()
+                    except BrokenProcessPool:
+                        yield futures[future], None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _pack_one(work: Work, packer: Packer) -> Done:
+    """In a worker: one clip to shards, report, contact sheet and, last, the mark. Raises WeightsError and ConfigError, which concern all clips."""
+    began = time.perf_counter()
+    cv2.setNumThreads(1)
+    storage = open_storage(work.out)
+    try:
+        meta, frames = packer(work.path, work.cfg, work.name, _progress(work.name))
+        chosen: list[Frame] = []
+        stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k not in TIMINGS})
+        entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
+        entry = dataclasses.replace(entry, source=work.source)
+        storage.write(f"{work.name}/report.json", (json.dumps(meta.report, indent=1) + "\n").encode())
+        storage.write(f"{work.name}/contact_sheet.png", _png(contact_sheet(meta, chosen)))
+        storage.write(f"{work.name}/{MARK}", (json.dumps(dataclasses.asdict(entry), indent=1) + "\n").encode())
+    except DataError as error:
+        return Done(None, str(error), time.perf_counter() - began)
+    except FiagError:
+        raise
+    except Exception as error:
+        reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        return Done(None, reason, time.perf_counter() - began, traceback.format_exc())
+    return Done(entry, "", time.perf_counter() - began)
+
+
+def _progress(name: str) -> Progress:
+    """Prints how far a clip is, once in a while."""
+    last = time.perf_counter()
+
+    def tell(stage: str, share: float) -> None:
+        nonlocal last
+        if stage and time.perf_counter() - last > SILENCE_S:
+            last = time.perf_counter()
+            print(f"{name}: {stage}, {share:.0%}", flush=True)
+
+    return tell
+
+
+def _keeping(frames: Iterator[Frame], count: int, chosen: list[Frame]) -> Iterator[Frame]:
+    """Passes frames on and keeps a few, evenly spread, for the contact sheet."""
+    wanted = set(np.linspace(0, count - 1, SHEET_FRAMES).round().astype(int).tolist())
+    for position, frame in enumerate(frames):
+        if position in wanted:
+            chosen.append(frame)
+        yield frame
+
+
+def _png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Worker processes started inside use one thread each: there is one of them a core."""
+    before = {name: os.environ.get(name) for name in THREAD_LIMITS}
+    os.environ.update(dict.fromkeys(THREAD_LIMITS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
