@@ -17,7 +17,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from fiag_dist.config import MotionConfig, from_dict, to_dict
+from fiag_dist.config import MotionConfig, RasterBackend
+from fiag_dist.configfile import from_dict, to_dict
 from fiag_dist.errors import DataError
 from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Head, Performance, Person, perform
@@ -79,7 +80,7 @@ class Actor(nn.Module):
         audio_8CW: Float[Tensor, "8 dim window"],
         expression: Float[Tensor, " channels"],
         camera: Camera,
-        raster: str = "auto",
+        raster: RasterBackend = "auto",
     ) -> Performance:
         """Performs one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1."""
         drive = Drive(self.universal.listener(audio_8CW), expression)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fiag_dist.actor import INFO
-from fiag_dist.config import AdaptConfig, PackConfig, from_yaml
+from fiag_dist.config import AdaptConfig, PackConfig
+from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import CheckpointError, DataError, guarded
 from fiag_dist.pack import pack
@@ -139,7 +141,7 @@ def _tune(jobs: list[Job], command: AdaptCommand, console: Console) -> dict[str,
     from ray import tune
 
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", configure_logging=False)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     by_name = {job.name: job for job in jobs}
 
     def trial(space: dict[str, str]) -> None:
@@ -205,7 +207,7 @@ def _write_results(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     with part.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
+        writer: csv.DictWriter[str] = csv.DictWriter(stream, list(COLUMNS))
         writer.writeheader()
         writer.writerows(rows)
     part.replace(path)

@@ -20,7 +20,9 @@ from rich.table import Table
 from fiag_dist import baselines
 from fiag_dist.actor import INFO, Actor, load_actor, load_info
 from fiag_dist.backdrop import behind
+from fiag_dist.bake import bake_run
 from fiag_dist.baselines import Pasted
+from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError, guarded
 from fiag_dist.feed import shot_of
 from fiag_dist.kernels.ssim import ssim
@@ -159,7 +161,7 @@ class EvaluateCommand:
     """Scores identities on the frames of their clips that they were not trained on, beside what any head must beat: the nearest training frame."""
 
     folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IDENTITY_OR_DIR...")] = ()
-    """Identity folders, or folders of them; each of the latter gets an evaluation.md."""
+    """Identity folders, or folders of them; each of the latter gets an evaluation.md. A pretraining's run folder stands for its own identities."""
 
 
 def main(argv: list[str]) -> int:
@@ -169,7 +171,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             "no folder given; name identity folders, or a folder of them as `fiag-dist adapt --out` wrote it"
         )
-    groups = {folder: identities_in(folder) for folder in dict.fromkeys(command.folders)}
+    folders = dict.fromkeys(bake_run(str(f)) if (f / checkpoint.FOLDER).is_dir() else f for f in command.folders)
+    groups = {folder: identities_in(folder) for folder in folders}
     todo = list(dict.fromkeys(identity for group in groups.values() for identity in group))
     console = Console(highlight=False)
     rows: dict[Path, Row] = {}

@@ -149,10 +149,12 @@ def contrast_term(head: Head, performance: Performance, shot: Shot, rival: Perso
     """L_c (paper Eq. 6): personal motion must not be what another person's net would ask for at the same points (centimetres squared)."""
     assert performance.motion is not None
     assert performance.motion.own is not None
-    points = performance.person.face.means.detach()
+    own = performance.motion.own
+    moving = (own.detach() != 0).any(1).nonzero()[:, 0]  # where the gate is shut nobody moves
+    points = performance.person.face.means.detach()[moving]
     with torch.no_grad():
         other = rival(points, head.drive(shot), head.universal.upper(points)).means
-    return F.relu((other * performance.motion.own).sum(1) / METRES**2).mean()
+    return F.relu((other * own[moving]).sum(1) / METRES**2).sum() / len(own)
 
 
 def compute(

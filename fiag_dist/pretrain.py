@@ -6,7 +6,8 @@ from contextlib import closing
 import torch
 
 from fiag_dist import __version__
-from fiag_dist.config import PretrainConfig, load, to_dict, to_yaml
+from fiag_dist.config import PretrainConfig
+from fiag_dist.configfile import load, to_dict, to_yaml
 from fiag_dist.dist import checkpoint, process
 from fiag_dist.dist.engine import ZeroEngine
 from fiag_dist.dist.ownership import Ownership, assign

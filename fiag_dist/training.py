@@ -147,7 +147,7 @@ class Training:
         perceptual = self.perceptual if fusing else None
         return performance, losses.compute(self.head, performance, shot, stage, config.loss, weight, rival, perceptual)
 
-    def _observe(self, lessons: list[Lesson], performances: list[Performance | None], share: float) -> None:
+    def _observe(self, lessons: Sequence[Lesson], performances: Sequence[Performance | None], share: float) -> None:
         for performance in performances:
             if performance is None or self.stage is Stage.FUSION:
                 continue

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from fiag_dist.actor import Actor, IdentityInfo, save_actor
-from fiag_dist.backdrop import write_backdrop
-from fiag_dist.config import AdaptConfig, ModelConfig, from_dict, to_dict
+from fiag_dist.bake import write_identity_folder
+from fiag_dist.config import AdaptConfig, ModelConfig
+from fiag_dist.configfile import from_dict, to_dict
 from fiag_dist.dist import checkpoint
 from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
@@ -24,7 +24,6 @@ from fiag_dist.feed import Feed
 from fiag_dist.loop import run
 from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.shards.reader import iter_frames
 from fiag_dist.stages import total_steps
 from fiag_dist.start import fresh_head, load_head
 from fiag_dist.storage import open_storage
@@ -71,7 +70,7 @@ def adapt_identity(job: Job, report: Callable[[int, float], None]) -> None:
     began = time.time()
     torch.set_num_threads(max(1, job.config.cpus_per_trial))
     folder = Path(job.folder)
-    training, source = _build(job, folder)
+    training = _build(job)
     here = Process()
     work = open_storage(str(folder / "work"))
     newest = checkpoint.newest(work, checkpoint.FOLDER)
@@ -92,7 +91,15 @@ def adapt_identity(job: Job, report: Callable[[int, float], None]) -> None:
 
     with closing(Monitor(folder, here, training.step, total_steps(training.config))) as monitor:
         run(training, monitor, save)
-    _finish(job, folder, training, source, time.time() - began)
+    data = open_storage(job.data)
+    personal = training.pool[job.name]
+    write_identity_folder(
+        folder, training.head, personal, data, read_manifest(data, check=False), job.name, job.start, training.step
+    )
+    metrics = evaluate_identity(folder) | {"seconds": round(time.time() - began, 1), "steps": training.step}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_preview(folder, PREVIEW_S)
+    training.feed.close()
     if job.scratch and job.start:
         same_model = replace(job.config, train=replace(job.config.train, model=training.config.model))
         adapt_identity(
@@ -103,8 +110,7 @@ def adapt_identity(job: Job, report: Callable[[int, float], None]) -> None:
     (folder / DONE).write_text(json.dumps({"job": job.key}))
 
 
-def _build(job: Job, folder: Path) -> tuple[Training, str]:
-    """The training of one identity, and the file name of its clip."""
+def _build(job: Job) -> Training:
     data = open_storage(job.data)
     manifest = read_manifest(data, check=False)
     entry = manifest.entry(job.name)
@@ -126,9 +132,7 @@ def _build(job: Job, folder: Path) -> tuple[Training, str]:
         head = fresh_head(config, data, manifest, [job.name], config.seed, device)
         pool = PersonalPool({job.name: head.universal.new_personal().to(device)})
     engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
-    return Training(
-        config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device)
-    ), entry.source.file if entry.source else ""
+    return Training(config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device))
 
 
 def _nearest(stored: checkpoint.Checkpoint, embedding: torch.Tensor) -> str | None:
@@ -142,32 +146,3 @@ def _nearest(stored: checkpoint.Checkpoint, embedding: torch.Tensor) -> str | No
 
 def _quick_psnr(training: Training, name: str) -> float:
     return training.examine(frames=4)[0][f"eval/psnr_db/{name}"]
-
-
-def _finish(job: Job, folder: Path, training: Training, source: str, seconds: float) -> None:
-    """Bakes the identity, writes what rendering loops over, and scores it."""
-    data = open_storage(job.data)
-    manifest = read_manifest(data, check=False)
-    entry = manifest.entry(job.name)
-    meta = training.feed.metas[job.name]
-    training.head.eval()
-    actor = Actor.bake(training.head, training.pool[job.name], training.feed.embedding(job.name))
-    info = IdentityInfo(
-        name=job.name,
-        size=manifest.size,
-        fps=manifest.fps,
-        extractor=manifest.audio.extractor,
-        audio_dim=manifest.audio.dim,
-        audio_window=manifest.audio.window,
-        motion=training.config.model.motion,
-        data=job.data,
-        checkpoint=job.start,
-        steps=training.step,
-        source=source,
-    )
-    write_backdrop(folder, iter_frames(data, entry, "train"), meta, manifest.fps)
-    save_actor(folder, actor, info)
-    metrics = evaluate_identity(folder) | {"seconds": round(seconds, 1), "steps": training.step}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
-    write_preview(folder, PREVIEW_S)
-    training.feed.close()

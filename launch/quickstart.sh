@@ -22,7 +22,7 @@ if [ -n "$clips" ]; then
   mkdir -p "$work"
   step "2 of 6: clips to shards"
   fiag-dist weights fetch
-  fiag-dist pack "$clips" --out "$work/shards"
+  fiag-dist pack "$clips" --out "$work/shards" --max-seconds 10
 else
   work=quickstart/demo
   pretrain=configs/quickstart_demo_pretrain.yaml
@@ -32,14 +32,14 @@ else
   python shards/make_demo.py --out "$work/shards" --identities 6 --wav "$work/speech.wav"
 fi
 
-# The last two people are kept for adaptation; everybody else teaches the shared field.
+# The first and the last by name are kept for adaptation; everybody else teaches the shared field.
 mapfile -t people < <(python -c 'import json, sys; print(*sorted(i["name"] for i in json.load(open(sys.argv[1]))["identities"]), sep="\n")' "$work/shards/manifest.json")
 if [ "${#people[@]}" -lt 4 ]; then
   echo "quickstart: ${#people[@]} usable clips; pretraining on 2 ranks and 2 people to adapt to need 4 or more" >&2
   exit 2
 fi
-teachers=("${people[@]:0:${#people[@]}-2}")
-newcomers=("${people[@]: -2}")
+teachers=("${people[@]:1:${#people[@]}-2}")
+newcomers=("${people[0]}" "${people[-1]}")
 
 step "3 of 6: pretraining on ${#teachers[@]} people, 2 ranks"
 torchrun --standalone --nproc-per-node=2 -m fiag_dist.pretrain "$pretrain" \
@@ -54,12 +54,13 @@ step "5 of 6: a voice to video"
 fiag-dist render "$work/identities/${newcomers[0]}" --audio "$work/speech.wav" --out "$work/talking_head.mp4"
 
 step "6 of 6: evaluation on frames that were never trained on"
-fiag-dist evaluate "$work/identities"
+fiag-dist evaluate "$work/runs/pretrain" "$work/identities"
 
 step "done"
 cat <<END
 video          $work/talking_head.mp4 (${newcomers[0]} says what is in $work/speech.wav)
 identities     $work/identities/NAME: preview.mp4, metrics.json
-metrics table  $work/identities/evaluation.md (and results.csv beside it)
+metrics table  $work/identities/evaluation.md (and results.csv beside it), of the people in pretraining: $work/runs/pretrain/identities/evaluation.md
+pictures       strip.png in each identity's folder: truth above render, frames that were never trained on
 TensorBoard    .venv/bin/tensorboard --logdir $work
 END

@@ -17,7 +17,14 @@ def small_config(**motion) -> ModelConfig:
         field=FieldConfig(num_face=300, num_mouth=80, capacity_face=400, capacity_mouth=120, sh_degree=1),
         identity=IdentityConfig(grid=grid, hidden=16),
         motion=MotionConfig(
-            universal_grid=grid, personal_grid=grid, mouth_grid=grid, universal_hidden=16, personal_hidden=8, hook_k=5, audio=audio, **motion
+            universal_grid=grid,
+            personal_grid=grid,
+            mouth_grid=grid,
+            universal_hidden=16,
+            personal_hidden=8,
+            hook_k=5,
+            audio=audio,
+            **motion,
         ),
     )
 

@@ -22,6 +22,9 @@ def taps(audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*bat
 class Listener(nn.Module):
     """What all networks of a model hear: whitened principal components, or standardised features. Fitted once, then frozen."""
 
+    mean: Tensor
+    basis: Tensor
+
     def __init__(self, config: AudioConfig, dim: int, window: int):
         super().__init__()
         self.config, self.dim, self.window = config, dim, window
@@ -40,9 +43,11 @@ class Listener(nn.Module):
         x_TD = taps(audio_T8CW)
         self.mean.copy_(x_TD.mean(0))
         _, spread, directions = torch.linalg.svd((x_TD - self.mean).double(), full_matrices=False)
-        count = min(self.config.dim, len(spread))
+        count = int(
+            (spread[: self.config.dim] > 1e-3 * spread[0]).sum()
+        )  # with few frames the last components are noise: left at 0
         deviation = spread[:count] / max(len(x_TD) - 1, 1) ** 0.5
-        self.basis[:, :count] = (directions[:count] / deviation.clamp(min=1e-6)[:, None]).T.float()
+        self.basis[:, :count] = (directions[:count] / deviation[:, None]).T.float()
 
     def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
         """[pca dim] for code `pca`, [8, dim, window] for `net`."""

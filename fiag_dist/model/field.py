@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor, nn
 
 from fiag_dist.types import Gaussians
@@ -46,7 +46,7 @@ class GaussianField(nn.Module):
         """Starts the field: isotropic Gaussians as large as the mean distance to their three nearest, colours 0..1."""
         num = len(means_N3)
         assert num <= self.capacity, f"{num} points, capacity {self.capacity}"
-        distances = cKDTree(means_N3).query(means_N3, 4)[0][:, 1:].mean(1).clip(5e-4, 0.02)
+        distances = KDTree(means_N3).query(means_N3, 4)[0][:, 1:].mean(1).clip(5e-4, 0.02)
         self.means[:num] = torch.from_numpy(np.asarray(means_N3, np.float32))
         self.quats[:num] = torch.tensor([1.0, 0, 0, 0])
         self.log_scales[:num] = torch.from_numpy(np.log(distances).astype(np.float32))[:, None]

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fiag_dist.config import ModelConfig
+from fiag_dist.config import EncoderBackend, ModelConfig, RasterBackend
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.motion import Drive, Motion, PersonalNet, hook
@@ -56,7 +56,7 @@ def perform(
     drive: Drive | None,
     camera: Camera,
     rest_landmarks: Float[Tensor, "478 3"] | None = None,
-    raster: str = "auto",
+    raster: RasterBackend = "auto",
 ) -> Performance:
     """Moves a person as `drive` says (None: at rest) and renders both branches. `rest_landmarks` are moved along when given."""
     face, mouth, motion, mouth_motion, landmark_motion = person.face, person.mouth, None, None, None
@@ -90,7 +90,7 @@ def _first(motion: Motion, n: int) -> Motion:
     return Motion(**head)  # type: ignore[arg-type]
 
 
-def _render(g: Gaussians, camera: Camera, extra: Tensor | None, raster: str) -> Rendering:
+def _render(g: Gaussians, camera: Camera, extra: Tensor | None, raster: RasterBackend) -> Rendering:
     colors = view_colors(g.sh_dc, g.sh_rest, g.means, camera)
     if extra is not None:
         colors = torch.cat([colors, extra], 1)
@@ -114,11 +114,12 @@ class Head(nn.Module):
         audio_dim: int,
         audio_window: int,
         rest_landmarks: Float[Tensor, "478 3"],
-        encoder: str = "auto",
-        raster: str = "auto",
+        encoder: EncoderBackend = "auto",
+        raster: RasterBackend = "auto",
     ):
         super().__init__()
-        self.config, self.raster = config, raster
+        self.config = config
+        self.raster: RasterBackend = raster
         field, num_sh = config.field, (config.field.sh_degree + 1) ** 2
         self.face_field = GaussianField(field.capacity_face, field.sh_degree)
         self.mouth_field = GaussianField(field.capacity_mouth, field.sh_degree)

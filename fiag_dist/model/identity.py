@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fiag_dist.config import IdentityConfig
+from fiag_dist.config import EncoderBackend, IdentityConfig
 from fiag_dist.model.grid import TriPlane
 from fiag_dist.model.layers import mlp
 from fiag_dist.types import Gaussians
@@ -16,7 +16,7 @@ class IdentityNet(nn.Module):
     One network per branch. Which Gaussians belong to an identity is said by its offsets of opacity, before the sigmoid; nothing is hard-selected.
     """
 
-    def __init__(self, config: IdentityConfig, id_dim: int, num_sh: int, encoder: str = "auto"):
+    def __init__(self, config: IdentityConfig, id_dim: int, num_sh: int, encoder: EncoderBackend = "auto"):
         super().__init__()
         self.config = config
         self.grid = TriPlane(config.grid, encoder)

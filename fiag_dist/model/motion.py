@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fiag_dist.config import GridConfig, MotionConfig
+from fiag_dist.config import EncoderBackend, GridConfig, MotionConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.model.audio import CODE_DIM, AudioCode
 from fiag_dist.model.grid import TriPlane
@@ -63,7 +63,7 @@ class FaceMotionNet(nn.Module):
         hidden: int,
         audio_dim: int,
         audio_window: int,
-        encoder: str = "auto",
+        encoder: EncoderBackend = "auto",
     ):
         super().__init__()
         self.config = config
@@ -105,7 +105,7 @@ class FaceMotionNet(nn.Module):
 class PersonalNet(FaceMotionNet):
     """IM-Net: how this one person moves, and where and how strongly the universal motion applies to this face."""
 
-    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, encoder: str = "auto"):
+    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, encoder: EncoderBackend = "auto"):
         super().__init__(config, config.personal_grid, config.personal_hidden, audio_dim, audio_window, encoder)
         if config.align:
             self.align = mlp(config.personal_grid.dim, config.personal_hidden, 6)
@@ -125,7 +125,7 @@ class PersonalNet(FaceMotionNet):
 class MouthMotionNet(nn.Module):
     """Motion of the inside of the mouth from audio and the hook; mainly up and down."""
 
-    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, encoder: str = "auto"):
+    def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, encoder: EncoderBackend = "auto"):
         super().__init__()
         self.scale = config.output_scale if config.form == "direct" else 1.0
         self.grid = TriPlane(config.mouth_grid, encoder)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.spatial import Delaunay, cKDTree
+from scipy.spatial import Delaunay, KDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +40,7 @@ class FaceSurface:
         """Distance to the nearest vertex, centre or edge centre of the surface, metres [N]."""
         corners = self.corners_T33
         middles = [(corners[:, i] + corners[:, (i + 1) % 3]) / 2 for i in range(3)]
-        return cKDTree(np.concatenate([self.points_V3, corners.mean(1), *middles])).query(points_N3)[0]
+        return KDTree(np.concatenate([self.points_V3, corners.mean(1), *middles])).query(points_N3)[0]
 
 
 class MotionGate(nn.Module):
@@ -48,6 +48,8 @@ class MotionGate(nn.Module):
 
     The distance is looked up in a volume, so that the gate is a pure function of position and costs one interpolation.
     """
+
+    volume: Tensor
 
     def __init__(self, surface: FaceSurface, near_m: float, far_m: float):
         super().__init__()

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fiag_dist.config import MotionConfig
+from fiag_dist.config import EncoderBackend, MotionConfig
 from fiag_dist.model.audio import Listener
 from fiag_dist.model.motion import SPLIT_M, Drive, FaceMotionNet, Motion, MouthMotionNet, PersonalNet
 from fiag_dist.model.surface import NOSE_TIP, FaceSurface, MotionGate
@@ -24,10 +24,11 @@ class UniversalMotion(nn.Module):
         audio_dim: int,
         audio_window: int,
         rest_landmarks: Float[Tensor, "478 3"],
-        encoder: str = "auto",
+        encoder: EncoderBackend = "auto",
     ):
         super().__init__()
-        self.config, self.audio_dim, self.audio_window, self.encoder = config, audio_dim, audio_window, encoder
+        self.config, self.audio_dim, self.audio_window = config, audio_dim, audio_window
+        self.encoder: EncoderBackend = encoder
         self.register_buffer("rest_landmarks", rest_landmarks.clone())
         self.listener = Listener(config.audio, audio_dim, audio_window)
         self.face = FaceMotionNet(
@@ -45,18 +46,29 @@ class UniversalMotion(nn.Module):
         return torch.sigmoid((points_N3[:, 1:2] - self.rest_landmarks[NOSE_TIP, 1]) / SPLIT_M)
 
     def move(self, points_N3: Float[Tensor, "n 3"], personal: PersonalNet, drive: Drive) -> Motion:
-        """Total motion of face points: theta - theta_i = d_IM + d_UM, with UM-Net asked at the points that IM-Net moved (paper Eq. 7)."""
-        upper, gate = self.upper(points_N3), self.gate(points_N3)
-        own, alignment = personal.aligned(points_N3, drive, upper)
-        where = points_N3 + alignment.offset
+        """Total motion of face points: theta - theta_i = d_IM + d_UM, with UM-Net asked at the points that IM-Net moved (paper Eq. 7).
+
+        The networks are asked only where the gate is open: hair and the back of the head, near half of all points, stand still anyway.
+        """
+        gate_N1 = self.gate(points_N3)
+        open_M = (gate_N1[:, 0] > 0).nonzero()[:, 0]
+        points, gate = points_N3[open_M], gate_N1[open_M]
+        upper = self.upper(points)
+        own, alignment = personal.aligned(points, drive, upper)
+        where = points + alignment.offset
         if self.config.order == "sequential":
             where = where + own.means
         shared = self.face(where, drive, upper)
+
+        def placed(values_MD: Tensor) -> Tensor:
+            still = values_MD.new_zeros(len(points_N3), values_MD.shape[1])
+            return still.index_copy(0, open_M, values_MD)
+
         attention = None if shared.attention is None or own.attention is None else own.attention + shared.attention
         return Motion(
-            means=(own.means + alignment.factor * shared.means) * gate,
-            quats=(own.quats + shared.quats) * gate,
-            log_scales=(own.log_scales + shared.log_scales) * gate,
-            attention=attention,
-            own=own.means,
+            means=placed((own.means + alignment.factor * shared.means) * gate),
+            quats=placed((own.quats + shared.quats) * gate),
+            log_scales=placed((own.log_scales + shared.log_scales) * gate),
+            attention=None if attention is None else placed(attention),
+            own=placed(own.means),
         )

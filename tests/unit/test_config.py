@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fiag_dist.config import AdaptConfig, PretrainConfig, from_dict, from_yaml, load, to_yaml
+from fiag_dist.config import AdaptConfig, PretrainConfig
+from fiag_dist.configfile import from_dict, from_yaml, load, to_yaml
 from fiag_dist.errors import ConfigError
 
 

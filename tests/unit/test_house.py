@@ -8,6 +8,7 @@ import pytest
 
 from fiag_dist import config
 from fiag_dist.cli import COMMANDS
+from fiag_dist.configfile import from_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "fiag_dist"
@@ -19,6 +20,7 @@ ROWS = (
     ("errors",),
     ("types", "landmarks"),
     ("config",),
+    ("configfile",),
     ("storage",),
     ("weights", "video", "lpips"),
     ("ingest",),
@@ -31,7 +33,7 @@ ROWS = (
     ("dist",),
     ("monitor", "feed"),
     ("backdrop", "baselines", "pack", "start", "training"),
-    ("loop",),
+    ("loop", "bake"),
     ("synthesize",),
     ("evaluate",),
     ("trial",),
@@ -148,7 +150,7 @@ def test_configs_load_with_the_command_of_their_first_line(path: Path) -> None:
     assert command, f"{path.name}: the first line must be a comment with the command that runs it, got {first!r}"
     assert f"configs/{path.name}" in first, f"{path.name}: its command names another file: {first!r}"
     cls = {"pretrain": config.PretrainConfig, "adapt": config.AdaptConfig}[command[1]]
-    assert isinstance(config.from_yaml(cls, path), cls)
+    assert isinstance(from_yaml(cls, path), cls)
 
 
 def test_documents_name_only_what_exists() -> None:

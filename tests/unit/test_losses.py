@@ -3,13 +3,13 @@
 from dataclasses import replace
 
 import torch
+from heads import small_head, small_shot
 
 from fiag_dist import density, losses
 from fiag_dist.config import DensityConfig, LossConfig, StageConfig, TrainConfig
 from fiag_dist.losses import Rival
-from fiag_dist.stages import Stage, landmark_weight, rates, stage_at, total_steps
+from fiag_dist.stages import landmark_weight, rates, stage_at, total_steps
 from fiag_dist.types import Rendering
-from heads import small_head, small_shot
 
 
 def test_triplet_is_zero_for_identical_embeddings_at_margin_zero():

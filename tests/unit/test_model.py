@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from heads import rest_landmarks, small_config, small_head, small_shot
 
 from fiag_dist.actor import Actor
 from fiag_dist.config import AudioConfig
@@ -13,16 +14,18 @@ from fiag_dist.model.head import Performance, Person
 from fiag_dist.model.motion import hook
 from fiag_dist.model.surface import FaceSurface, MotionGate
 from fiag_dist.types import BOUND_M, Rendering
-from heads import rest_landmarks, small_config, small_head, small_shot
 
 
 def _layer(color: float, alpha: float) -> Rendering:
     image = torch.full((3, 2, 2), color * alpha)
-    return Rendering(image=image, alpha=torch.full((1, 2, 2), alpha), means2d=torch.zeros(0, 2), radii=torch.zeros(0, 2))
+    return Rendering(
+        image=image, alpha=torch.full((1, 2, 2), alpha), means2d=torch.zeros(0, 2), radii=torch.zeros(0, 2)
+    )
 
 
 @pytest.mark.parametrize(
-    ("face", "mouth", "expected"), [(1.0, 1.0, 0.9), (0.0, 1.0, 0.5), (0.0, 0.0, 0.1), (1.0, 0.0, 0.9), (0.5, 0.5, 0.45 + 0.125 + 0.025)]
+    ("face", "mouth", "expected"),
+    [(1.0, 1.0, 0.9), (0.0, 1.0, 0.5), (0.0, 0.0, 0.1), (1.0, 0.0, 0.9), (0.5, 0.5, 0.45 + 0.125 + 0.025)],
 )
 def test_face_lies_over_mouth_over_backdrop(face, mouth, expected):
     person = Person(*[small_head().face_field.gaussians()] * 2)
@@ -59,7 +62,9 @@ def test_baked_performs_like_unbaked():
     personal = head.universal.new_personal()
     with torch.no_grad():
         unbaked = head(shot, personal).over(torch.zeros(3, 48, 48))
-    baked = Actor.bake(head, personal, shot.embedding)(shot.audio, shot.expression, shot.camera).over(torch.zeros(3, 48, 48))
+    baked = Actor.bake(head, personal, shot.embedding)(shot.audio, shot.expression, shot.camera).over(
+        torch.zeros(3, 48, 48)
+    )
     torch.testing.assert_close(baked, unbaked, rtol=0, atol=1e-6)
 
 
@@ -97,7 +102,11 @@ def test_every_shared_and_personal_parameter_learns(form, order, code):
     if form == "attention":
         assert performance.face.image.shape[0] == 5
     loss.backward()
-    still = {n for n, p in [*head.named_parameters(), *personal.named_parameters()] if p.grad is None or not p.grad.abs().sum()}
+    still = {
+        n
+        for n, p in [*head.named_parameters(), *personal.named_parameters()]
+        if p.grad is None or not p.grad.abs().sum()
+    }
     assert not still, still
 
 

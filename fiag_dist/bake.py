@@ -1,0 +1,76 @@
+"""From trained networks to an identity folder that stands on its own: the baked head, and the backdrop to render it over."""
+
+from pathlib import Path
+
+import torch
+
+from fiag_dist.actor import INFO, Actor, IdentityInfo, load_info, save_actor
+from fiag_dist.backdrop import write_backdrop
+from fiag_dist.config import PretrainConfig
+from fiag_dist.configfile import from_dict
+from fiag_dist.dist import checkpoint
+from fiag_dist.model.head import Head
+from fiag_dist.model.motion import PersonalNet
+from fiag_dist.shards.manifest import Manifest, read_manifest
+from fiag_dist.shards.reader import iter_frames, read_meta
+from fiag_dist.start import load_head
+from fiag_dist.storage import Storage, open_storage
+
+
+def write_identity_folder(
+    folder: Path,
+    head: Head,
+    personal: PersonalNet,
+    data: Storage,
+    manifest: Manifest,
+    name: str,
+    start: str,
+    steps: int,
+) -> None:
+    """Bakes identity `name` for its mean embedding and writes its folder, identity.json last.
+
+    start: the checkpoint that it came from, empty for one trained from scratch.
+    """
+    entry = manifest.entry(name)
+    meta = read_meta(data, entry)
+    head.eval()
+    device = head.face_field.means.device
+    actor = Actor.bake(head, personal, torch.from_numpy(meta.embedding).to(device))
+    info = IdentityInfo(
+        name=name,
+        size=manifest.size,
+        fps=manifest.fps,
+        extractor=manifest.audio.extractor,
+        audio_dim=manifest.audio.dim,
+        audio_window=manifest.audio.window,
+        motion=head.config.motion,
+        data=data.url,
+        checkpoint=start,
+        steps=steps,
+        source=entry.source.file if entry.source else "",
+    )
+    write_backdrop(folder, iter_frames(data, entry, "train"), meta, manifest.fps)
+    save_actor(folder, actor, info)
+
+
+def bake_run(run: str) -> Path:
+    """The identities that a pretraining was trained on, as folders below its run folder: each with its own personal net.
+
+    Those baked from the newest checkpoint before are kept. Raises CheckpointError when the run has none.
+    """
+    storage, folder = checkpoint.resolve(run)
+    stored = checkpoint.load(storage, folder)
+    config = from_dict(PretrainConfig, stored.info["config"], f"{run}: COMMIT.json")
+    data = open_storage(config.data)
+    manifest = read_manifest(data)
+    out, start = Path(run) / "identities", f"{storage.url}/{folder}"
+    head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
+    for name in stored.identities:
+        done = out / name
+        if (done / INFO).is_file() and load_info(done).checkpoint == start:
+            continue
+        personal = head.universal.new_personal()
+        tensors = stored.identities[name]
+        personal.load_state_dict({key: tensors[key] for key in personal.state_dict()})
+        write_identity_folder(done, head, personal, data, manifest, name, start, stored.step)
+    return out
