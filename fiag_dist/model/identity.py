@@ -26,7 +26,10 @@ class IdentityNet(nn.Module):
     def raw(self, means_N3: Float[Tensor, "n 3"], embedding: Float[Tensor, " id_dim"]) -> Float[Tensor, "n outputs"]:
         """The network's unscaled outputs: means 3, quats 4, log scales 3, opacity 1, spherical harmonics."""
         features = self.grid(means_N3)
-        return self.net(torch.cat([features, features * self.project(embedding)], 1))
+        person = self.project(
+            embedding * len(embedding) ** 0.5
+        )  # a unit vector's components are small: at their scale people would differ too little
+        return self.net(torch.cat([features, features * person], 1))
 
     def forward(self, canonical: Gaussians, embedding: Float[Tensor, " id_dim"]) -> Gaussians:
         """theta_i = theta_c + dtheta_i for the identity with this embedding."""

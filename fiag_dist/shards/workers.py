@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -78,7 +79,8 @@ def _pool(todo: list[Work], workers: int, packer: Packer) -> Iterator[tuple[Work
     """Results as they come, None for what a dead worker took along."""
     if not todo:
         return
-    with _one_thread_each(), ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(workers, spawn, initializer=_quiet_native_logs) as pool:
         futures = {pool.submit(_pack_one, work, packer): work for work in todo}
         pending = set(futures)
         try:
@@ -91,6 +93,14 @@ def _pool(todo: list[Work], workers: int, packer: Packer) -> Iterator[tuple[Work
                         yield futures[future], None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _quiet_native_logs() -> None:
+    """Native libraries log to the process's stderr whatever they are asked; it goes nowhere, and Python's own stays."""
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
 
 
 def _pack_one(work: Work, packer: Packer) -> Done:
