@@ -71,7 +71,7 @@ class FieldConfig:
 class IdentityConfig:
     """IE-Net: what makes the shared field one person (paper Eq. 2, 3)."""
 
-    grid: GridConfig = GridConfig()
+    grid: GridConfig = GridConfig(finest=128.0, init=0.1)
     hidden: int = 64
     means_scale: float = 1e-2
     """Offsets of centres are the network's output times this, metres."""
@@ -167,7 +167,7 @@ class OptimConfig:
     quats: tuple[float, float] = (1e-3, 1e-3)
     grids: float = 5e-3
     nets: float = 2e-3
-    identity_nets: float = 5e-4
+    identity_nets: float = 2e-3
     audio: float = 2.5e-3
     personal_grids: float = 1e-3
     personal_nets: float = 1e-3
