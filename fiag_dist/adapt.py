@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     console.print(
         f"{len(jobs)} identities, {len(jobs) - len(todo)} done before, {len(todo)} to adapt from {command.checkpoint}"
     )
-    failed = _tune(todo, command, console) if todo else {}
+    failed = _tune(todo, command) if todo else {}
     rows = [_row(job, failed) for job in jobs]
     _write_results(Path(command.out) / "results.csv", rows)
     console.print(_table(rows))
@@ -133,7 +133,7 @@ def _job(command: AdaptCommand, data: str, name: str, start: str) -> Job:
     return Job(name, absolute, where, str((Path(command.out) / name).resolve()), command.settings, command.scratch)
 
 
-def _tune(jobs: list[Job], command: AdaptCommand, console: Console) -> dict[str, str]:
+def _tune(jobs: list[Job], command: AdaptCommand) -> dict[str, str]:
     """One trial a job on whatever Ray has; returns why those failed that did."""
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -142,23 +142,26 @@ def _tune(jobs: list[Job], command: AdaptCommand, console: Console) -> dict[str,
 
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    by_name = {job.name: job for job in jobs}
+    by_name, num_jobs = {job.name: job for job in jobs}, len(jobs)
 
     def trial(space: dict[str, str]) -> None:
         adapt_identity(by_name[space["identity"]], lambda step, psnr: tune.report({"step": step, "head_psnr_db": psnr}))
 
     class Lines(tune.Callback):
-        """A line for each report: who, how far, how good."""
+        """A line for each report: who, how far, how good. Ray pickles it with the tuner, so it holds nothing but a count."""
+
+        finished = 0
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            console.print(f"  {trial.config['identity']}: step {result['step']}, head {result['head_psnr_db']:.2f} dB")
+            line = f"  {trial.config['identity']}: step {result['step']}, head {result['head_psnr_db']:.2f} dB on test frames"
+            print(line, flush=True)
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            done = sum(t.status == "TERMINATED" for t in trials)
-            console.print(f"  {trial.config['identity']}: done ({max(done, 1)} of {len(by_name)})")
+            self.finished += 1
+            print(f"  {trial.config['identity']}: done ({self.finished} of {num_jobs})", flush=True)
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            console.print(f"  {trial.config['identity']}: failed")
+            print(f"  {trial.config['identity']}: failed", flush=True)
 
     settings = command.settings
     tuner = tune.Tuner(

@@ -11,6 +11,8 @@ def run(
 ) -> bool:
     """Trains to the end, or until `stopped`, which all ranks must answer alike; saves on the way and at the end. Returns whether the end was reached."""
     config, clock = training.config, Clock()
+    if training.done:  # a finished run that was started again
+        return True
     while not training.done and not stopped():
         with clock.data():
             lessons = training.feed.next(training.step)
