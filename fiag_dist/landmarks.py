@@ -1,9 +1,22 @@
-"""Which of the 478 tracked landmarks are what (MediaPipe's numbering, which is public)."""
+"""Which of the 478 tracked landmarks are what (MediaPipe's numbering)."""
 
+FACE_OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
+             150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
 LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 LIPS_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
 RIGHT_EYE = (33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7)
 LEFT_EYE = (263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249)
+RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
+LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)
+RIGHT_IRIS = (468, 469, 470, 471, 472)
+LEFT_IRIS = (473, 474, 475, 476, 477)
+FOREHEAD_TOP, CHIN, NOSE_TIP = 10, 152, 4
+RIGHT_CHEEK, LEFT_CHEEK = 234, 454
+"""Ends of the face's width, before the ears."""
+RIGHT_LOBE, LEFT_LOBE = 132, 361
+"""Points of the oval at the height of the ear lobes."""
+INNER_LIP_TOP, INNER_LIP_BOTTOM = 13, 14
+RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 STABLE = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
 """Points that hardly move with speech: eye corners, nose, forehead, temples."""
 LIPS_AND_LIDS = (*LIPS_OUTER, *LIPS_INNER, *RIGHT_EYE, *LEFT_EYE)

@@ -130,9 +130,8 @@ class Training:
 
     def _perform(self, lesson: Lesson) -> tuple[Performance | None, dict[str, Tensor]]:
         config, stage, shot = self.config, self.stage, lesson.shot
-        torch.manual_seed(
-            _seed(config.seed, self.step, lesson.lane)
-        )  # the same draws at any number of ranks, and after a resume
+        # The same draws at any number of ranks, and after a resume.
+        torch.manual_seed(_seed(config.seed, self.step, lesson.lane))
         personal = self.pool[shot.identity]
         if stage is Stage.LANDMARKS:
             moved = self.engine.forward(shot, personal, rendered=False)

@@ -74,12 +74,13 @@ def adapt_identity(job: Job, report: Callable[[int, float], None]) -> None:
     here = Process()
     work = open_storage(str(folder / "work"))
     newest = checkpoint.newest(work, checkpoint.FOLDER)
-    if newest:
-        stored = checkpoint.load(work, newest)
-        if stored.info.get("job") == job.key:
-            training.restore(stored.step, stored.shared, stored.optim, 0)
-            training.pool.load(job.name, stored.identities[job.name])
-            training.feed.restore({job.name: int(stored.identities[job.name]["count"])})
+    stored = checkpoint.load(work, newest) if newest else None
+    if stored and stored.info["job"] == job.key:
+        training.restore(stored.step, stored.shared, stored.optim, 0)
+        training.pool.load(job.name, stored.identities[job.name])
+        training.feed.restore({job.name: int(stored.identities[job.name]["count"])})
+    else:
+        work.delete(checkpoint.FOLDER)  # of a job with other settings
 
     def save() -> None:
         shared, optim = training.shared()

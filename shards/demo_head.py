@@ -24,7 +24,6 @@ MOTIONS = ("open", "width", "lids", "brow", "frown", "cheek")
 
 LIPS_INNER_UPPER = (415, 310, 311, 312, 13, 82, 81, 80, 191)
 LIPS_INNER_LOWER = (95, 88, 178, 87, 14, 317, 402, 318, 324)
-LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 LIDS_UPPER = (246, 161, 160, 159, 158, 157, 173, 466, 388, 387, 386, 385, 384, 398)
 EYE_CORNERS = (33, 263)
 """Outer corners of the right and the left eye."""

@@ -22,7 +22,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from demo_act import perform, still
-from demo_head import LIPS_OUTER, Landmarks, make_person, mouth_open
+from demo_head import Landmarks, make_person, mouth_open
 from demo_paint import backdrop, build
 from demo_raster import Painter
 from demo_voice import SAMPLE_RATE, speak
@@ -30,6 +30,7 @@ from demo_voice import SAMPLE_RATE, speak
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError, DataError, FiagError
 from fiag_dist.ingest.speech import features, windows
+from fiag_dist.landmarks import LIPS_OUTER
 from fiag_dist.shards.manifest import (
     FILE,
     AudioFormat,

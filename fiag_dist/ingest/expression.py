@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32
 
-from fiag_dist.ingest.face_model import INNER_LIP_BOTTOM, INNER_LIP_TOP, LEFT_EYE_OUTER, RIGHT_EYE_OUTER
+from fiag_dist.landmarks import INNER_LIP_BOTTOM, INNER_LIP_TOP, LEFT_EYE_OUTER, RIGHT_EYE_OUTER
 from fiag_dist.types import EXPRESSION_NAMES
 
 _SOURCES = {

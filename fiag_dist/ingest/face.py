@@ -14,7 +14,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from fiag_dist import weights
 from fiag_dist.errors import ConfigError, DataError
-from fiag_dist.ingest.face_model import CHIN, FOREHEAD_TOP
+from fiag_dist.landmarks import CHIN, FOREHEAD_TOP
 
 os.environ.setdefault("GLOG_minloglevel", "2")  # its native library reports every start on stderr
 

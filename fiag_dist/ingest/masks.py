@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt8
 
 from fiag_dist import weights
 from fiag_dist.ingest.face import as_mediapipe, load_mediapipe
-from fiag_dist.ingest.face_model import (
+from fiag_dist.landmarks import (
     CHIN,
     FACE_OVAL,
     FOREHEAD_TOP,

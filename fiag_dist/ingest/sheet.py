@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from fiag_dist.ingest.face_model import FACE_OVAL, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_EYE
 from fiag_dist.ingest.rest import project
+from fiag_dist.landmarks import FACE_OVAL, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_EYE
 from fiag_dist.types import Frame, IdentityMeta, Label
 
 COLOURS = {

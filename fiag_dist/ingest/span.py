@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from fiag_dist.ingest.face import Face
-from fiag_dist.ingest.face_model import CHIN, FOREHEAD_TOP
+from fiag_dist.landmarks import CHIN, FOREHEAD_TOP
 
 MOST_MOTION, MOST_GROWTH = 0.4, 0.25
 """A face that moves further than this between frames, in face heights, or grows by more than this share, was cut to."""

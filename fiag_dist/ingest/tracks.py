@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from fiag_dist.ingest.face_model import CHIN, FOREHEAD_TOP, LEFT_BROW, LEFT_EYE, NOSE_TIP, RIGHT_BROW, RIGHT_EYE
 from fiag_dist.ingest.masks import head_mask
+from fiag_dist.landmarks import CHIN, FOREHEAD_TOP, LEFT_BROW, LEFT_EYE, NOSE_TIP, RIGHT_BROW, RIGHT_EYE
 
 POSE_SIZE = 256
 """Poses are solved on crops of this side whatever the sample's size; all pixel settings here and in pose.py mean it."""

@@ -5,8 +5,8 @@ import pytest
 
 from fiag_dist.ingest import backdrop, expression, masks, span
 from fiag_dist.ingest.face import Crop, Face
-from fiag_dist.ingest.face_model import FACE_OVAL, LEFT_LOBE, LIPS_INNER, LIPS_OUTER, RIGHT_LOBE
 from fiag_dist.ingest.identity import nearest_in_time
+from fiag_dist.landmarks import FACE_OVAL, LEFT_LOBE, LIPS_INNER, LIPS_OUTER, RIGHT_LOBE
 from fiag_dist.types import EXPRESSION_NAMES, Label
 
 SIZE = 128
