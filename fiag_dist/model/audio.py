@@ -19,6 +19,14 @@ def taps(audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*bat
     return audio_8CW[..., TAPS, :, :].mean(-1).flatten(-2)
 
 
+def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim window"]:
+    """Windows beyond a clip's ends are zeros, which no speech sounds like: they hear what its first or last frame hears instead."""
+    there = (audio_8CW != 0).flatten(1).any(1).nonzero()[:, 0]
+    if len(there) in (0, len(audio_8CW)):
+        return audio_8CW
+    return audio_8CW[torch.arange(len(audio_8CW), device=audio_8CW.device).clamp(there[0], there[-1])]
+
+
 class Listener(nn.Module):
     """What all networks of a model hear: whitened principal components, or standardised features. Fitted once, then frozen."""
 
@@ -51,6 +59,7 @@ class Listener(nn.Module):
 
     def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
         """[pca dim] for code `pca`, [8, dim, window] for `net`."""
+        audio_8CW = held(audio_8CW)
         if self.config.code == "net":
             return (audio_8CW - self.mean[:, None]) * self.basis[:, None]
         code = (taps(audio_8CW) - self.mean) @ self.basis

@@ -9,7 +9,7 @@ from heads import rest_landmarks, small_config, small_head, small_shot
 from fiag_dist.actor import Actor
 from fiag_dist.config import AudioConfig
 from fiag_dist.errors import ConfigError
-from fiag_dist.model.audio import AudioCode, Listener, taps
+from fiag_dist.model.audio import AudioCode, Listener, held, taps
 from fiag_dist.model.head import Performance, Person
 from fiag_dist.model.motion import hook
 from fiag_dist.model.surface import FaceSurface, MotionGate
@@ -123,6 +123,17 @@ def test_listener_whitens():
     codes = torch.stack([listener(a) for a in audio])
     torch.testing.assert_close(codes.T @ codes / 399, torch.eye(8), rtol=0, atol=0.02)
     assert taps(audio).shape == (400, 30)
+
+
+def test_windows_beyond_the_clip_hear_its_last_frame():
+    audio = torch.randn(8, 6, 2)
+    ended = audio.clone()
+    ended[5:] = 0
+    expected = audio.clone()
+    expected[5:] = audio[4]
+    torch.testing.assert_close(held(ended), expected)
+    torch.testing.assert_close(held(torch.zeros(8, 6, 2)), torch.zeros(8, 6, 2))
+    torch.testing.assert_close(held(audio), audio)
 
 
 def test_audio_net_takes_every_extractors_shape():
