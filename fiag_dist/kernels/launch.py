@@ -1,9 +1,13 @@
 """What all kernels share: how tensors come in, how loops become parallel, and that one kernel runs at a time."""
 
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,13 +18,45 @@ PARALLEL: Any = dict.fromkeys(
 PARALLEL["prange"] = True
 """numba's `parallel`: explicit prange alone. Turning array expressions inside it into loops of their own gains nothing and takes compile time."""
 
+CACHE_FILLER = "FIAG_KERNEL_CACHE_FILLER"
+"""Set in the process that compiles for others."""
 _one_at_a_time = threading.Lock()
+_loaded: set[tuple] = set()
+"""Kernels, with the kinds of their arguments, whose code in this process comes from the cache."""
 
 
-def launch(kernel: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a compiled kernel. Threads of this process take turns: numba's simplest threading layer ends the process when two enter it at once."""
+def launch(kernel: Any, *arguments: Any) -> Any:
+    """Runs a numba kernel. Threads of this process take turns: numba's simplest threading layer ends the process when two enter it at once."""
     with _one_at_a_time:
+        key = (kernel, *map(_kind, arguments))
+        if key not in _loaded:
+            _load(kernel, arguments)
+            _loaded.add(key)
         return kernel(*arguments)
+
+
+def _load(kernel: Any, arguments: tuple) -> None:
+    """Gets a kernel for these arguments out of the cache; where it is missing, another process fills the cache first.
+
+    What numba has just compiled rounds differently, in a last bit, from what it reads back: the first run on a machine would not equal the second.
+    """
+    types = tuple(map(numba.typeof, arguments))
+    if CACHE_FILLER not in os.environ and kernel._cache.load_overload(types, kernel.targetctx) is None:
+        _fill_cache()
+    kernel.compile(types)
+
+
+@lru_cache(maxsize=1)
+def _fill_cache() -> None:
+    print("compiling kernels, once for this machine: half a minute", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-m", "fiag_dist.kernels.warm"], env=os.environ | {CACHE_FILLER: "1"}, check=False)
+
+
+def _kind(argument: Any) -> Any:
+    """What numba compiles differently for."""
+    if isinstance(argument, np.ndarray):
+        return argument.dtype.char, argument.ndim, argument.flags.c_contiguous, argument.flags.writeable
+    return (tuple, len(argument)) if isinstance(argument, tuple) else type(argument)
 
 
 def array(tensor: Tensor) -> np.ndarray:
