@@ -49,7 +49,11 @@ def _load(kernel: Any, arguments: tuple) -> None:
 @lru_cache(maxsize=1)
 def _fill_cache() -> None:
     print("compiling kernels, once for this machine: half a minute", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "fiag_dist.kernels.warm"], env=os.environ | {CACHE_FILLER: "1"}, check=False)
+    subprocess.run(
+        [sys.executable, "-c", "from fiag_dist.kernels.warm import warm; warm()"],
+        env=os.environ | {CACHE_FILLER: "1"},
+        check=False,
+    )
 
 
 def _kind(argument: Any) -> Any:

@@ -17,10 +17,12 @@ def warm() -> None:
     viewmat[2, 3] = 1.0
     K = torch.tensor([[16.0, 0, 8], [0, 16, 8], [0, 0, 1]])
     for channels in CHANNELS:
-        means, scales, colors = torch.zeros(1, 3), torch.full((1, 3), 0.1), torch.ones(1, channels)
-        leaves = [x.requires_grad_() for x in (means, torch.ones(1, 4), scales, torch.full((1,), 0.5), colors)]
-        means2d, conics, depths, radii = project(*leaves[:4], viewmat, K, 16, 16)
-        image, alpha = blend(means2d, conics, leaves[4], leaves[3], radii, depths, torch.zeros(channels), 16, 16)
+        means, quats, scales = torch.zeros(1, 3), torch.ones(1, 4), torch.full((1, 3), 0.1)
+        opacities, colors = torch.full((1,), 0.5), torch.ones(1, channels)
+        for leaf in (means, quats, scales, opacities, colors):
+            leaf.requires_grad_()
+        means2d, conics, depths, radii = project(means, quats, scales, opacities, viewmat, K, 16, 16)
+        image, alpha = blend(means2d, conics, colors, opacities, radii, depths, torch.zeros(channels), 16, 16)
         (image.sum() + alpha.sum()).backward()
     grid = layout(2, 4, 8.0, 17)
     table = torch.ones(3, int(grid.offsets[-1]), 1, requires_grad=True)
@@ -29,7 +31,3 @@ def warm() -> None:
     ssim(picture, torch.rand(3, 16, 16)).backward()
     with torch.no_grad():
         ssim(picture, torch.rand(3, 16, 16))
-
-
-if __name__ == "__main__":
-    warm()

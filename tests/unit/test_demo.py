@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.landmarks import LIPS_OUTER
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import iter_frames, read_meta
 from fiag_dist.storage import open_storage
@@ -60,7 +61,7 @@ def test_landmarks_lie_on_what_they_name(frames: list[Frame]) -> None:
     for frame in frames[::4]:
         at = pixels(frame)
         lips = np.isin(frame.labels, [Label.LIPS, Label.MOUTH])
-        assert hits(lips, at[list(demo_head.LIPS_OUTER)], 1).mean() >= 0.9
+        assert hits(lips, at[list(LIPS_OUTER)], 1).mean() >= 0.9
         assert hits(frame.labels == Label.FACE, at[[1, 4, 9, 151, 6]], 0).all()
         assert hits(frame.labels >= Label.HAIR, at, 1).all()
         dark = frame.image.sum(-1) < frame.image[frame.labels == Label.FACE].sum(-1).mean() * 0.8
