@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fiag_dist import density, losses, weights
+from fiag_dist.backdrop import behind
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, StepReport
@@ -31,6 +32,7 @@ from fiag_dist.stages import (
     stage_at,
     total_steps,
 )
+from fiag_dist.types import Shot
 
 PERSONAL_GROUPS = ["personal_grids", "personal_nets", "personal_audio"]
 REFUSED_AT_MOST = 20
@@ -229,7 +231,7 @@ class Training:
                 performance = self.head(
                     shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
                 )
-                image = performance.over(shot.image * (1 - shot.alpha)).clamp(0, 1)
+                image = performance.over(_behind(shot)).clamp(0, 1)
                 on_head = shot.alpha > 0.5
                 errors.append(float(((image - shot.image).square() * on_head).sum() / (3 * on_head.sum().clamp(min=1))))
                 rows.append(torch.cat([shot.image, image], 2))
@@ -278,6 +280,13 @@ class Training:
             if rank == 0:  # sums are added over ranks
                 seen.sums.copy_(optim[f"statistics.{name}.sums"])
         self.step = step
+
+
+def _behind(shot: Shot) -> Tensor:
+    """The frame with its head taken out and filled in [3, size, size]."""
+    image = (shot.image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+    filled = behind(image, (shot.alpha[0] * 255).round().byte().cpu().numpy())
+    return torch.from_numpy(filled).to(shot.image.device).permute(2, 0, 1).float() / 255
 
 
 def _seed(*parts: int) -> int:
