@@ -105,9 +105,7 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
             f"{command.clips}: no such folder, clip or shards; give clips (mp4, mov, mkv, webm) or a folder with {MANIFEST}"
         )
     shards = f"{command.out}/shards"
-    packed = pack([path], shards, PackConfig(size=formats["size"], fps=formats["fps"], extractor=formats["extractor"]))
-    for name, why in packed.refused.items():
-        print(f"refused {name}: {why}", flush=True)
+    pack([path], shards, PackConfig(size=formats["size"], fps=formats["fps"], extractor=formats["extractor"]))
     return shards
 
 
