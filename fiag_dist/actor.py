@@ -24,6 +24,7 @@ from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Head, Performance, Person, perform
 from fiag_dist.model.motion import Drive, PersonalNet
 from fiag_dist.model.universal import UniversalMotion
+from fiag_dist.storage import open_storage
 from fiag_dist.types import Camera, Gaussians
 
 VERSION = 1
@@ -89,11 +90,11 @@ class Actor(nn.Module):
 
 def save_actor(folder: Path, actor: Actor, info: IdentityInfo) -> None:
     """Writes the two files; identity.json last, so that a folder with it is whole."""
-    folder.mkdir(parents=True, exist_ok=True)
+    storage = open_storage(folder)
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in actor.state_dict().items()}
-    _put(folder / TENSORS, safetensors.torch.save(tensors))
+    storage.write(TENSORS, safetensors.torch.save(tensors))
     plain = {f.name: getattr(info, f.name) for f in dataclasses.fields(info)} | {"motion": to_dict(info.motion)}
-    _put(folder / INFO, (json.dumps(plain, indent=1) + "\n").encode())
+    storage.write(INFO, (json.dumps(plain, indent=1) + "\n").encode())
 
 
 def load_info(folder: Path) -> IdentityInfo:
@@ -127,9 +128,3 @@ def load_actor(folder: Path, info: IdentityInfo) -> Actor:
             f"identity {folder}: {TENSORS} is missing or damaged ({' '.join(str(error).split())[:160]}); adapt the clip again"
         ) from error
     return actor.eval()
-
-
-def _put(path: Path, data: bytes) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(data)
-    part.replace(path)

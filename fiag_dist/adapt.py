@@ -1,6 +1,7 @@
 """fiag-dist adapt: a folder of clips in, a folder of identities out, one Ray Tune trial a clip."""
 
 import csv
+import io
 import json
 import logging
 import os
@@ -205,13 +206,11 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _write_results(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("w", newline="") as stream:
-        writer: csv.DictWriter[str] = csv.DictWriter(stream, list(COLUMNS))
-        writer.writeheader()
-        writer.writerows(rows)
-    part.replace(path)
+    stream = io.StringIO(newline="")
+    writer: csv.DictWriter[str] = csv.DictWriter(stream, list(COLUMNS))
+    writer.writeheader()
+    writer.writerows(rows)
+    open_storage(path.parent).write(path.name, stream.getvalue().encode())
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

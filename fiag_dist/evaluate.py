@@ -152,7 +152,7 @@ def evaluate_identity(folder: str | Path) -> dict[str, Any]:
         "protocol": PROTOCOL,
     }
     _write_strip(folder / STRIP, pairs)
-    _write(folder / METRICS, json.dumps(_stored(folder) | metrics, indent=1).encode())
+    open_storage(folder).write(METRICS, json.dumps(_stored(folder) | metrics, indent=1).encode())
     return metrics
 
 
@@ -184,7 +184,9 @@ def main(argv: list[str]) -> int:
     console.print(f"{METRICS} and {STRIP} (truth above render) are in each identity's folder")
     for folder, group in groups.items():
         if group != [folder]:
-            _write(folder / REPORT, _markdown([(identity.name, rows[identity]) for identity in group]).encode())
+            open_storage(folder).write(
+                REPORT, _markdown([(identity.name, rows[identity]) for identity in group]).encode()
+            )
             console.print(f"table: {folder / REPORT}", soft_wrap=True)
     return 0
 
@@ -278,13 +280,7 @@ def _write_strip(path: Path, pairs: Sequence[np.ndarray]) -> None:
     """PNG of pairs, truth above render, side by side."""
     done, data = cv2.imencode(".png", np.ascontiguousarray(np.concatenate(pairs, 1)[..., ::-1]))
     assert done
-    _write(path, data.tobytes())
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_bytes(data)
-    part.replace(path)
+    open_storage(path.parent).write(path.name, data.tobytes())
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def adapt_identity(job: Job, report: Callable[[int, float], None]) -> None:
         folder, training.head, personal, data, read_manifest(data, check=False), job.name, job.start, training.step
     )
     metrics = evaluate_identity(folder) | {"seconds": round(time.time() - began, 1), "steps": training.step}
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    open_storage(folder).write("metrics.json", json.dumps(metrics, indent=1).encode())
     write_preview(folder, PREVIEW_S)
     training.feed.close()
     if job.scratch and job.start:
@@ -108,7 +108,7 @@ def adapt_identity(job: Job, report: Callable[[int, float], None]) -> None:
             lambda step, psnr: None,
         )
     work.delete(checkpoint.FOLDER)
-    (folder / DONE).write_text(json.dumps({"job": job.key}))
+    open_storage(folder).write(DONE, json.dumps({"job": job.key}).encode())
 
 
 def _build(job: Job) -> Training:

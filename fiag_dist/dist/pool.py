@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fiag_dist.errors import CheckpointError
+from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import PersonalNet
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -69,8 +70,7 @@ class PersonalPool:
 def _optimizer(net: PersonalNet) -> torch.optim.AdamW:
     kinds: dict[str, list[torch.nn.Parameter]] = {"personal_grids": [], "personal_nets": [], "personal_audio": []}
     for name, parameter in net.named_parameters():
-        kind = "grids" if name.startswith("grid.") else "audio" if name.startswith("audio.") else "nets"
-        kinds[f"personal_{kind}"].append(parameter)
+        kinds[f"personal_{kind_of(name)}"].append(parameter)
     groups = [
         {"name": k, "params": p, "weight_decay": 1e-4 if k == "personal_audio" else 0.0} for k, p in kinds.items()
     ]

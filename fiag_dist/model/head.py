@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fiag_dist.config import EncoderBackend, ModelConfig, RasterBackend
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
+from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import Drive, Motion, PersonalNet, hook
 from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.model.universal import UniversalMotion
@@ -166,6 +167,5 @@ class Head(nn.Module):
         for owner, modules in nets.items():
             for module in modules:
                 for name, parameter in module.named_parameters():
-                    kind = "grids" if name.startswith("grid.") else "audio" if name.startswith("audio.") else "nets"
-                    groups.setdefault(f"{owner}_{kind}", []).append(parameter)
+                    groups.setdefault(f"{owner}_{kind_of(name)}", []).append(parameter)
         return {name: parameters for name, parameters in groups.items() if parameters}
