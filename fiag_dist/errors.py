@@ -1,5 +1,6 @@
 """What can go wrong through no bug of ours. Each message says what happened, the value, the rule and the fix, in one line."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,14 +30,25 @@ class WeightsError(FiagError):
     """A pretrained extractor's file is missing, or its SHA-256 is not the pinned one."""
 
 
+class NumericsError(FiagError):
+    """Checked mode found NaN or an infinity on its way into a kernel."""
+
+
+CHECKED = "FIAG_CHECKED"
+"""Environment variable: at 1, kernels refuse numbers that are not finite. Processes that a command starts inherit it."""
+
+
 def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main(argv)` and returns the exit status: how every command, `python -m fiag_dist.X` included, meets a user's mistake.
 
-    A FiagError becomes one line on stderr and 2, with the traceback only under `--debug` (anywhere in `argv`, taken out before `main` sees it);
-    Ctrl-C becomes 130. Anything else is a bug of ours and keeps its traceback. `argv` None: the process's own arguments.
+    A FiagError becomes one line on stderr and 2; Ctrl-C becomes 130. Anything else is a bug of ours and keeps its traceback. `--debug` (anywhere in
+    `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode on, for this process and those it starts.
+    `argv` None: the process's own arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
+    if debug:
+        os.environ[CHECKED] = "1"
     try:
         return main([arg for arg in args if arg != "--debug"])
     except FiagError as error:

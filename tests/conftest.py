@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ["FIAG_CHECKED"] = "1"  # kernels refuse numbers that are not finite, in the processes that tests start too
 
 import pytest
 import shape_checks

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.launch import PARALLEL, array, launch
+from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 
 PRIME = 2654435761
 BLOCK = 2048
@@ -171,6 +171,7 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
+        check("encode's gradient", features=v_outputs[0])
         points, table_3RF = ctx.saved_tensors
         grid: Layout = ctx.grid
         want_points = ctx.needs_input_grad[0]
@@ -205,5 +206,7 @@ def encode(points: Float[Tensor, "n 3"], table: Float[Tensor, "3 rows f"], grid:
     """Features of N points on the three planes, [N, 3 * levels * f]: plane by plane, then level, then feature; CPU, float32.
 
     points: 0..1 inside; a point with a coordinate outside gets zeros and passes no gradient. Gradients to points and table.
+    Numbers that are not finite are refused in checked mode (`check`); else such a point counts as outside, and such an entry spoils its cells' features.
     """
+    check("encode", points=points, table=table)
     return _Encode.apply(points, table, grid)  # type: ignore[return-value]

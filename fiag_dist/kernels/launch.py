@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fiag_dist.errors import CHECKED, NumericsError
+
 PARALLEL: Any = dict.fromkeys(
     ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
 )
@@ -61,6 +63,23 @@ def _kind(argument: Any) -> Any:
     if isinstance(argument, np.ndarray):
         return argument.dtype.char, argument.ndim, argument.flags.c_contiguous, argument.flags.writeable
     return (tuple, len(argument)) if isinstance(argument, tuple) else type(argument)
+
+
+def check(kernel: str, **tensors: Tensor) -> None:
+    """In checked mode (environment variable FIAG_CHECKED=1; `--debug` and the tests set it) looks for NaN and infinities; otherwise does nothing.
+
+    kernel: what the tensors, named, are about to enter. Raises NumericsError that says which tensor, how many values and where the first is.
+    """
+    if os.environ.get(CHECKED) != "1":
+        return
+    for name, tensor in tensors.items():
+        bad = ~torch.isfinite(tensor.detach())
+        if bad.any():
+            first = bad.nonzero()[0].tolist()
+            raise NumericsError(
+                f"{kernel}: {int(bad.sum())} of {bad.numel()} values of {name} are not finite, the first {float(tensor[tuple(first)])} at {first}; "
+                "the rule of checked mode is finite numbers; find what made them, a step too large or a division by 0"
+            )
 
 
 def array(tensor: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.launch import PARALLEL, array, launch
+from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 
 BLOCK = 256
 BLUR_PX2 = 0.3
@@ -88,7 +88,7 @@ def _forward(means, quats, scales, opacities, viewmat, K, width, height, means2d
             means2d[i] = _f4(0)
             conics[i] = _f4(0)
             opacity = opacities[i]
-            if not (z > _NEAR and z < _FAR and opacity >= MIN_ALPHA):
+            if not (z > _NEAR and z < _FAR and opacity >= MIN_ALPHA and opacity < _f4(math.inf)):
                 continue
             inverse_z = _f4(1) / z
             u = x * inverse_z
@@ -122,7 +122,7 @@ def _forward(means, quats, scales, opacities, viewmat, K, width, height, means2d
             radius_x = _f4(math.ceil(sigmas * _f4(math.sqrt(xx))))
             radius_y = _f4(math.ceil(sigmas * _f4(math.sqrt(yy))))
             inside_x = center_x + radius_x > 0 and center_x - radius_x < width
-            if inside_x and center_y + radius_y > 0 and center_y - radius_y < height:
+            if inverse > 0 and inside_x and center_y + radius_y > 0 and center_y - radius_y < height:
                 radii[i, 0] = radius_x
                 radii[i, 1] = radius_y
 
@@ -236,6 +236,7 @@ class _Project(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
+        check("project's gradient", means2d=v_outputs[0], conics=v_outputs[1])
         means, quats, scales, viewmat, K, conics, radii = (array(x) for x in ctx.saved_tensors)
         out = (np.empty_like(means), np.empty_like(quats), np.empty_like(scales))
         v_means2d, v_conics = (array(v) for v in v_outputs[:2])
@@ -257,6 +258,7 @@ def project(
     """Returns centres (pixels), conics a, b, c of the inverse covariance [[a, b], [b, c]], depths (metres) and half extents (whole pixels).
 
     Extents are 0 where a Gaussian is not seen: behind the camera, off the image, too faint or not finite. Gradients from centres and conics to
-    means, quats (wxyz, any length) and scales; CPU, float32.
+    means, quats (wxyz, any length) and scales; CPU, float32. In checked mode (`check`) numbers that are not finite are refused.
     """
+    check("project", means=means, quats=quats, scales=scales, opacities=opacities, viewmat=viewmat, K=K)
     return _Project.apply(means, quats, scales, opacities, viewmat, K, width, height)  # type: ignore[return-value]

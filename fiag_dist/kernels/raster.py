@@ -19,7 +19,7 @@ from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
-from fiag_dist.kernels.launch import PARALLEL, array, launch
+from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 from fiag_dist.kernels.tiles import TILE, bin_gaussians
 
 MAX_ALPHA = np.float32(0.999)
@@ -282,6 +282,7 @@ class _Blend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
+        check("blend's gradient", image=v_outputs[0], alpha=v_outputs[1])
         m, c, f, o, image, alpha = (array(x) for x in ctx.saved_tensors)
         ids, slots, offsets, ends, values, tiles_x, gaussian_offsets = ctx.pairs
         # Zeros: pairs behind a tile's last blended Gaussian are never written.
@@ -309,5 +310,8 @@ def blend(
 
     means2d, radii: centres and half extents in pixels (radius 0: not drawn); conics: a, b, c of the inverse 2-D covariance [[a, b], [b, c]];
     depths: along the camera's axis, only their order counts. Returns the image and its alpha. Gradients to means2d, conics, colors, opacities.
+    Numbers that are not finite are refused in checked mode (`check`); else such a colour spoils the pixels it reaches, and `project` hands no other on.
     """
+    check("blend", means2d=means2d, conics=conics, colors=colors, opacities=opacities, radii=radii, depths=depths)
+    check("blend", background=background)
     return _Blend.apply(means2d, conics, colors, opacities, radii, depths, background, width, height)  # type: ignore[return-value]

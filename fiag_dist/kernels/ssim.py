@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.launch import PARALLEL, array, launch
+from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 
 WINDOW = 11
 SIGMA = 1.5
@@ -139,6 +139,7 @@ class _Ssim(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
+        check("ssim's gradient", value=v_outputs[0])
         a, b = (array(x) for x in ctx.saved_tensors)
         out = np.empty_like(a)
         d_mean, d_square, d_product = ctx.derivatives
@@ -149,8 +150,10 @@ class _Ssim(torch.autograd.Function):
 def ssim(image_CHW: Float[Tensor, "c h w"], target_CHW: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
     """Mean structural similarity over pixels and channels of two images in 0..1, at most 1; the loss and the metric alike.
 
-    Any device; gradient to image_CHW alone. CPU images are computed in float32.
+    Any device; gradient to image_CHW alone. CPU images are computed in float32. Numbers that
+    are not finite are refused in checked mode (`check`); else the value and the gradients around them are NaN.
     """
+    check("ssim", image=image_CHW, target=target_CHW)
     if image_CHW.device.type == "cpu":
         return _Ssim.apply(image_CHW.float(), target_CHW)  # type: ignore[return-value]
     return ssim_by_convolution(image_CHW, target_CHW.detach())
