@@ -138,7 +138,13 @@ class MouthMotionNet(nn.Module):
         self, points_N3: Float[Tensor, "n 3"], heard: Tensor, hook_3: Float[Tensor, "3"]
     ) -> Float[Tensor, "n 3"]:
         """Displacement in metres, head frame."""
-        features, hook_N3 = self.grid(points_N3), hook_3.expand(len(points_N3), -1)
+        return self.from_features(self.grid(points_N3), heard, hook_3)
+
+    def from_features(
+        self, features: Float[Tensor, "n dim"], heard: Tensor, hook_3: Float[Tensor, "3"]
+    ) -> Float[Tensor, "n 3"]:
+        """The motion of points whose grid features are known."""
+        hook_N3 = hook_3.expand(len(features), -1)
         out = self.net(torch.cat([features, self.audio(heard).expand(len(features), -1), hook_N3], 1))
         strength = 2 * torch.sigmoid(self.strength(torch.cat([features, hook_N3], 1)))
         return out * strength * self.axes * (METRES * self.scale)
