@@ -1,10 +1,10 @@
-"""Video and audio files in and out, by PyAV. Time zero of a clip is its first video frame; audio is cut or padded to start there."""
+"""Video files in and out, by PyAV, with their sound. Time zero of a clip is its first video frame."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,13 +12,17 @@ from types import TracebackType
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from jaxtyping import Float32, UInt8
 
+from fiag_dist.container import decoded, opened
 from fiag_dist.errors import DataError
+from fiag_dist.sound import SAMPLE_RATE, Sound, read_audio
 
-SAMPLE_RATE = 16_000
+__all__ = ["SAMPLE_RATE", "VideoInfo", "VideoWriter", "probe", "read_audio", "read_frames"]
+
 _AAC_FRAME = 1024
+_AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +39,9 @@ class VideoInfo:
 
 def probe(path: str | Path) -> VideoInfo:
     """Reads headers and one frame. Raises DataError when the file is unreadable or holds no video."""
-    with _opened(path) as container:
+    with opened(path) as container:
         stream = _video_stream(container, path)
-        frame = next(_decoded(container, stream, path), None)
+        frame = next(decoded(container, stream, path), None)
         if frame is None:
             raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
         image = _upright(frame)
@@ -60,10 +64,10 @@ def read_frames(
     max_seconds: stop there; 0 reads all. Frames are decoded as they are asked for. Raises DataError as `probe` does.
     """
     limit = int(max_seconds * fps + 1e-6) if max_seconds else sys.maxsize
-    with _opened(path) as container:
+    with opened(path) as container:
         stream = _video_stream(container, path)
         index, before, before_s, start_s, gap_s = 0, None, 0.0, None, 1.0 / fps
-        for frame in _decoded(container, stream, path):
+        for frame in decoded(container, stream, path):
             if frame.pts is None:
                 continue
             stamp_s = float(frame.pts * (frame.time_base or stream.time_base))
@@ -88,38 +92,12 @@ def read_frames(
             index += 1
 
 
-def read_audio(path: str | Path) -> Float32[np.ndarray, " samples"]:
-    """Mono sound at 16 kHz, -1..1, its first sample at the first video frame's time (or the sound's own start in a file without video).
-
-    Raises DataError when the file is unreadable, has no audio track, or the track holds nothing.
-    """
-    with _opened(path) as container:
-        if not container.streams.audio:
-            raise DataError(f"{path}: no audio track; the mouth is driven by speech, so give a file with sound")
-        video_s = None
-        if container.streams.video:
-            first = next(_decoded(container, container.streams.video[0], path), None)
-            video_s = None if first is None or first.time is None else first.time
-    with _opened(path) as container:
-        resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-        pieces, audio_s = [], None
-        for frame in _decoded(container, container.streams.audio[0], path):
-            if audio_s is None:
-                audio_s = 0.0 if frame.time is None else frame.time
-            pieces += [part.to_ndarray()[0] for part in resampler.resample(frame)]
-        pieces += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    if not pieces or audio_s is None:
-        raise DataError(f"{path}: the audio track is empty; the mouth is driven by speech, so give a file with sound")
-    wav = np.concatenate(pieces).astype(np.float32)
-    late = 0 if video_s is None else round((audio_s - video_s) * SAMPLE_RATE)
-    return np.pad(wav, (late, 0)) if late > 0 else wav[-late:]
-
-
 class VideoWriter:
     """Writes H.264 (yuv420p) and AAC into an mp4, which appears under its name only when complete.
 
-    Use as a context manager: leaving it by an exception leaves no file. audio: mono, -1..1, from the first frame on; what is longer than the video
-    is cut. Raises DataError for odd sizes or a frame of another size.
+    Use as a context manager: leaving it by an exception leaves no file. audio: a sound, or mono samples at 16 kHz; heard from the first frame on, and cut
+    where it is longer than the video. metadata: tags of the mp4 container (title, comment, description ...). Raises DataError for odd sizes or a frame of
+    another size.
     """
 
     def __init__(
@@ -128,9 +106,9 @@ class VideoWriter:
         width: int,
         height: int,
         fps: float,
-        audio: Float32[np.ndarray, " samples"] | None = None,
-        sample_rate: int = SAMPLE_RATE,
+        audio: Sound | Float32[np.ndarray, " samples"] | None = None,
         crf: int = 18,
+        metadata: Mapping[str, str] | None = None,
     ) -> None:
         if width % 2 or height % 2:
             raise DataError(f"{path}: {width}x{height} pixels; H.264 needs an even width and height")
@@ -139,14 +117,13 @@ class VideoWriter:
         self._partial = self._path.with_name(f".{self._path.stem}.{os.getpid()}.partial.mp4")
         self._fps, self._shape, self._count = fps, (height, width, 3), 0
         self._container = av.open(str(self._partial), "w", options={"movflags": "+faststart"})
+        self._container.metadata.update(metadata or {})
         self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
         self._video.options = {"crf": str(crf), "preset": "veryfast"}
         self._video.thread_count = 1
-        self._audio_samples, self._audio_done, self._sample_rate = audio, 0, sample_rate
-        self._audio = None
-        if audio is not None:
-            self._audio = self._container.add_stream("aac", rate=sample_rate, layout="mono")
+        sound = Sound(audio) if isinstance(audio, np.ndarray) else audio
+        self._audio = _Track(self._container, sound) if sound else None
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -167,58 +144,59 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
         self._container.mux(self._video.encode(frame))
         self._count += 1
-        self._write_audio(_AAC_FRAME)
+        if self._audio:
+            self._audio.write_until(self._count / self._fps)
 
     def close(self) -> None:
         """Writes what is left and puts the file in place."""
         self._container.mux(self._video.encode(None))
-        if self._audio is not None:
-            self._write_audio(1)
-            self._container.mux(self._audio.encode(None))
+        if self._audio:
+            self._audio.write_until(self._count / self._fps, last=True)
         self._container.close()
         self._partial.replace(self._path)
 
-    def _write_audio(self, at_least: int) -> None:
-        """Sound up to the time of the last frame, in whole AAC frames but at the end (`at_least` samples a time)."""
-        if self._audio is None or self._audio_samples is None:
-            return
-        until = min(round(self._count / self._fps * self._sample_rate), len(self._audio_samples))
-        while until - self._audio_done >= at_least:
-            piece = self._audio_samples[self._audio_done : min(self._audio_done + _AAC_FRAME, until)]
-            frame = av.AudioFrame.from_ndarray(
-                np.ascontiguousarray(piece[None], np.float32), format="fltp", layout="mono"
-            )
-            frame.sample_rate, frame.pts = self._sample_rate, self._audio_done
-            frame.time_base = Fraction(1, self._sample_rate)
-            self._container.mux(self._audio.encode(frame))
-            self._audio_done += len(piece)
 
+class _Track:
+    """The AAC track of a video that is being written, fed from a sound as the video grows."""
 
-def _opened(path: str | Path) -> InputContainer:
-    try:
-        return av.open(str(path), "r")
-    except (av.FFmpegError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DataError(
-            f"{path}: can't be read as video or audio ({reason}); give an mp4, mov, mkv, webm or wav file"
-        ) from error
+    def __init__(self, container: OutputContainer, sound: Sound):
+        self._rate = sound.rate if sound.rate in _AAC_RATES else 48_000
+        channels = min(sound.channels, 2)
+        self._layout = "mono" if channels == 1 else "stereo"
+        self._container, self._stream = container, container.add_stream("aac", rate=self._rate, layout=self._layout)
+        self._source = sound.pieces(self._rate, channels)
+        self._waiting = np.zeros((channels, 0), np.float32)
+        self._done = 0
+
+    def write_until(self, time_s: float, last: bool = False) -> None:
+        """Sound up to this time of the video, in whole AAC frames but at the end."""
+        until = round(time_s * self._rate)
+        while until - self._done >= (1 if last else _AAC_FRAME):
+            samples = self._take(min(_AAC_FRAME, until - self._done))
+            if not samples.size:
+                break
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=self._layout)
+            frame.sample_rate, frame.pts, frame.time_base = self._rate, self._done, Fraction(1, self._rate)
+            self._container.mux(self._stream.encode(frame))
+            self._done += samples.shape[1]
+        if last:
+            self._container.mux(self._stream.encode(None))
+
+    def _take(self, count: int) -> Float32[np.ndarray, "channels samples"]:
+        """The next `count` samples; fewer where the sound ends."""
+        parts, there = [self._waiting], self._waiting.shape[1]
+        while there < count and (piece := next(self._source, None)) is not None:
+            parts.append(piece)
+            there += piece.shape[1]
+        joined = np.concatenate(parts, 1)
+        self._waiting = joined[:, count:]
+        return np.ascontiguousarray(joined[:, :count], np.float32)
 
 
 def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
     if not container.streams.video:
         raise DataError(f"{path}: no video track; give a clip that shows a face")
     return container.streams.video[0]
-
-
-def _decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream, path: str | Path) -> Iterator:
-    """Frames of one stream, decoded by one thread. Raises DataError where the data is damaged."""
-    stream.codec_context.thread_count = 1
-    try:
-        yield from container.decode(stream)
-    except (av.FFmpegError, OSError) as error:
-        raise DataError(
-            f"{path}: damaged data in the {stream.type} track ({error.strerror}); convert the file with ffmpeg and try again"
-        ) from error
 
 
 def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:

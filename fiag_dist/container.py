@@ -1,0 +1,31 @@
+"""Media files opened and decoded by PyAV, with errors that a user can act on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+
+from fiag_dist.errors import DataError
+
+
+def opened(path: str | Path) -> InputContainer:
+    """A file to read from; close it. Raises DataError for a file that is missing or no video or sound."""
+    try:
+        return av.open(str(path), "r")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"{path}: can't be read as video or audio ({reason}); give an mp4, mov, mkv, webm or wav file"
+        ) from error
+
+
+def decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream, path: str | Path) -> Iterator:
+    """Frames of one stream, decoded by one thread. Raises DataError where the data is damaged."""
+    stream.codec_context.thread_count = 1
+    try:
+        yield from container.decode(stream)
+    except (av.FFmpegError, OSError) as error:
+        raise DataError(
+            f"{path}: damaged data in the {stream.type} track ({error.strerror}); convert the file with ffmpeg and try again"
+        ) from error
