@@ -9,67 +9,59 @@ from torch import Tensor
 from fiag_dist.types import Camera
 
 
-def scene(num: int, channels: int = 3, seed: int = 0) -> tuple[list[Tensor], Camera]:
-    """A cloud of Gaussians of many sizes and opacities before a camera at an odd image size; a few lie behind it, off the image or are too faint.
-
-    Returns [means, quats, scales, opacities, colors] in float32, and the camera.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    means = torch.randn(num, 3, generator=draw) * torch.tensor([0.1, 0.08, 0.06])
-    means[::31, 2] = -2.0  # behind
-    means[1::31, 0] += 5.0  # off the image
-    quats = torch.randn(num, 4, generator=draw) * 3
-    scales = 0.012 * torch.exp(0.8 * torch.randn(num, 3, generator=draw))
-    opacities = torch.sigmoid(2 * torch.randn(num, generator=draw))
-    opacities[2::31] = 1e-3  # too faint
-    opacities[3::31] = 1.0  # clamped at 0.999
-    colors = torch.rand(num, channels, generator=draw)
-    angle = 0.3
-    viewmat = torch.eye(4)
-    viewmat[0, 0] = viewmat[2, 2] = math.cos(angle)
-    viewmat[0, 2], viewmat[2, 0] = math.sin(angle), -math.sin(angle)
-    viewmat[:3, 3] = torch.tensor([0.01, -0.02, 1.0])
-    K = torch.tensor([[150.0, 0, 29.0], [0, 140.0, 24.0], [0, 0, 1]])
-    return [means, quats, scales, opacities, colors], Camera(viewmat=viewmat, K=K, width=61, height=45)
-
-
-def leaves(values: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    return [x.to(dtype).clone().requires_grad_() for x in values]
-
-
-def render(means, quats, scales, opacities, colors, camera: Camera, background) -> tuple[Tensor, Tensor, Tensor]:
-    """Image [D, H, W], alpha [1, H, W] and centres [N, 2] in the inputs' precision: every Gaussian against every pixel."""
-    viewmat, K = camera.viewmat.to(means), camera.K.to(means)
+def project(
+    means: Tensor, quats: Tensor, scales: Tensor, viewmat: Tensor, K: Tensor, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Centres [N, 2], conics [N, 3] and depths [N] in the inputs' precision; size: width and height. Before the near plane the first two mean nothing."""
+    viewmat, K = viewmat.to(means), K.to(means)
     point_N3 = means @ viewmat[:3, :3].T + viewmat[:3, 3]
-    near_N = point_N3[:, 2] > 0.01
-    x, y, z = torch.where(near_N[:, None], point_N3, 1.0).unbind(-1)
+    x, y, z = torch.where(point_N3[:, 2:] > 0.01, point_N3, 1.0).unbind(-1)
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
-    margin_x, margin_y = 0.15 * camera.width / fx, 0.15 * camera.height / fy
-    u = (x / z).clamp(float(-cx / fx - margin_x), float((camera.width - cx) / fx + margin_x))
-    v = (y / z).clamp(float(-cy / fy - margin_y), float((camera.height - cy) / fy + margin_y))
+    margin_x, margin_y = 0.15 * size[0] / fx, 0.15 * size[1] / fy
+    u = (x / z).clamp(float(-cx / fx - margin_x), float((size[0] - cx) / fx + margin_x))
+    v = (y / z).clamp(float(-cy / fy - margin_y), float((size[1] - cy) / fy + margin_y))
     zero = torch.zeros_like(z)
     jacobian = torch.stack([fx / z, zero, -fx * u / z, zero, fy / z, -fy * v / z], -1).reshape(-1, 2, 3)
     to_image = jacobian @ viewmat[:3, :3] @ rotation(quats) @ torch.diag_embed(scales)
-    covariance = to_image @ to_image.mT + 0.3 * torch.eye(2).to(means)
-    inverse = torch.linalg.inv(covariance)
-    centers_N2 = torch.stack([fx * x / z + cx, fy * y / z + cy], -1)
-    if centers_N2.requires_grad:
-        centers_N2.retain_grad()
+    inverse = torch.linalg.inv(to_image @ to_image.mT + 0.3 * torch.eye(2).to(means))
+    conics_N3 = torch.stack([inverse[:, 0, 0], inverse[:, 0, 1], inverse[:, 1, 1]], -1)
+    return torch.stack([fx * x / z + cx, fy * y / z + cy], -1), conics_N3, point_N3[:, 2]
 
-    order = torch.argsort(point_N3[:, 2].detach(), stable=True)
-    rows, columns = torch.arange(camera.height).to(means) + 0.5, torch.arange(camera.width).to(means) + 0.5
+
+def blend(
+    centers: Tensor,
+    conics: Tensor,
+    colors: Tensor,
+    opacities: Tensor,
+    depths: Tensor,
+    background: Tensor,
+    size: tuple[int, int],
+) -> tuple[Tensor, Tensor]:
+    """Image [D, H, W] and alpha [H, W] in the inputs' precision: every Gaussian beyond the near plane against every pixel."""
+    order = torch.argsort(depths.detach(), stable=True)
+    columns, rows = torch.arange(size[0]).to(colors) + 0.5, torch.arange(size[1]).to(colors) + 0.5
     pixels_P2 = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1).reshape(-1, 2)
-    away_NP2 = centers_N2[order][:, None] - pixels_P2
-    power_NP = 0.5 * torch.einsum("npi,nij,npj->np", away_NP2, inverse[order], away_NP2)
-    value_NP = (opacities[order][:, None] * torch.exp(-power_NP)).clamp(max=0.999)
-    value_NP = torch.where((value_NP >= 1 / 255) & near_N[order][:, None], value_NP, 0.0)
+    x_NP, y_NP = (centers[order][:, None] - pixels_P2).unbind(-1)
+    a, b, c = conics[order][..., None].unbind(1)
+    value_NP = opacities[order][:, None] * torch.exp(-0.5 * (a * x_NP**2 + c * y_NP**2) - b * x_NP * y_NP)
+    value_NP = value_NP.clamp(max=0.999)
+    value_NP = torch.where((value_NP >= 1 / 255) & (depths[order] > 0.01)[:, None], value_NP, 0.0)
     after_NP = torch.cumprod(1 - value_NP, 0)
     before_NP = torch.cat([torch.ones_like(after_NP[:1]), after_NP[:-1]])
     weights_NP = torch.where(after_NP > 1e-4, value_NP * before_NP, 0.0)
     alpha_P = weights_NP.sum(0)
-    image_DP = (weights_NP.T @ colors[order]).T + (1 - alpha_P) * background.to(means)[:, None]
-    shape = (camera.height, camera.width)
-    return image_DP.reshape(-1, *shape), alpha_P.reshape(1, *shape), centers_N2
+    image_DP = (weights_NP.T @ colors[order]).T + (1 - alpha_P) * background.to(colors)[:, None]
+    return image_DP.reshape(-1, size[1], size[0]), alpha_P.reshape(size[1], size[0])
+
+
+def render(means, quats, scales, opacities, colors, camera: Camera, background) -> tuple[Tensor, Tensor, Tensor]:
+    """Image [D, H, W], alpha [1, H, W] and centres [N, 2], which keep their gradient."""
+    size = (camera.width, camera.height)
+    centers, conics, depths = project(means, quats, scales, camera.viewmat, camera.K, size)
+    if centers.requires_grad:
+        centers.retain_grad()
+    image, alpha = blend(centers, conics, colors, opacities, depths, background, size)
+    return image, alpha[None], centers
 
 
 def rotation(quats: Tensor) -> Tensor:

@@ -1,23 +1,23 @@
 """The tri-plane encoder against a plain four-corner loop in float64, on every backend that runs here."""
 
-import numba
 import pytest
 import torch
-from numeric_twins import assert_close, encode
+from numeric_twins import assert_close
+from numeric_twins import encode as encode_twin
+from scenes import gradients, incoming, leaves
 
 from fiag_dist.config import GridConfig
 from fiag_dist.errors import ConfigError
-from fiag_dist.kernels.grid import layout
+from fiag_dist.kernels.grid import encode, layout
 from fiag_dist.model.grid import TriPlane, tcnn_available
 from fiag_dist.types import BOUND_M
-
-THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 GRIDS = {
     "dense": GridConfig(levels=3, finest=38.4, init=1.0),
     "wraps": GridConfig(levels=2, finest=24.8, init=1.0),  # the last half cell reaches beyond the finest level's side
     "hashed": GridConfig(levels=4, features=2, base=8, finest=200.0, log2_table=9, init=1.0),
     "one level": GridConfig(levels=1, base=16, finest=16.0, init=1.0),
+    "four features": GridConfig(levels=3, features=4, base=8, finest=40.0, log2_table=10, init=1.0),
 }
 
 
@@ -25,7 +25,7 @@ def points(num: int = 24) -> torch.Tensor:
     """Points in the cube, its corners among them, and some outside."""
     inside = (torch.rand(num, 3, generator=torch.Generator().manual_seed(1)) * 2 - 1) * BOUND_M
     corners = torch.tensor([[1.0, 1, 1], [-1, -1, -1], [1, -1, 1]]) * BOUND_M
-    outside = torch.tensor([[0.16, 0, 0], [0, -0.2, 0], [0.1, 0.1, 0.151], [float("nan"), 0, 0]])
+    outside = torch.tensor([[0.16, 0, 0], [0, -0.2, 0], [0.1, 0.1, 0.151], [-0.15001, 0, 0]])
     return torch.cat([inside, corners, outside])
 
 
@@ -37,9 +37,9 @@ def test_features_and_gradients_match_a_loop(name: str, backend: str) -> None:
     grid = TriPlane(config, backend=backend)  # type: ignore[arg-type]
     x = points().requires_grad_()
     # Rounded to float32 as the encoder rounds it: a point must not change cells between the two.
-    unit = (x.detach() / (2 * BOUND_M) + 0.5).nan_to_num(9.0).double().requires_grad_()
+    unit = (x.detach() / (2 * BOUND_M) + 0.5).double().requires_grad_()
     table = grid.table.detach().double().requires_grad_()
-    wanted = encode(unit, table, config.base, grid.layout.growth, config.levels, config.log2_table)
+    wanted = encode_twin(unit, table, config.base, grid.layout.growth, config.levels, config.log2_table)
     got = grid(x)
     assert got.shape == (len(x), config.dim)
     assert got.dtype == torch.float32
@@ -57,25 +57,45 @@ def test_features_and_gradients_match_a_loop(name: str, backend: str) -> None:
     assert not x.grad[-4:].any()
 
 
-def test_layout_is_tiny_cuda_nns() -> None:
-    """Sizes worked out by hand from scale = base * growth^level - 1, side = ceil(scale) + 1, rows = min(round up to 8 (side^2), 2^T)."""
-    grid = layout(levels=2, base=16, finest=38.4, log2_table=17)
-    assert grid.sides.tolist() == [16, 39]
-    assert grid.offsets.tolist() == [0, 256, 256 + 1528]
-    assert not grid.hashed.any()
-    grid = layout(levels=3, base=16, finest=64.0, log2_table=10)
-    assert grid.sides.tolist() == [16, 32, 64]
-    assert grid.offsets.tolist() == [0, 256, 1280, 2304]
-    assert grid.hashed.tolist() == [False, False, True]
-    assert layout(12, 16, 128.0, 17).sides[-1] == 128
+@pytest.mark.parametrize("name", ["dense", "hashed", "four features"])
+def test_finite_differences(name: str) -> None:
+    """The table acts linearly; points move within their cells, where features are quadratic."""
+    config = GRIDS[name]
+    grid = layout(config.levels, config.base, config.finest, config.log2_table)
+    draw = torch.Generator().manual_seed(3)
+    table = torch.rand(3, grid.rows, config.features, generator=draw) - 0.5
+    unit = torch.rand(400, 3, generator=draw)
+    # Points whose coordinates lie in the middle of their cells on every level: a step stays inside.
+    place = unit[..., None] * torch.from_numpy(grid.scales) + 0.5
+    unit = unit[((place - place.floor() - 0.5).abs() < 0.45).all(-1).all(-1)][:6]
+    assert len(unit) == 6
+    (v,) = incoming((6, config.dim))
 
+    def loss(unit: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        return (encode(unit, table, grid).double() * v).sum()
 
-@pytest.mark.parametrize("finest", [38.4, 64.0, 128.0, 256.0])
-def test_no_side_hangs_on_a_rounding_error(finest: float) -> None:
-    """tiny-cuda-nn works the scales out in float32 on its own: they must not lie where the last bit decides a side."""
-    grid = layout(12, 16, finest, 17)
-    up, down = grid.scales[1:] * (1 + 1e-6), grid.scales[1:] * (1 - 1e-6)
-    assert (torch.ceil(torch.tensor(up)) == torch.ceil(torch.tensor(down))).all()
+    parts = leaves([unit, table])
+    loss(*parts).backward()
+    v_unit, v_table = gradients(parts)
+    step = 0.04 / float(grid.scales[-1])
+    numeric = torch.zeros_like(unit)
+    for entry in range(unit.numel()):
+        moved = torch.zeros_like(unit)
+        moved.view(-1)[entry] = step
+        numeric.view(-1)[entry] = (loss(unit + moved, table) - loss(unit - moved, table)) / (2 * step)
+    assert_close(v_unit, numeric, "points' gradient", norm=2e-3, quantile=1.0, typical=2e-3)
+    touched = v_table.view(-1).abs().topk(30).indices.tolist()
+    numeric = torch.zeros(30)
+    for place, entry in enumerate(touched):
+        moved = torch.zeros_like(table)
+        moved.view(-1)[entry] = 1.0
+        numeric[place] = (loss(unit, table + moved) - loss(unit, table - moved)) / 2
+    assert_close(v_table.view(-1)[touched], numeric, "table gradient", quantile=1.0)
+    untouched = (v_table == 0).nonzero()[:: v_table.numel() // 5]
+    for plane, row, feature in untouched.tolist():
+        moved = torch.zeros_like(table)
+        moved[plane, row, feature] = 1.0
+        assert float(loss(unit, table + moved) - loss(unit, table)) == 0
 
 
 def test_no_point_and_strided_points() -> None:
@@ -87,20 +107,6 @@ def test_no_point_and_strided_points() -> None:
     assert torch.equal(grid(x.T.contiguous().T), grid(x))
     with torch.no_grad():
         assert not grid(x).requires_grad
-
-
-@pytest.mark.skipif(THREADS < 2, reason="NUMBA_NUM_THREADS is 1")
-def test_same_bits_with_any_number_of_threads() -> None:
-    grid = TriPlane(GridConfig(init=1.0))
-    results = []
-    for threads in (1, THREADS):
-        numba.set_num_threads(threads)
-        grid.table.grad = None
-        x = points(5000).requires_grad_()
-        out = grid(x)
-        (out**2).sum().backward()
-        results.append([out, x.grad, grid.table.grad])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_initial_table_and_state() -> None:

@@ -1,46 +1,31 @@
-"""The CPU rasteriser against a float64 twin, finite differences and itself; what can be checked of gsplat without a GPU."""
+"""The CPU rasteriser, projection and blending together, against a float64 twin, finite differences and itself; gsplat without a GPU."""
 
 import inspect
-import os
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
-import numba
 import pytest
 import torch
-from numeric_twins import assert_close, leaves, render, scene
+from numeric_twins import assert_close, render
+from scenes import NAMES, SCENES, gradients, image_gradients, leaves, scene
 
 from fiag_dist import raster
 from fiag_dist.errors import ConfigError
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
-from fiag_dist.raster import rasterize, view_colors
+from fiag_dist.raster import rasterize
 from fiag_dist.types import Camera
 
-THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
-NAMES = ("means", "quats", "scales", "opacities", "colors")
-
-
-def random_gradients(camera: Camera, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = torch.Generator().manual_seed(9)
-    shape = (camera.height, camera.width)
-    return torch.randn(channels, *shape, generator=draw), torch.randn(1, *shape, generator=draw)
-
-
-@pytest.mark.parametrize("channels", [3, 5])
-def test_image_and_every_gradient_match_the_twin(channels: int) -> None:
-    values, camera = scene(300, channels)
-    background = torch.linspace(0.1, 0.9, channels)
-    v_image, v_alpha = random_gradients(camera, channels)
-    exact, fast = leaves(values, torch.float64), leaves(values, torch.float32)
+@pytest.mark.parametrize("name", SCENES)
+def test_image_and_every_gradient_match_the_twin(name: str) -> None:
+    values, camera = SCENES[name]()
+    background = torch.tensor([0.2, 0.5, 0.3])
+    v_image, v_alpha = image_gradients(camera, 3)
+    exact, fast = leaves(values, torch.float64), leaves(values)
     image, alpha, centers = render(*exact, camera, background)
     ((image * v_image).sum() + (alpha * v_alpha).sum()).backward()
     got = rasterize(*fast, camera, background)
     ((got.image * v_image).sum() + (got.alpha * v_alpha).sum()).backward()
-    assert 0.3 < float(alpha.detach().mean()) < 0.99
     assert_close(got.image, image, "image")
     assert_close(got.alpha, alpha, "alpha")
     seen = got.radii[:, 0] > 0
@@ -49,10 +34,8 @@ def test_image_and_every_gradient_match_the_twin(channels: int) -> None:
     assert got.means2d.grad is not None
     assert centers.grad is not None
     assert_close(got.means2d.grad, centers.grad, "means2d gradient", norm=5e-3)
-    for name, a, b in zip(NAMES, fast, exact, strict=True):
-        assert a.grad is not None
-        assert b.grad is not None
-        assert_close(a.grad, b.grad, f"{name} gradient", norm=5e-3)
+    for what, a, b in zip(NAMES, gradients(fast), gradients(exact), strict=True):
+        assert_close(a, b, f"{what} gradient", norm=5e-3)
 
 
 def test_finite_differences() -> None:
@@ -67,13 +50,13 @@ def test_finite_differences() -> None:
     ]
     camera = Camera(viewmat=torch.eye(4), K=torch.tensor([[60.0, 0, 4], [0, 60, 4], [0, 0, 1]]), width=9, height=7)
     camera.viewmat[2, 3] = 1.0
-    v_image, v_alpha = random_gradients(camera, 3)
+    v_image, v_alpha = image_gradients(camera, 3)
 
     def loss(parts: list[torch.Tensor]) -> torch.Tensor:
         got = rasterize(*parts, camera, torch.tensor([0.2, 0.5, 0.3]))
         return (got.image.double() * v_image).sum() + (got.alpha.double() * v_alpha).sum()
 
-    parts = leaves(values, torch.float32)
+    parts = leaves(values)
     loss(parts).backward()
     for part, name in enumerate(NAMES):
         step = 1e-3 if name in ("quats", "opacities", "colors") else 2e-4
@@ -94,7 +77,7 @@ def test_finite_differences() -> None:
 @pytest.mark.parametrize("num", [0, 1])
 def test_no_gaussian_and_one(num: int) -> None:
     values, camera = scene(40)
-    parts = leaves([x[5 : 5 + num] for x in values], torch.float32)
+    parts = leaves([x[5 : 5 + num] for x in values])
     background = torch.tensor([0.2, 0.5, 0.3])
     got = rasterize(*parts, camera, background)
     (got.image.sum() + got.alpha.sum()).backward()
@@ -124,88 +107,13 @@ def test_strided_inputs_and_inputs_without_gradient() -> None:
     assert colors.grad.any()
 
 
-def bits(values: list[torch.Tensor], camera: Camera) -> list[torch.Tensor]:
-    parts = leaves(values, torch.float32)
-    got = rasterize(*parts, camera, torch.tensor([0.2, 0.5, 0.3]))
-    v_image, v_alpha = random_gradients(camera, 3)
-    ((got.image * v_image).sum() + (got.alpha * v_alpha).sum()).backward()
-    return [got.image.detach(), got.alpha.detach(), *(p.grad for p in parts if p.grad is not None)]
-
-
-@pytest.mark.skipif(THREADS < 2, reason="NUMBA_NUM_THREADS is 1")
-def test_same_bits_with_any_number_of_threads() -> None:
-    values, camera = scene(1500)
-    numba.set_num_threads(1)
-    try:
-        one = bits(values, camera)
-    finally:
-        numba.set_num_threads(THREADS)
-    assert all(torch.equal(a, b) for a, b in zip(one, bits(values, camera), strict=True))
-
-
-def several_callers() -> None:
-    values, camera = scene(300)
-    wanted = bits(values, camera)
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: bits(values, camera), range(8)))
-    assert all(torch.equal(a, b) for got in results for a, b in zip(got, wanted, strict=True))
-
-
-def test_callers_on_several_threads() -> None:
-    several_callers()
-
-
-def test_callers_on_several_threads_of_the_simplest_layer() -> None:
-    """numba without OpenMP and TBB ends the process when two threads enter parallel code at once."""
-    environment = os.environ | {"NUMBA_THREADING_LAYER": "workqueue", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", "import test_raster; test_raster.several_callers()"]
-    subprocess.run(command, env=environment, check=True, timeout=120)
-
-
-def test_a_gaussian_that_is_not_finite_is_left_out() -> None:
-    values, camera = scene(60)
-    wanted = rasterize(*values, camera, torch.zeros(3))
-    broken = [torch.cat([x, x[-1:]]) for x in values]
-    broken[0][-1, 1] = float("nan")
-    parts = leaves(broken, torch.float32)
-    got = rasterize(*parts, camera, torch.zeros(3))
-    got.image.sum().backward()
-    assert torch.equal(got.image, wanted.image)
-    assert all(torch.isfinite(p.grad).all() for p in parts if p.grad is not None)
-
-
 def test_in_place_change_before_backward_is_refused() -> None:
     values, camera = scene(60)
-    parts = leaves(values, torch.float32)
+    parts = leaves(values)
     got = rasterize(*parts, camera, torch.zeros(3))
     got.image.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         got.image.sum().backward()
-
-
-@pytest.mark.parametrize("degree", [0, 1, 2, 3])
-def test_view_colors_match_gsplats_reference(degree: int) -> None:
-    reference = pytest.importorskip("gsplat.cuda._torch_impl")
-    values, camera = scene(50)
-    draw = torch.Generator().manual_seed(4)
-    sh = torch.randn(50, (degree + 1) ** 2, 3, generator=draw)
-    means = values[0].clone().requires_grad_()
-    dc, rest = sh[:, 0].clone().requires_grad_(), sh[:, 1:].clone().requires_grad_()
-    colors = view_colors(dc, rest, means, camera)
-    center = torch.linalg.inv(camera.viewmat)[:3, 3]
-    wanted = reference._spherical_harmonics(degree, values[0] - center, sh) + 0.5
-    assert torch.allclose(colors, wanted.clamp(min=0), atol=1e-5)
-    colors.sum().backward()
-    assert means.grad is None
-    assert dc.grad is not None
-    assert torch.equal(dc.grad == 0, colors == 0)
-    assert degree == 0 or (rest.grad is not None and rest.grad.any())
-
-
-def test_view_colors_refuses_a_count_that_is_no_degree() -> None:
-    _, camera = scene(1)
-    with pytest.raises(ConfigError, match="4 coefficients above degree 0, the rule is 0, 3, 8 or 15"):
-        view_colors(torch.zeros(1, 3), torch.zeros(1, 4, 3), torch.zeros(1, 3), camera)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -250,7 +158,7 @@ def test_call_of_gsplat_fits_its_signature_and_its_shapes(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(rendering, "rasterization", stand_in)
     values, camera = scene(100, 5)
-    ours, theirs = leaves(values, torch.float32), leaves(values, torch.float32)
+    ours, theirs = leaves(values), leaves(values)
     background = torch.linspace(0, 1, 5)
     a = rasterize(*ours, camera, background)
     b = raster._rasterize_gsplat(*theirs, camera, background)
@@ -274,7 +182,7 @@ def test_gsplat_matches_the_cpu(num: int) -> None:
     pytest.importorskip("gsplat")
     values, camera = scene(300, 5)
     values = [x[:num] for x in values]
-    v_image, v_alpha = random_gradients(camera, 5)
+    v_image, v_alpha = image_gradients(camera, 5)
     results = {}
     for device in ("cpu", "cuda"):
         parts = [x.to(device).clone().requires_grad_() for x in values]
