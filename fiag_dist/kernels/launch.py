@@ -1,6 +1,8 @@
 """What all kernels share: how tensors come in, how loops become parallel, and that one kernel runs at a time."""
 
+import importlib
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -43,19 +45,39 @@ def _load(kernel: Any, arguments: tuple) -> None:
     What numba has just compiled rounds differently, in a last bit, from what it reads back: the first run on a machine would not equal the second.
     """
     types = tuple(map(numba.typeof, arguments))
-    if CACHE_FILLER not in os.environ and kernel._cache.load_overload(types, kernel.targetctx) is None:
-        _fill_cache()
+    if CACHE_FILLER not in os.environ:
+        if not _stored(kernel, types):
+            _fill_cache()
+        if not _stored(kernel, types):  # a kind of input that the warm-up doesn't know: another number of channels, say
+            _compile_elsewhere(kernel, types)
     kernel.compile(types)
+
+
+def _stored(kernel: Any, types: tuple) -> bool:
+    return kernel._cache.load_overload(types, kernel.targetctx) is not None
 
 
 @lru_cache(maxsize=1)
 def _fill_cache() -> None:
     print("compiling kernels, once for this machine: half a minute", file=sys.stderr, flush=True)
-    subprocess.run(
-        [sys.executable, "-c", "from fiag_dist.kernels.warm import warm; warm()"],
-        env=os.environ | {CACHE_FILLER: "1"},
-        check=False,
-    )
+    _run_filler("from fiag_dist.kernels.warm import warm; warm()")
+
+
+def _compile_elsewhere(kernel: Any, types: tuple) -> None:
+    module, name = kernel.py_func.__module__, kernel.__name__
+    print(f"compiling {module}.{name}, once for this machine: some seconds", file=sys.stderr, flush=True)
+    code = "from fiag_dist.kernels.launch import compile_asked; compile_asked()"
+    _run_filler(code, pickle.dumps((module, name, types)))
+
+
+def compile_asked() -> None:
+    """In the process that compiles for others: compiles the kernel, named by module and name, for the types that stdin holds."""
+    module, name, types = pickle.load(sys.stdin.buffer)
+    getattr(importlib.import_module(module), name).compile(types)
+
+
+def _run_filler(code: str, asked: bytes = b"") -> None:
+    subprocess.run([sys.executable, "-c", code], input=asked, env=os.environ | {CACHE_FILLER: "1"}, check=False)
 
 
 def _kind(argument: Any) -> Any:

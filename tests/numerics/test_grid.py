@@ -9,7 +9,7 @@ from scenes import gradients, incoming, leaves
 from fiag_dist.config import GridConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.kernels.grid import encode, layout
-from fiag_dist.model.grid import TriPlane, tcnn_available
+from fiag_dist.model.grid import TriPlane
 from fiag_dist.types import BOUND_M
 
 GRIDS = {
@@ -120,9 +120,12 @@ def test_initial_table_and_state() -> None:
 def test_settings_that_make_no_grid_are_refused() -> None:
     with pytest.raises(ConfigError, match="base <= finest"):
         TriPlane(GridConfig(base=64, finest=38.4))
-    if not tcnn_available():
-        with pytest.raises(ConfigError, match="use backend auto or torch"):
-            TriPlane(GridConfig(), backend="tcnn")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_tcnn_without_cuda_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no CUDA device.*use backend auto or torch"):
+        TriPlane(GridConfig(), backend="tcnn")
 
 
 @pytest.mark.gpu

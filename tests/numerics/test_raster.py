@@ -1,17 +1,11 @@
 """The CPU rasteriser, projection and blending together, against a float64 twin, finite differences and itself; gsplat without a GPU."""
 
-import inspect
-from importlib.metadata import version
-
 import pytest
 import torch
 from numeric_twins import assert_close, render
 from scenes import NAMES, SCENES, gradients, image_gradients, leaves, scene
 
-from fiag_dist import raster
 from fiag_dist.errors import ConfigError
-from fiag_dist.kernels.projection import project
-from fiag_dist.kernels.raster import blend
 from fiag_dist.raster import rasterize
 from fiag_dist.types import Camera
 
@@ -121,82 +115,3 @@ def test_gsplat_without_cuda_is_refused() -> None:
     values, camera = scene(3)
     with pytest.raises(ConfigError, match=r"no CUDA device.*use backend auto or cpu"):
         rasterize(*values, camera, torch.zeros(3), backend="gsplat")
-
-
-def test_call_of_gsplat_fits_its_signature_and_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """gsplat's own kernels need CUDA; in their place stand ours, behind gsplat's signature, defaults and shapes."""
-    rendering = pytest.importorskip("gsplat.rendering")
-    assert version("gsplat").startswith("1.5.")
-    signature = inspect.signature(rendering.rasterization)
-
-    def stand_in(**arguments):
-        full = signature.bind(**arguments)
-        full.apply_defaults()
-        a = full.arguments
-        assert (a["sh_degree"], a["render_mode"], a["rasterize_mode"], a["camera_model"]) == (
-            None,
-            "RGB",
-            "classic",
-            "pinhole",
-        )
-        assert (a["packed"], a["near_plane"], a["far_plane"], a["eps2d"], a["radius_clip"]) == (
-            False,
-            0.01,
-            1e10,
-            0.3,
-            0.0,
-        )
-        size = (a["width"], a["height"])
-        gaussians = (a["means"], a["quats"], a["scales"], a["opacities"])
-        means2d_N2, conics, depths, radii = project(*gaussians, a["viewmats"][0], a["Ks"][0], *size)
-        means2d_1N2 = means2d_N2[None]
-        image, alpha = blend(
-            means2d_1N2[0], conics, a["colors"], a["opacities"], radii, depths, a["backgrounds"][0], *size
-        )
-        meta = {"means2d": means2d_1N2, "radii": radii.int()[None]}
-        return image.permute(1, 2, 0)[None], alpha[None, :, :, None], meta
-
-    monkeypatch.setattr(rendering, "rasterization", stand_in)
-    values, camera = scene(100, 5)
-    ours, theirs = leaves(values), leaves(values)
-    background = torch.linspace(0, 1, 5)
-    a = rasterize(*ours, camera, background)
-    b = raster._rasterize_gsplat(*theirs, camera, background)
-    for field in ("image", "alpha", "means2d", "radii"):
-        assert torch.equal(getattr(a, field), getattr(b, field)), field
-    (a.image**2).sum().backward()
-    (b.image**2).sum().backward()
-    assert a.means2d.grad is not None
-    assert b.means2d.grad is not None
-    assert torch.equal(a.means2d.grad, b.means2d.grad)
-    assert all(
-        torch.equal(p.grad, q.grad)
-        for p, q in zip(ours, theirs, strict=True)
-        if p.grad is not None and q.grad is not None
-    )
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("num", [0, 300])
-def test_gsplat_matches_the_cpu(num: int) -> None:
-    pytest.importorskip("gsplat")
-    values, camera = scene(300, 5)
-    values = [x[:num] for x in values]
-    v_image, v_alpha = image_gradients(camera, 5)
-    results = {}
-    for device in ("cpu", "cuda"):
-        parts = [x.to(device).clone().requires_grad_() for x in values]
-        view = Camera(viewmat=camera.viewmat.to(device), K=camera.K.to(device), width=61, height=45)
-        got = rasterize(*parts, view, torch.linspace(0, 1, 5, device=device))
-        if num:
-            ((got.image * v_image.to(device)).sum() + (got.alpha * v_alpha.to(device)).sum()).backward()
-        gradients = [got.means2d.grad, *(p.grad for p in parts)]
-        results[device] = [got.image, got.alpha, got.radii, *(g for g in gradients if g is not None)]
-    assert len(results["cpu"]) == len(results["cuda"])
-    for name, a, b in zip(
-        ("image", "alpha", "radii", "means2d", *NAMES), results["cuda"], results["cpu"], strict=False
-    ):
-        if b.any():
-            assert_close(a.cpu(), b, name, norm=5e-3)
-        else:
-            assert not a.any()
