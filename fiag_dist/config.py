@@ -5,6 +5,7 @@ from typing import Literal
 
 RasterBackend = Literal["auto", "cpu", "gsplat"]
 EncoderBackend = Literal["auto", "cpu", "torch", "tcnn"]
+SsimBackend = Literal["auto", "cpu", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +218,7 @@ class TrainConfig:
     """Newest checkpoints that are kept."""
     raster: RasterBackend = "auto"
     encoder: EncoderBackend = "auto"
+    ssim: SsimBackend = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

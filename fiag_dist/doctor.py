@@ -12,21 +12,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from fiag_dist import weights
-from fiag_dist.config import GridConfig
-from fiag_dist.errors import FiagError, guarded
-from fiag_dist.model.grid import TriPlane, tcnn_available
-from fiag_dist.raster import rasterize
+from fiag_dist import raster, ssim, weights
+from fiag_dist.backend import fault_of
+from fiag_dist.errors import ConfigError, FiagError, guarded
+from fiag_dist.model import grid
 from fiag_dist.storage import open_storage
-from fiag_dist.types import Camera
 
 PACKAGES = ("torch", "numpy", "numba", "deepspeed", "ray", "webdataset", "s3fs", "tensorboard", "av")
 OPTIONAL = {
@@ -96,22 +93,27 @@ def compiler() -> Check:
 
 
 def backends() -> Iterator[Check]:
-    """What `auto` takes for images and for grids on each kind of device, after a small forward and backward pass with it."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in map(torch.device, devices):
-        for name, run in (("raster", _try_raster), ("encoder", _try_encoder)):
-            start = time.perf_counter()
-            try:
-                found = f"{run(device)}, tried in {time.perf_counter() - start:.1f} s"
-                yield Check(f"{name} on {device.type}", found)
-            except (FiagError, ImportError, OSError, RuntimeError) as error:
-                reason = " ".join(str(error).split())[:200] or type(error).__name__
-                fix = (
-                    "run: bash launch/install.sh"
-                    if device.type == "cpu"
-                    else "or choose the CPU: CUDA_VISIBLE_DEVICES= fiag-dist ..."
-                )
-                yield Check(f"{name} on {device.type}", f"failed: {reason}", "broken", fix)
+    """What `auto` takes on each kind of device and why, after a small forward and backward pass with it that must come out right."""
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices.append(torch.device("cuda", torch.cuda.current_device()))
+    for device in devices:
+        for name, module in (("raster", raster), ("encoder", grid), ("ssim", ssim)):
+            yield _backend(f"{name} on {device.type}", module, device)
+
+
+def _backend(what: str, module: Any, device: torch.device) -> Check:
+    """`module`: one of those that have choose and try_out."""
+    start = time.perf_counter()
+    try:
+        choice = module.choose("auto", device)
+    except ConfigError as error:
+        return Check(what, "none", "broken", str(error))
+    if fault := fault_of(lambda: module.try_out(choice.name, device)):
+        on_cpu = "run: bash launch/install.sh"
+        fix = on_cpu if device.type == "cpu" else "or choose the CPU: CUDA_VISIBLE_DEVICES= fiag-dist ..."
+        return Check(what, f"{choice.name} failed: {fault}", "broken", fix)
+    return Check(what, f"{choice.name} ({choice.why}), tried in {time.perf_counter() - start:.1f} s")
 
 
 def pretrained() -> Check:
@@ -191,38 +193,6 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _try_raster(device: torch.device) -> str:
-    """Renders four Gaussians and their gradient with `auto`; returns its choice. Raises RuntimeError when the image is not finite."""
-    means = torch.tensor([[0.0, 0, 0], [0.02, 0, 0], [0, 0.02, 0], [0, 0, 0.02]], device=device, requires_grad=True)
-    quats = torch.tensor([[1.0, 0, 0, 0]], device=device).expand(4, 4)
-    viewmat = torch.eye(4, device=device)
-    viewmat[2, 3] = 1.0
-    K = torch.tensor([[64.0, 0, 8], [0, 64.0, 8], [0, 0, 1]], device=device)
-    ones_43 = torch.ones(4, 3, device=device)
-    rendering = rasterize(
-        means, quats, 0.02 * ones_43, ones_43[:, 0] / 2, ones_43, Camera(viewmat, K, 16, 16), 0 * ones_43[0]
-    )
-    rendering.image.square().sum().backward()
-    _must_be_finite(rendering.image, means.grad)
-    return "gsplat (tensors on a CUDA device)" if device.type == "cuda" else "cpu kernels (tensors in host memory)"
-
-
-def _try_encoder(device: torch.device) -> str:
-    """Encodes a few points and their gradient with `auto`; returns its choice. Raises RuntimeError when a feature is not finite."""
-    grid = TriPlane(GridConfig(levels=2, finest=32.0), "auto").to(device)
-    features = grid(torch.rand(8, 3, device=device) * 0.1)
-    features.sum().backward()
-    _must_be_finite(features, *(parameter.grad for parameter in grid.parameters()))
-    if device.type == "cpu":
-        return "cpu kernel (points in host memory)"
-    return "tcnn (tiny-cuda-nn is installed)" if tcnn_available() else "torch (tiny-cuda-nn is not installed)"
-
-
-def _must_be_finite(*tensors: Tensor | None) -> None:
-    if not all(x is not None and bool(x.isfinite().all()) for x in tensors):
-        raise RuntimeError("the result is not finite")
 
 
 if __name__ == "__main__":

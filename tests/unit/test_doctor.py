@@ -37,6 +37,7 @@ def test_report_ends_with_0_where_the_tests_run(no_s3: pytest.MonkeyPatch, capsy
         "GPU",
         "raster on cpu",
         "encoder on cpu",
+        "ssim on cpu",
         "weights",
         "S3",
     ):
@@ -44,12 +45,13 @@ def test_report_ends_with_0_where_the_tests_run(no_s3: pytest.MonkeyPatch, capsy
     assert "the CPU path works" in text
 
 
-def test_both_backends_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_backends_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    raster, encoder = doctor.backends()
-    assert (raster.what, raster.state, encoder.what, encoder.state) == ("raster on cpu", "ok", "encoder on cpu", "ok")
-    assert "cpu kernel" in raster.found
-    assert "cpu kernel" in encoder.found
+    checks = list(doctor.backends())
+    assert [check.what for check in checks] == ["raster on cpu", "encoder on cpu", "ssim on cpu"]
+    for check, where in zip(checks, ("tensors", "points", "images"), strict=True):
+        assert check.state == "ok"
+        assert check.found.startswith(f"cpu ({where} in host memory), tried in ")
 
 
 def test_a_backend_that_fails_breaks_the_report(
@@ -58,18 +60,27 @@ def test_a_backend_that_fails_breaks_the_report(
     def fail(*_: object) -> None:
         raise RuntimeError("cannot load\n the kernel")
 
-    monkeypatch.setattr(doctor, "rasterize", fail)
+    monkeypatch.setattr(doctor.raster, "blend", fail)
     assert doctor.main([]) == 1
     text = " ".join(capsys.readouterr().out.split())
-    assert "failed: cannot load the kernel" in text
+    assert "cpu failed: cannot load the kernel" in text
     assert "broken: raster on cpu" in text
 
 
-def test_wrong_numbers_are_a_failure() -> None:
-    with pytest.raises(RuntimeError, match="not finite"):
-        doctor._must_be_finite(torch.tensor([1.0, float("nan")]))
-    with pytest.raises(RuntimeError, match="not finite"):
-        doctor._must_be_finite(torch.ones(2), None)
+def test_wrong_numbers_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = doctor.ssim.kernel.ssim
+    monkeypatch.setattr(doctor.ssim.kernel, "ssim", lambda *images: 1.01 * right(*images))
+    check = list(doctor.backends())[2]
+    assert (check.what, check.state) == ("ssim on cpu", "broken")
+    assert "is off by 1.0e-02" in check.found
+
+
+def test_a_device_that_nothing_draws_on_is_broken_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.raster, "_gsplat_fault", lambda device: "package not installed; run: pip install X")
+    check = doctor._backend("raster on cuda", doctor.raster, torch.device("cuda", 7))
+    assert (check.found, check.state) == ("none", "broken")
+    assert "package not installed; run: pip install X" in check.fix
+    assert "CUDA_VISIBLE_DEVICES=" in check.fix
 
 
 def test_a_missing_compiler_is_broken_and_says_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
