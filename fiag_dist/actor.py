@@ -6,6 +6,7 @@ identity.safetensors  Gaussians of face and mouth, UM-Net, IM-Net
 
 import dataclasses
 import json
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from fiag_dist.config import MotionConfig, RasterBackend
 from fiag_dist.configfile import from_dict, to_dict
-from fiag_dist.errors import DataError
+from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Head, Performance, Person, perform
 from fiag_dist.model.motion import Drive, PersonalNet
@@ -29,6 +30,8 @@ from fiag_dist.types import Camera, Gaussians
 
 VERSION = 1
 INFO, TENSORS = "identity.json", "identity.safetensors"
+MAX_SIZE = 4096
+"""Largest side of an identity's images, pixels: a damaged file must not ask for all memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class IdentityInfo:
     steps: int
     source: str = ""
     """File name of the clip."""
+    consent: str = ""
+    """What the person agreed to, in free text (`fiag-dist pack --consent`); every rendered video says it."""
     version: int = VERSION
 
 
@@ -106,13 +111,32 @@ def load_info(folder: Path) -> IdentityInfo:
         )
     try:
         values: Mapping[str, Any] = json.loads(path.read_text())
+        if type(values["version"]) is not int:
+            raise TypeError(f"version {values['version']!r}")
         if values["version"] != VERSION:
-            raise DataError(
-                f"identity {folder}: format version {values['version']}, this fiag_dist reads {VERSION}; adapt the clip again"
+            raise DataError(_other_version(folder, values))
+        hints = typing.get_type_hints(IdentityInfo)
+        for key, value in values.items():
+            if hints[key] in (str, int) and type(value) is not hints[key]:
+                raise TypeError(f"{key}: {value!r:.60} is no {hints[key].__name__}")
+        info = IdentityInfo(**{**values, "motion": from_dict(MotionConfig, values["motion"], "motion")})
+        if not (0 < info.size <= MAX_SIZE and info.fps > 0):
+            raise ValueError(
+                f"size {info.size}, fps {info.fps}: the rule is a size of 1 to {MAX_SIZE} pixels and a rate above 0"
             )
-        return IdentityInfo(**{**values, "motion": from_dict(MotionConfig, values["motion"], str(path))})
-    except (ValueError, KeyError, TypeError) as error:
+        return info
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(f"identity {folder}: {INFO} is damaged ({error}); adapt the clip again") from error
+
+
+def _other_version(folder: Path, values: Mapping[str, Any]) -> str:
+    """What to do about a folder of another format."""
+    said = f"identity {folder}: format version {values['version']}, this fiag_dist reads version {VERSION}"
+    if values["version"] > VERSION:
+        return f"{said}; it is from a newer fiag_dist: pip install -U fiag-dist"
+    clip = values.get("source") or "CLIP"
+    start = f"--from {values['checkpoint']}" if values.get("checkpoint") else "--from RUN"
+    return f"{said}; make it anew: fiag-dist adapt {clip} {start} --out {folder.parent}"
 
 
 def load_actor(folder: Path, info: IdentityInfo) -> Actor:

@@ -37,9 +37,13 @@ class Loop:
 
     def at(self, t: int) -> int:
         """The frame that stands at time t: 0, 1 .. n-1, n-2 .. 1, 0, 1 .. so that neighbours in time are neighbours in the clip."""
-        period = max(2 * (len(self) - 1), 1)
-        phase = t % period
-        return min(phase, period - phase) if len(self) > 1 else 0
+        return bounce(t, len(self))
+
+
+def bounce(t: int, num: int) -> int:
+    """0, 1 .. num-1, num-2 .. 1, 0, 1 .. at t = 0, 1, 2 .."""
+    phase = t % max(2 * (num - 1), 1)
+    return min(phase, 2 * (num - 1) - phase)
 
 
 def behind(

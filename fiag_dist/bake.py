@@ -48,6 +48,7 @@ def write_identity_folder(
         checkpoint=start,
         steps=steps,
         source=entry.source.file if entry.source else "",
+        consent=entry.consent,
     )
     write_backdrop(folder, iter_frames(data, entry, "train"), meta, manifest.fps)
     save_actor(folder, actor, info)

@@ -47,7 +47,15 @@ COMMANDS = {
         "new clips -> one identity folder each, in parallel, and results.csv",
     ),
     "render": Command(
-        "synthesize", "IDENTITY --audio WAV --out MP4", "an identity folder and speech -> a video of any length"
+        "render", "IDENTITY --audio WAV --out MP4", "an identity folder and speech -> a video of any length"
+    ),
+    "export": Command(
+        "export",
+        "IDENTITY --out PLY",
+        "an identity's Gaussians -> .ply files that viewers of 3D Gaussian Splatting open",
+    ),
+    "identity": Command(
+        "identity_info", "info IDENTITY", "an identity folder -> what it is, where it came from, what was agreed to"
     ),
     "evaluate": Command(
         "evaluate", "IDENTITY_OR_DIR", "identity folders -> metrics.json in each, and a table over all"

@@ -1,0 +1,164 @@
+"""fiag-dist export: an identity's Gaussians as .ply files that viewers of 3D Gaussian Splatting open.
+
+One row a Gaussian, little endian, in the layout of the method's first implementation: x y z nx ny nz, f_dc (3), f_rest (3 k, channel by channel),
+opacity (logit), scale (3, log), rot (wxyz). Metres in the head frame: y up, z out of the face.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+
+from fiag_dist import __version__
+from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.listening import listen
+from fiag_dist.model.field import PARAMETERS
+from fiag_dist.model.head import Person
+from fiag_dist.rehearsal import Rehearsal
+from fiag_dist.sound import SAMPLE_RATE, Sound
+from fiag_dist.storage import open_storage
+from fiag_dist.synthesize import Identity
+from fiag_dist.types import Gaussians
+
+Branch = Literal["merged", "face", "mouth"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Writes an identity's Gaussians as .ply: at rest, in one frame of what it says, or in a range of frames."""
+
+    identity: tyro.conf.Positional[Path]
+    """Identity folder: one of those that `fiag-dist adapt` wrote."""
+    out: Path
+    """A name that ends in .ply; with --sequence, a folder for 000000.ply, 000001.ply .."""
+    frame: int | Literal["neutral"] = "neutral"
+    """`neutral`: the head at rest; a number: that frame of what `fiag-dist render` shows for the same --audio, counted from 0."""
+    sequence: str = ""
+    """A:B: frames A to B - 1, numbered."""
+    audio: Path | None = None
+    """Speech that moves the lips. Without it the identity hears silence, and brows and lids are those of the clip's frame."""
+    branch: Branch = "merged"
+    """`face` or `mouth` alone, or both in one file. Rendering lays the face over the mouth; a viewer sorts a merged file by depth, nearly the same."""
+
+
+def chosen(person: Person, branch: Branch) -> Gaussians:
+    """One branch's Gaussians, or the face's and then the mouth's."""
+    if branch != "merged":
+        return person.face if branch == "face" else person.mouth
+    pairs = {name: (getattr(person.face, name), getattr(person.mouth, name)) for name in PARAMETERS}
+    return Gaussians(**{name: torch.cat(pair) for name, pair in pairs.items()})
+
+
+def to_rows(gaussians: Gaussians) -> np.ndarray:
+    """A structured array, one row a Gaussian, with the fields of a .ply; quaternions are normalised."""
+    g = {name: getattr(gaussians, name).detach().float().cpu() for name in PARAMETERS}
+    columns: dict[str, np.ndarray] = {}
+
+    def add(stem: str, values: torch.Tensor) -> None:
+        columns.update({f"{stem}_{i}": column for i, column in enumerate(values.T.numpy())})
+
+    columns |= dict(zip("xyz", g["means"].T.numpy(), strict=True))
+    columns |= dict.fromkeys(("nx", "ny", "nz"), np.zeros(len(gaussians), np.float32))
+    add("f_dc", g["sh_dc"])
+    add("f_rest", g["sh_rest"].transpose(1, 2).flatten(1))
+    columns["opacity"] = g["opacities"].numpy()
+    add("scale", g["log_scales"])
+    add("rot", torch.nn.functional.normalize(g["quats"], dim=1))
+    rows = np.empty(len(gaussians), [(name, "<f4") for name in columns])
+    for name, column in columns.items():
+        rows[name] = column
+    return rows
+
+
+def write_ply(path: Path, gaussians: Gaussians, comment: str) -> None:
+    """Writes one file, whole or not at all. comment: one line. Raises DataError where it can't be written."""
+    rows = to_rows(gaussians)
+    assert rows.dtype.names
+    plain = " ".join(comment.split()).encode("ascii", "replace").decode()
+    properties = [f"property float {name}" for name in rows.dtype.names]
+    lines = [
+        "ply",
+        "format binary_little_endian 1.0",
+        f"comment {plain}",
+        f"element vertex {len(rows)}",
+        *properties,
+        "end_header",
+    ]
+    open_storage(path.parent).write(path.name, ("\n".join(lines) + "\n").encode() + rows.tobytes())
+
+
+def frames(identity: Identity, audio: Path | None, first: int, stop: int) -> Iterator[Person]:
+    """Everything in its place in frames first .. stop - 1 of what `Identity.frames` shows; without audio, of what it shows in silence.
+
+    Raises ConfigError when the sound ends before.
+    """
+    rehearsal, info, loop = Rehearsal(identity.actor), identity.info, identity.loop
+    device = next(identity.actor.buffers()).device
+    if audio is None:
+        silence = listen(Sound(np.zeros(SAMPLE_RATE, np.float32)).pieces(), info.fps, info.extractor)
+        heard: Any = [next(islice(silence, info.fps // 2, None))] * (stop - first)
+    else:
+        heard = islice(listen(Sound(audio).pieces(), info.fps, info.extractor), first, stop)
+    t = first
+    for window in heard:
+        expression = torch.from_numpy(loop.expressions[loop.at(t)]).to(device)
+        yield rehearsal.move(torch.from_numpy(window.astype(np.float32)).to(device), expression)
+        t += 1
+    if t < stop:
+        raise ConfigError(
+            f"frame {stop - 1}: {audio} ends before it, at {info.fps} frames a second; the rule is a frame that the sound lasts to"
+        )
+
+
+def main(argv: list[str]) -> int:
+    """The command. Returns 0. Raises ConfigError, DataError or WeightsError."""
+    command = tyro.cli(ExportCommand, args=argv, prog="fiag-dist export")
+    first, stop = _range(command)
+    if not command.sequence and command.out.suffix.lower() != ".ply":
+        raise ConfigError(f"--out {command.out}: the rule is a name that ends in .ply, or --sequence A:B and a folder")
+    if command.sequence and (command.out.is_file() or command.out.suffix):
+        raise ConfigError(
+            f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
+        )
+    identity = Identity.load(command.identity)
+    people = [Rehearsal(identity.actor).rest] if command.frame == "neutral" and not command.sequence else None
+    said = f"fiag_dist {__version__}, synthetic, identity {identity.info.name}"
+    num, size = 0, 0
+    for person in people or frames(identity, command.audio, first, stop):
+        path = command.out / f"{first + num:06d}.ply" if command.sequence else command.out
+        gaussians = chosen(person, command.branch)
+        at = "neutral" if people else f"frame {first + num}"
+        write_ply(path, gaussians, f"{said}, {at}, {command.branch}; metres, y up, z out of the face")
+        num, size = num + 1, len(gaussians)
+    Console(highlight=False).print(
+        f"{command.out}: {num} file{'s' if num > 1 else ''} of {size} Gaussians", soft_wrap=True
+    )
+    return 0
+
+
+def _range(command: ExportCommand) -> tuple[int, int]:
+    """First frame and one past the last."""
+    if not command.sequence:
+        first = 0 if command.frame == "neutral" else command.frame
+        if first < 0:
+            raise ConfigError(f"--frame {first}: the rule is neutral, or a number from 0")
+        return first, first + 1
+    left, colon, right = command.sequence.partition(":")
+    if not (colon and left.isdigit() and right.isdigit() and int(left) < int(right)):
+        raise ConfigError(
+            f"--sequence {command.sequence}: the rule is A:B with 0 <= A < B; for example --sequence 0:50"
+        )
+    if command.frame != "neutral":
+        raise ConfigError(f"--frame {command.frame} --sequence {command.sequence}: the rule is one of the two")
+    return int(left), int(right)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

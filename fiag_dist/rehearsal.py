@@ -1,0 +1,162 @@
+"""An actor that has rehearsed: what is the same in every frame is worked out once, and face and mouth are blended in one pass.
+
+The baked Gaussians lie still until motion comes, so how far the gate is open for each, what the grids of IM-Net and of the mouth say there, where
+UM-Net is looked up, and all that the first layers make of it are known before the first word. The images are `Actor`'s, up to rounding.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fiag_dist.actor import Actor
+from fiag_dist.kernels.projection import project
+from fiag_dist.kernels.raster import blend
+from fiag_dist.model.audio import CODE_DIM
+from fiag_dist.model.head import Person
+from fiag_dist.model.motion import METRES, Drive, FaceMotionNet, hook
+from fiag_dist.raster import rasterize, view_colors
+from fiag_dist.types import AUDIO_FRAMES, Camera, Gaussians
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A rendered head with nothing behind it, premultiplied: add (1 - alpha) * backdrop."""
+
+    image: Float[Tensor, "3 height width"]
+    alpha: Float[Tensor, "height width"]
+    box: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in pixels, half open: alpha is 0 outside."""
+
+
+class Rehearsal:
+    """Performs an actor frame by frame, on the device that the actor is on.
+
+    Of the N face Gaussians those M where the gate is open, and which alone can move, come first; otherwise the order is the actor's.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, actor: Actor):
+        universal, personal, rest = actor.universal, actor.personal, actor.person
+        gate_N = universal.gate(rest.face.means)[:, 0]
+        order_N = torch.argsort((gate_N <= 0).byte(), stable=True)
+        num_open = int((gate_N > 0).sum())
+        self.rest = Person(_chosen(rest.face, order_N), rest.mouth)
+        self._universal = universal
+        self._gate_M1 = gate_N[order_N[:num_open], None]
+        points_M3 = self.rest.face.means[:num_open]
+        upper_M1, features = universal.upper(points_M3), personal.grid(points_M3)
+        self._own = _Net(personal, upper_M1, features)
+        self._shared = _Net(universal.face, upper_M1)
+        quiet = features.new_zeros(AUDIO_FRAMES, universal.audio_dim, universal.audio_window)
+        anything = Drive(universal.listener(quiet), features.new_zeros(self._own.num_expression))
+        alignment = personal.aligned(points_M3, anything, upper_M1)[1]  # the same whatever drives
+        self._where_M3, self._factor_M3 = points_M3 + alignment.offset, alignment.factor
+        self._mouth_features = universal.mouth.grid(rest.mouth.means)
+        self._opacities, self._sh_dc, self._sh_rest = (
+            torch.cat([getattr(self.rest.face, name), getattr(self.rest.mouth, name)])
+            for name in ("opacities", "sh_dc", "sh_rest")
+        )
+        self._opacities = torch.sigmoid(self._opacities)
+
+    @torch.inference_mode()
+    def move(self, audio_8CW: Float[Tensor, "8 dim window"], expression: Float[Tensor, " channels"]) -> Person:
+        """Everything in its place for one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1."""
+        universal, face, mouth = self._universal, self.rest.face, self.rest.mouth
+        drive = Drive(universal.listener(audio_8CW), expression)
+        own_M10 = self._own(drive)
+        own_M3, where_M3 = own_M10[:, :3] * METRES, self._where_M3
+        if universal.config.order == "sequential":
+            where_M3 = where_M3 + own_M3
+        shared_M10 = self._shared(drive, where_M3)
+        moved_M3 = torch.addcmul(own_M3, self._factor_M3, shared_M10[:, :3], value=METRES) * self._gate_M1
+        turned_M7 = (own_M10[:, 3:] + shared_M10[:, 3:]) * self._gate_M1
+        num_still = len(face) - len(moved_M3)
+        motion_N3, turn_N7 = F.pad(moved_M3, (0, 0, 0, num_still)), F.pad(turned_M7, (0, 0, 0, num_still))
+        hook_3 = hook(motion_N3, universal.config.hook_k)
+        chewed = universal.mouth.from_features(self._mouth_features, drive.heard, hook_3)
+        face = replace(
+            face,
+            means=face.means + motion_N3,
+            quats=face.quats + turn_N7[:, :4],
+            log_scales=face.log_scales + turn_N7[:, 4:],
+        )
+        return Person(face, replace(mouth, means=mouth.means + chewed))
+
+    @torch.inference_mode()
+    def perform(
+        self, audio_8CW: Float[Tensor, "8 dim window"], expression: Float[Tensor, " channels"], camera: Camera
+    ) -> Layer:
+        """One frame, face over mouth; the arguments are `move`'s."""
+        person = self.move(audio_8CW, expression)
+        n, width, height = len(person.face), camera.width, camera.height
+        means, quats, log_scales = (
+            torch.cat([getattr(person.face, name), getattr(person.mouth, name)])
+            for name in ("means", "quats", "log_scales")
+        )
+        scales, colors = torch.exp(log_scales), view_colors(self._sh_dc, self._sh_rest, means, camera)
+        black = colors.new_zeros(3)
+        if means.is_cuda:
+            face, mouth = (
+                rasterize(means[part], quats[part], scales[part], self._opacities[part], colors[part], camera, black)
+                for part in (slice(n), slice(n, None))
+            )
+            image = face.image + (1 - face.alpha) * mouth.image
+            alpha = 1 - (1 - face.alpha) * (1 - mouth.alpha)
+            return Layer(image, alpha[0], (0, 0, width, height))
+        means2d, conics, depths, radii = project(
+            means, quats, scales, self._opacities, camera.viewmat, camera.K, width, height
+        )
+        if 0 < n < len(means):  # a mouth that lies behind all of the face is a mouth with the face over it
+            depths[n:] += depths[:n].max() - depths[n:].min() + 0.1
+        image, alpha = blend(means2d, conics, colors, self._opacities, radii, depths, black, width, height)
+        return Layer(image, alpha, _box(means2d, radii, width, height))
+
+
+class _Net:
+    """A face network at M points that stay on their side of the nose; with `features`, at points that stay where they are.
+
+    Of the direct form's first layer, the part of the features (where they are known) is done beforehand, and audio and expression, which are one
+    vector for all points, go through it once a frame instead of once a point.
+    """
+
+    def __init__(self, net: FaceMotionNet, upper_M1: Tensor, features: Tensor | None = None):
+        self._net, self._upper_M1, self._features = net, upper_M1, features
+        weight = next(net.net.parameters())
+        dim = net.config.universal_grid.dim if features is None else features.shape[1]
+        self.num_expression = weight.shape[1] - dim - CODE_DIM
+        self._by_feature, self._by_audio, self._by_expression = weight.split([dim, CODE_DIM, self.num_expression], 1)
+        self._known_MH = None if features is None else features @ self._by_feature.T
+        self._rest = net.net[1:]
+
+    def __call__(self, drive: Drive, points_M3: Tensor | None = None) -> Tensor:
+        """[M, 10]: centres in centimetres, quaternions, log scales. points_M3: where to look, when `features` were not given."""
+        net, features = self._net, self._features
+        if features is None:
+            assert points_M3 is not None
+            features = net.grid(points_M3)
+        if net.config.form != "direct":
+            motion = net.from_features(features, drive, self._upper_M1)
+            return torch.cat([motion.means / METRES, motion.quats, motion.log_scales], 1)
+        heard_H, shown_H = self._by_audio @ net.audio(drive.heard), self._by_expression @ drive.expression
+        split = net.config.drive_split
+        driven_MH = torch.addcmul(heard_H, self._upper_M1, shown_H - heard_H) if split else (heard_H + shown_H)[None]
+        known = self._known_MH
+        hidden_MH = driven_MH.addmm(features, self._by_feature.T) if known is None else driven_MH + known
+        return self._rest(hidden_MH) * net.config.output_scale
+
+
+def _chosen(gaussians: Gaussians, order_N: Tensor) -> Gaussians:
+    return Gaussians(**{name: value[order_N] for name, value in vars(gaussians).items()})
+
+
+def _box(means2d: Tensor, radii: Tensor, width: int, height: int) -> tuple[int, int, int, int]:
+    """The pixels that projected Gaussians can reach."""
+    seen_N1 = radii[:, :1] > 0
+    low = torch.where(seen_N1, means2d - radii, torch.inf).amin(0)
+    high = torch.where(seen_N1, means2d + radii, -torch.inf).amax(0)
+    size = torch.tensor([width, height])
+    (x0, y0), (x1, y1) = (edge.clamp(min=0).minimum(size).int().tolist() for edge in (low.floor(), high.ceil()))
+    return x0, y0, max(x0, x1), max(y0, y1)
