@@ -2,27 +2,34 @@
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 
+MOST_FRAMES = 60
 _PERSON_ABOVE = 25
 """A matte value from which a pixel may show some of the person, of 255."""
 
 
+def choose(num_frames: int) -> Int64[np.ndarray, " some"]:
+    """Numbers of the frames that a plate is made from: all of a clip's, or MOST_FRAMES evenly spread."""
+    return np.unique(np.linspace(0, num_frames - 1, min(MOST_FRAMES, num_frames)).round().astype(np.int64))
+
+
 def plate(
-    images: UInt8[np.ndarray, "frames size size 3"], mattes: UInt8[np.ndarray, "frames size size"], max_frames: int = 60
+    images: UInt8[np.ndarray, "frames size size 3"], mattes: UInt8[np.ndarray, "frames size size"]
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Median over time of the pixels that show background; what the person covers throughout is filled in from around it.
 
-    images, mattes: crops of one clip and their person mattes, 0..255; at most `max_frames` of them, evenly spread, are used.
+    images, mattes: crops spread over one clip and their person mattes, 0..255.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(max_frames, len(images))).round().astype(int))
     size = images.shape[1]
     spread = max(3, size // 40) | 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (spread, spread))
-    covered = np.stack([cv2.dilate((mattes[i] > _PERSON_ABOVE).astype(np.uint8), kernel) > 0 for i in chosen])
+    covered = np.stack(
+        [cv2.dilate((mattes[i] > _PERSON_ABOVE).astype(np.uint8), kernel) > 0 for i in range(len(images))]
+    )
     rows = []
     for y in range(size):  # row by row: a stack of all frames as floats would be large
-        row = np.ma.masked_array(images[chosen, y], np.repeat(covered[:, y, :, None], 3, axis=2))
+        row = np.ma.masked_array(images[:, y], np.repeat(covered[:, y, :, None], 3, axis=2))
         rows.append(np.ma.median(row, axis=0).filled(0))
     median = np.stack(rows).round().astype(np.uint8)
     return _filled(median, covered.mean(0) > 0.9)

@@ -19,9 +19,13 @@ _SMALLEST_RANGE = 0.05
 """A channel that never moves is not blown up to full range."""
 
 
-def channels(blendshapes: list[dict[str, float]], num_train: int) -> Float32[np.ndarray, "frames channels"]:
-    """The channels of EXPRESSION_NAMES for each frame, scaled so that 1 is the 99th percentile over the first `num_train`; 0..1.2."""
-    raw = np.array([[np.mean([shapes[n] for n in _SOURCES[au]]) for au in EXPRESSION_NAMES] for shapes in blendshapes])
+def raw(blendshapes: dict[str, float]) -> Float32[np.ndarray, " channels"]:
+    """The channels of EXPRESSION_NAMES of one frame, each the mean of its blendshapes, 0..1."""
+    return np.array([np.mean([blendshapes[n] for n in _SOURCES[au]]) for au in EXPRESSION_NAMES], np.float32)
+
+
+def scaled(raw: Float32[np.ndarray, "frames channels"], num_train: int) -> Float32[np.ndarray, "frames channels"]:
+    """Channels so that 1 is the 99th percentile over the first `num_train` frames; 0..1.2."""
     top = np.maximum(np.percentile(raw[:num_train], 99, axis=0), _SMALLEST_RANGE)
     return np.clip(raw / top, 0, 1.2).astype(np.float32)
 

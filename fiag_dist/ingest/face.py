@@ -23,6 +23,9 @@ SEARCH_LONG_SIDE = 960
 TWO_FACES_SIZE, TWO_FACES_SHARE = 0.6, 0.2
 """A second face counts from this share of the first one's size; a clip is refused when this share of its frames shows one."""
 
+SHOT_MOTION, SHOT_GROWTH = 0.6, 1.4
+"""Between two samples of one shot the head moves less than this share of its box's side and grows by less than this factor."""
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -49,6 +52,8 @@ class Face:
     """ARKit names, 0..1."""
     matrix: Float64[np.ndarray, "4 4"]
     """Canonical face (centimetres, its own origin) to an OpenGL camera of 63 degrees vertical field of view."""
+    second: bool = False
+    """Whether another face of similar size is in the picture."""
 
 
 class FaceTracker:
@@ -79,6 +84,7 @@ class FaceTracker:
             landmarks=faces[largest],
             blendshapes={shape.category_name: float(shape.score) for shape in result.face_blendshapes[largest]},
             matrix=np.array(result.facial_transformation_matrixes[largest], np.float64),
+            second=any(_another(faces[largest], other) for i, other in enumerate(faces) if i != largest),
         )
 
 
@@ -97,9 +103,7 @@ def find_crop(samples: Iterable[UInt8[np.ndarray, "height width 3"]], name: str)
             if not faces:
                 continue
             boxes.append(_head_box(faces[0]))
-            if len(faces) > 1 and _height(faces[1]) > TWO_FACES_SIZE * _height(faces[0]):
-                # The model may report one face twice.
-                doubles += np.linalg.norm(faces[1].mean(0) - faces[0].mean(0)) > 0.5 * _height(faces[0])
+            doubles += len(faces) > 1 and _another(faces[0], faces[1])
     finally:
         task.close()
     if len(boxes) < max(1, seen // 10):
@@ -110,6 +114,7 @@ def find_crop(samples: Iterable[UInt8[np.ndarray, "height width 3"]], name: str)
         raise DataError(
             f"{name}: two faces of similar size in {doubles} of {seen} sampled frames; crop the video to one person"
         )
+    boxes = _longest_shot(np.stack(boxes))
     left, top = np.percentile(boxes, 2, axis=0)[:2]
     right, bottom = np.percentile(boxes, 98, axis=0)[2:]
     height, width = shape[:2]
@@ -186,6 +191,21 @@ def _pixels(points: Any, shape: tuple[int, ...]) -> Float32[np.ndarray, "478 3"]
 def _height(points: Float32[np.ndarray, "478 3"]) -> float:
     """Forehead to chin, pixels."""
     return float(np.linalg.norm(points[FOREHEAD_TOP, :2] - points[CHIN, :2]))
+
+
+def _another(face: Float32[np.ndarray, "478 3"], other: Float32[np.ndarray, "478 3"]) -> bool:
+    """Whether `other` is a second person of similar size; the model may report one face twice."""
+    apart = np.linalg.norm(other.mean(0) - face.mean(0)) > 0.5 * _height(face)
+    return bool(apart and _height(other) > TWO_FACES_SIZE * _height(face))
+
+
+def _longest_shot(boxes: Float64[np.ndarray, "samples 4"]) -> Float64[np.ndarray, "some 4"]:
+    """The longest run of samples in which the head does not jump: a cut to another place or size must not widen the crop."""
+    sides = boxes[:, 2] - boxes[:, 0]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    jumps = np.linalg.norm(np.diff(centres, axis=0), axis=1) > SHOT_MOTION * sides[:-1]
+    jumps |= np.abs(np.log(sides[1:] / sides[:-1])) > np.log(SHOT_GROWTH)
+    return max(np.split(boxes, np.flatnonzero(jumps) + 1), key=len)
 
 
 def _head_box(points: Float32[np.ndarray, "478 3"]) -> Float64[np.ndarray, " 4"]:

@@ -6,6 +6,8 @@ still. Gauss-Newton with the points eliminated (Schur complement) in overlapping
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +27,7 @@ STABLE = tuple(sorted({
 }))  # fmt: skip
 """Landmarks that speech and expression hardly move: eye corners, nose, forehead, cheekbones, upper oval."""
 
-WINDOW, OVERLAP = 250, 50
+WINDOW, OVERLAP = 200, 50
 """Frames solved together; neighbouring windows share OVERLAP frames, over which one fades into the next."""
 
 _LANDMARK_WEIGHT, _OVAL_WEIGHT = 0.3, 0.09
@@ -72,12 +74,17 @@ class _Problem:
 def solve(
     landmarks: Float32[np.ndarray, "frames 478 coordinates"],
     matrices: Float64[np.ndarray, "frames 4 4"],
-    tracks: list[Tracks],
+    tracks: Iterable[Tracks],
     focal_px: float,
 ) -> Poses:
-    """Poses in the head frame of types.py. landmarks: pixels of 256-pixel crops; matrices: the landmark model's; focal_px: at that size."""
+    """Poses in the head frame of types.py. landmarks: pixels of 256-pixel crops; matrices: the landmark model's; focal_px: at that size.
+
+    tracks: by keyframe, in order; taken as each window needs them, and only those of a window are held.
+    """
     R, t = start_poses(matrices, focal_px)
     observed = landmarks[:, STABLE, :2].astype(np.float64)
+    source, near = iter(tracks), deque[Tracks]()
+    num_tracks = 0
     rigid = np.array([_OVAL_WEIGHT if i in _OVAL else _LANDMARK_WEIGHT for i in STABLE])
     canonical = canonical_vertices()[list(STABLE)]
     num_frames = len(R)
@@ -95,7 +102,15 @@ def solve(
     errors, shapes, medians = [], [], []
     for start in starts:
         window = slice(start, min(start + WINDOW, num_frames))
-        problem = _window_problem(window, R, t, observed, rigid, shape, sigma, tracks, focal_px)
+        while not near or near[-1].keyframe < window.stop:
+            following = next(source, None)
+            if following is None:
+                break
+            near.append(following)
+            num_tracks += len(following.points)
+        while near and near[0].keyframe < start:
+            near.popleft()
+        problem = _window_problem(window, R, t, observed, rigid, shape, sigma, near, focal_px)
         _minimise(problem)
         shapes.append(problem.X[: len(STABLE)])
         error = np.linalg.norm(_project(problem)[0] - problem.observed, axis=-1)
@@ -112,7 +127,7 @@ def solve(
         fade[window] = 1
     viewmats = _to_head_frame(solved_R, solved_t, np.mean(shapes, axis=0), canonical)
     rms = float(np.sqrt(np.mean(np.square(np.concatenate(errors)))))
-    return Poses(viewmats, rms, float(np.mean(medians)), sum(len(k.points) for k in tracks))
+    return Poses(viewmats, rms, float(np.mean(medians)), num_tracks)
 
 
 def start_poses(matrices: Float64[np.ndarray, "frames 4 4"], focal_px: float) -> tuple[np.ndarray, np.ndarray]:
@@ -141,7 +156,7 @@ def jitter(viewmats: np.ndarray, focal_px: float) -> dict[str, list[float] | flo
 
 def _window_problem(
     window: slice, R: np.ndarray, t: np.ndarray, observed: np.ndarray, rigid: np.ndarray, shape: np.ndarray, sigma: float,
-    tracks: list[Tracks], focal: float,
+    tracks: Iterable[Tracks], focal: float,
 ) -> _Problem:  # fmt: skip
     """Landmarks and every track that touches the window, as dense arrays with weight 0 where nothing was seen."""
     num_frames = window.stop - window.start

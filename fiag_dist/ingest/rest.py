@@ -5,28 +5,38 @@ from jaxtyping import Float, Float32, Float64
 
 from fiag_dist.ingest.face_model import rest_start
 
+MOST_FRAMES = 1000
+"""The rest shape is a median over at most so many frames."""
+
+
+def rest_shape(
+    landmarks: Float32[np.ndarray, "frames 478 coordinates"],
+    viewmats: Float64[np.ndarray, "frames 4 4"],
+    K: Float64[np.ndarray, "3 3"],
+) -> Float32[np.ndarray, "478 3"]:
+    """Per-landmark median over (evenly spread) frames, head frame, metres; found from the average face in two rounds."""
+    some = np.unique(np.linspace(0, len(landmarks) - 1, min(MOST_FRAMES, len(landmarks))).round().astype(int))
+    rest = rest_start()
+    for _ in range(2):
+        rest = np.median(unproject(landmarks[some], viewmats[some], K, rest), axis=0)
+    return rest.astype(np.float32)
+
 
 def unproject(
     landmarks: Float32[np.ndarray, "frames 478 coordinates"],
     viewmats: Float64[np.ndarray, "frames 4 4"],
     K: Float64[np.ndarray, "3 3"],
-    num_train: int,
-) -> tuple[Float32[np.ndarray, "478 3"], Float32[np.ndarray, "frames 478 3"]]:
-    """Rest shape and landmarks of each frame, head frame, metres.
+    rest: Float[np.ndarray, "478 3"],
+) -> Float32[np.ndarray, "frames 478 3"]:
+    """Landmarks of each frame, head frame, metres.
 
-    A pixel fixes a ray; the depth along it is that of the rest shape under the frame's pose, so that landmarks project back exactly onto their
-    pixels. The rest shape is the median over the first `num_train` frames, found from the average face in two rounds.
+    A pixel fixes a ray; the depth along it is that of the rest shape under the frame's pose, so that landmarks project back exactly onto their pixels.
     """
-    rays_TLC = np.concatenate(
-        [(landmarks[..., :2] - K[:2, 2]) / K[[0, 1], [0, 1]], np.ones((*landmarks.shape[:2], 1))], -1
-    )
+    directions = (landmarks[..., :2] - K[:2, 2]) / K[[0, 1], [0, 1]]
+    rays_TLC = np.concatenate([directions, np.ones((*landmarks.shape[:2], 1))], -1)
     R, t = viewmats[:, :3, :3], viewmats[:, :3, 3]
-    rest, points_TLC = rest_start(), np.zeros_like(rays_TLC)
-    for _ in range(2):
-        depth_TL = rest @ R[:, 2, :].T + t[:, 2]
-        points_TLC = (rays_TLC * depth_TL.T[..., None] - t[:, None]) @ R
-        rest = np.median(points_TLC[:num_train], axis=0)
-    return rest.astype(np.float32), points_TLC.astype(np.float32)
+    depth_TL = R[:, 2, :] @ rest.T + t[:, 2, None]
+    return ((rays_TLC * depth_TL[..., None] - t[:, None]) @ R).astype(np.float32)
 
 
 def project(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 
 from fiag_dist.ingest.masks import head_mask
 from fiag_dist.landmarks import CHIN, FOREHEAD_TOP, LEFT_BROW, LEFT_EYE, NOSE_TIP, RIGHT_BROW, RIGHT_EYE
@@ -15,7 +18,7 @@ POSE_SIZE = 256
 """Poses are solved on crops of this side whatever the sample's size; all pixel settings here and in pose.py mean it."""
 KEYFRAME_STEP, REACH = 50, 100
 """A keyframe every so many frames; its points are followed this far to both sides, so that the cost grows with the clip's length only."""
-GRID_PX, MAX_POINTS = 6, 160
+GRID_PX, MAX_POINTS = 6, 112
 FLOW_TOLERANCE_PX = 0.5
 """Forward-backward error at which a track's weight has fallen to 1/e."""
 
@@ -23,6 +26,13 @@ _ALIGN = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297
 """Landmarks of the similarity that brings a frame near its keyframe before the flow is computed."""
 _MOVING = (RIGHT_EYE, LEFT_EYE, RIGHT_BROW, LEFT_BROW)
 _MIN_TEXTURE = 3.0
+
+
+@runtime_checkable
+class Frames(Protocol):
+    """Pictures by frame number: an array of them, or a file."""
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,27 +43,37 @@ class Tracks:
     first: int
     points: Float64[np.ndarray, "points 2"]
     """In the keyframe, pixels."""
-    observed: Float64[np.ndarray, "frames points 2"]
-    weights: Float64[np.ndarray, "frames points"]
+    observed: Float[np.ndarray, "frames points 2"]
+    weights: Float[np.ndarray, "frames points"]
     """0..1, by forward-backward error."""
 
 
 def follow(
-    grey: UInt8[np.ndarray, "frames 256 256"],
+    grey: Iterable[UInt8[np.ndarray, "256 256"]],
     landmarks: Float32[np.ndarray, "frames 478 coordinates"],
-    mattes: UInt8[np.ndarray, "frames 256 256"],
-) -> list[Tracks]:
-    """Tracks of all keyframes. landmarks in pixels of the crops; mattes are the person's, 0..255."""
+    mattes: Frames,
+) -> Iterator[Tracks]:
+    """Tracks of each keyframe, in order, as soon as its frames have come: 2 REACH of them are held, however long the clip.
+
+    grey: the frames in order; landmarks: in pixels of them; mattes[k]: the person's matte of frame k, 0..255.
+    """
     # DIS keeps scratch buffers, so one object serves all pairs.
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    num_frames = len(grey)
-    keyframes = range(min(KEYFRAME_STEP, num_frames) // 2, num_frames, KEYFRAME_STEP)
-    found = (_follow_keyframe(flow, grey, landmarks, mattes[k], k) for k in keyframes)
-    return [tracks for tracks in found if tracks is not None]
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    num_frames = len(landmarks)
+    waiting = deque(range(min(KEYFRAME_STEP, num_frames) // 2, num_frames, KEYFRAME_STEP))
+    held: dict[int, np.ndarray] = {}
+    for i, frame in enumerate(grey):
+        held[i] = frame
+        held.pop(i - 2 * REACH, None)
+        while waiting and i == min(waiting[0] + REACH, num_frames) - 1:
+            keyframe = waiting.popleft()
+            tracks = _follow_keyframe(flow, held, landmarks, mattes[keyframe], keyframe)
+            if tracks is not None:
+                yield tracks
 
 
 def _follow_keyframe(
-    flow: cv2.DISOpticalFlow, grey: np.ndarray, landmarks: np.ndarray, matte: np.ndarray, keyframe: int
+    flow: cv2.DISOpticalFlow, grey: dict[int, np.ndarray], landmarks: np.ndarray, matte: np.ndarray, keyframe: int
 ) -> Tracks | None:
     head = (head_mask(landmarks[keyframe], POSE_SIZE) * (matte > 127)) > 0.5
     if not head.any():
@@ -61,14 +81,14 @@ def _follow_keyframe(
     rows, columns = np.nonzero(head)
     x0, y0 = max(columns.min() - 12, 0), max(rows.min() - 12, 0)
     x1, y1 = min(columns.max() + 13, POSE_SIZE), min(rows.max() + 13, POSE_SIZE)
-    base = np.ascontiguousarray(grey[keyframe, y0:y1, x0:x1])
+    base = np.ascontiguousarray(grey[keyframe][y0:y1, x0:x1])
     points = _choose_points(base, head[y0:y1, x0:x1], landmarks[keyframe, :, :2] - (x0, y0))
     if len(points) < 8:
         return None
     column, row = points.T
-    first, last = max(0, keyframe - REACH), min(len(grey), keyframe + REACH)
-    observed = np.zeros((last - first, len(points), 2))
-    weights = np.zeros((last - first, len(points)))
+    first, last = max(0, keyframe - REACH), min(len(landmarks), keyframe + REACH)
+    observed = np.zeros((last - first, len(points), 2), np.float32)
+    weights = np.zeros((last - first, len(points)), np.float32)
     corner = np.array([x0, y0]) + 0.5  # pixel centres lie at +0.5 in our coordinates, at whole numbers in OpenCV's
     for t in range(first, last):
         if t == keyframe:

@@ -30,8 +30,8 @@ MARK = "entry.json"
 """Written last into an identity's folder: without it the folder is unfinished."""
 THREAD_LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
-TIMINGS = ("seconds_by_stage", "ms_per_frame")
-"""Keys of a clip's report that stay out of its shards, so that packing again gives the same bytes."""
+TIMINGS = "timings"
+"""What of a clip's report stays out of its shards, so that packing again gives the same bytes."""
 SILENCE_S = 10.0
 """A worker that is busy for longer says how far it is."""
 
@@ -111,7 +111,7 @@ def _pack_one(work: Work, packer: Packer) -> Done:
     try:
         meta, frames = packer(work.path, work.cfg, work.name, _progress(work.name))
         chosen: list[Frame] = []
-        stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k not in TIMINGS})
+        stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k != TIMINGS})
         entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
         entry = dataclasses.replace(entry, source=work.source)
         storage.write(f"{work.name}/report.json", (json.dumps(meta.report, indent=1) + "\n").encode())

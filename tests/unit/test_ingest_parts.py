@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from fiag_dist.ingest import backdrop, expression, masks, span
 from fiag_dist.ingest.face import Crop, Face
 from fiag_dist.ingest.identity import nearest_in_time
+from fiag_dist.ingest.spool import Spool
 from fiag_dist.landmarks import FACE_OVAL, LEFT_LOBE, LIPS_INNER, LIPS_OUTER, RIGHT_LOBE
 from fiag_dist.types import EXPRESSION_NAMES, Label
 
@@ -91,7 +93,7 @@ def test_channels_are_scaled_by_the_training_part() -> None:
         blendshapes(eyeBlinkLeft=0.5 * (i % 2), eyeBlinkRight=0.5 * (i % 2), browInnerUp=0.01) for i in range(100)
     ]
     frames += [blendshapes(eyeBlinkLeft=1.0, eyeBlinkRight=1.0)] * 10
-    found = expression.channels(frames, num_train=100)
+    found = expression.scaled(np.stack([expression.raw(frame) for frame in frames]), num_train=100)
     blink, brow = EXPRESSION_NAMES.index("AU45"), EXPRESSION_NAMES.index("AU01")
     assert found.shape == (110, len(EXPRESSION_NAMES))
     assert found[1, blink] == pytest.approx(1)
@@ -100,29 +102,88 @@ def test_channels_are_scaled_by_the_training_part() -> None:
     assert expression.blink(frames[1]) == pytest.approx(0.5)
 
 
-def tracked(shift: tuple[float, float] = (0, 0)) -> Face:
-    return Face(face_points(shift), {}, np.eye(4))
+def faced(x: float = 0.0, height: float = 50.0, changed: float = 1.0, behind: float = 0.2) -> span.Look:
+    return span.Look("", x, 0.0, height, changed, behind)
+
+
+GONE = span.Look("no face")
 
 
 def test_the_longest_run_without_cut_or_gap_is_used() -> None:
-    faces: list[Face | None] = [tracked()] * 10 + [None] * 3 + [tracked()] * 20 + [tracked((40, 0))] * 15
-    found = span.longest(faces, [0.0] * len(faces))
+    looks = [faced()] * 10 + [GONE] * 3 + [faced()] * 20 + [faced(x=40)] * 15
+    found = span.longest(looks)
     assert (found.first, found.stop) == (13, 33)
     assert found.left_out == {"no face": 3, "beyond a cut or a gap": 25}
-    changed = [0.0] * len(faces)
-    changed[20] = 80.0  # the same place, another picture
-    assert (span.longest(faces, changed).first, span.longest(faces, changed).stop) == (33, 48)
+    looks[20] = faced(changed=80.0)  # the same place, another picture
+    assert (span.longest(looks).first, span.longest(looks).stop) == (33, 48)
+
+
+def test_every_reason_is_counted() -> None:
+    away, two = span.Look("turned away"), span.Look("a second face")
+    found = span.longest([faced()] * 30 + [away] * 4 + [two] * 2 + [faced()] * 5 + [GONE])
+    assert (found.first, found.stop) == (0, 30)
+    assert found.left_out == {"turned away": 4, "a second face": 2, "no face": 1, "beyond a cut or a gap": 5}
+
+
+def test_a_splice_is_reported_and_a_cut_ends_the_run() -> None:
+    looks = [faced(changed=1 + 0.5 * (i % 3)) for i in range(60)]
+    looks[40] = faced(changed=15, behind=2)  # the head jumps, what is behind it stays
+    found = span.longest(looks)
+    assert (len(found), found.splices) == (60, (40,))
+    looks[40] = faced(changed=15, behind=9)  # what is behind it changes, too
+    found = span.longest(looks)
+    assert (found.first, found.stop, found.splices) == (0, 40, ())
+
+
+def test_fast_motion_is_neither_cut_nor_splice() -> None:
+    changed = [1, 1, 4, 9, 15, 17, 14, 8, 3, 1, 1]
+    found = span.longest([faced(changed=c, behind=c / 3) for c in changed])
+    assert (len(found), found.splices) == (len(changed), ())
 
 
 def test_no_face_at_all_gives_an_empty_span() -> None:
-    assert len(span.longest([None] * 5, [0.0] * 5)) == 0
-    assert len(span.longest([], [])) == 0
+    assert len(span.longest([GONE] * 5)) == 0
+    assert len(span.longest([])) == 0
 
 
-def test_difference_sees_a_cut() -> None:
-    image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    assert span.difference(image, None) == 0
-    assert span.difference(image + 100, image) == 100
+def face_at(turned_deg: float = 0.0, second: bool = False) -> Face:
+    """A face 50 cm in front of the camera that looks `turned_deg` past it."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = Rotation.from_euler("y", turned_deg, degrees=True).as_matrix()
+    matrix[2, 3] = -50
+    return Face(face_points(), {}, matrix, second)
+
+
+def test_a_look_says_why_a_frame_is_no_good() -> None:
+    image, matte = np.zeros((SIZE, SIZE, 3), np.uint8), person()
+
+    def reason(face: Face | None) -> str:
+        return span.look(face, image, matte, None).reason
+
+    assert reason(None) == "no face"
+    assert reason(face_at()) == reason(face_at(-50)) == ""
+    assert reason(face_at(70)) == reason(face_at(-70)) == "turned away"
+    assert reason(face_at(second=True)) == "a second face"
+
+
+def test_a_look_tells_the_person_from_what_is_behind() -> None:
+    image, matte = np.zeros((SIZE, SIZE, 3), np.uint8), person()
+    assert span.look(face_at(), image, matte, None).changed == 0
+    moved = np.where(matte[..., None] > 0, 100, 0).astype(np.uint8).repeat(3, axis=2)
+    found = span.look(face_at(), moved, matte, (image, matte))
+    assert found.behind == 0
+    assert found.changed == pytest.approx(100 * (matte > 0).mean(), rel=0.1)
+    assert span.look(face_at(), image + 100, matte, (image, matte)).behind == 100
+
+
+def test_a_spool_gives_back_what_it_was_given() -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (5, 16, 16), dtype=np.uint8)
+    with Spool(16) as spool:
+        for picture in pictures:
+            spool.append(picture)
+        for i in (3, 0, 4):
+            np.testing.assert_array_equal(spool[i], pictures[i])
+        assert len(spool) == 5
 
 
 def test_the_plate_shows_what_is_behind_the_person() -> None:

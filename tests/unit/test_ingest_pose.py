@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from fiag_dist.ingest import pose, rest
+from fiag_dist.ingest import pose, rest, tracks
 from fiag_dist.ingest.tracks import POSE_SIZE, Tracks
 from fiag_dist.types import HEAD_ORIGIN_M
 
@@ -58,13 +58,13 @@ def observe(
     hair = rng.normal(size=(60, 3))
     hair[:, 2] = np.abs(hair[:, 2])  # what a camera in front sees
     hair = hair / np.linalg.norm(hair, axis=1, keepdims=True) * 0.1 + [0, 0.02, -0.03]
-    tracks = []
+    found = []
     for keyframe in range(20, len(viewmats), 40):
         first, last = max(0, keyframe - 50), min(len(viewmats), keyframe + 50)
         seen = rest.project(np.tile(hair, (last - first, 1, 1)), viewmats[first:last], K)
         seen[:, :5] += rng.normal(size=(last - first, 5, 2)) * 8  # tracks that slipped
-        tracks.append(Tracks(keyframe, first, seen[keyframe - first], seen, np.ones(seen.shape[:2])))
-    return landmarks.astype(np.float32), tracks
+        found.append(Tracks(keyframe, first, seen[keyframe - first], seen, np.ones(seen.shape[:2])))
+    return landmarks.astype(np.float32), found
 
 
 def errors_deg(found: np.ndarray, true: np.ndarray) -> np.ndarray:
@@ -84,9 +84,9 @@ def test_poses_are_found(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(pose, "OVERLAP", 20)
     rng = np.random.default_rng(1)
     true = moving_head(120)
-    landmarks, tracks = observe(canonical, true, rng, noise_px=0.5)
+    landmarks, followed = observe(canonical, true, rng, noise_px=0.5)
     matrices = model_matrices(true, 0.5, rng)
-    found = pose.solve(landmarks, matrices, tracks, FOCAL)
+    found = pose.solve(landmarks, matrices, followed, FOCAL)
     R, t = pose.start_poses(matrices, FOCAL)
     start = np.tile(np.eye(4), (120, 1, 1))
     start[:, :3, :3], start[:, :3, 3] = R, t
@@ -100,10 +100,44 @@ def test_poses_are_found(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch,
 def test_tracks_help(canonical: np.ndarray) -> None:
     rng = np.random.default_rng(2)
     true = moving_head(60)
-    landmarks, tracks = observe(canonical, true, rng, noise_px=1.0)
+    landmarks, followed = observe(canonical, true, rng, noise_px=1.0)
     matrices = model_matrices(true, 0.5, rng)
-    alone, both = (pose.solve(landmarks, matrices, used, FOCAL).viewmats for used in ([], tracks))
+    alone, both = (pose.solve(landmarks, matrices, used, FOCAL).viewmats for used in ([], followed))
     assert unsteadiness_deg(both, true) < 0.5 * unsteadiness_deg(alone, true)
+
+
+def test_tracks_come_as_soon_as_their_frames_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracks, "_follow_keyframe", lambda flow, held, landmarks, matte, k: (k, min(held), max(held)))
+    monkeypatch.setattr(tracks, "KEYFRAME_STEP", 10)
+    monkeypatch.setattr(tracks, "REACH", 20)
+    given = []
+
+    def grey():
+        for i in range(100):
+            given.append(i)
+            yield np.zeros((4, 4), np.uint8)
+
+    landmarks, mattes = np.zeros((100, 478, 2), np.float32), np.zeros((100, 4, 4), np.uint8)
+    found = []
+    for keyframe, low, high in tracks.follow(grey(), landmarks, mattes):
+        assert len(given) == min(keyframe + 20, 100)
+        assert low <= max(0, keyframe - 20)
+        assert high - low < 40, "no more is held than one keyframe needs"
+        found.append(keyframe)
+    assert found == list(range(5, 100, 10))
+
+
+def test_windows_take_tracks_as_they_need_them(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pose, "WINDOW", 40)
+    monkeypatch.setattr(pose, "OVERLAP", 10)
+    rng = np.random.default_rng(4)
+    true = moving_head(160)
+    landmarks, every = observe(canonical, true, rng, noise_px=0.5)
+    matrices = model_matrices(true, 0.5, rng)
+    at_once = pose.solve(landmarks, matrices, every, FOCAL)
+    one_by_one = pose.solve(landmarks, matrices, iter(every), FOCAL)
+    np.testing.assert_array_equal(at_once.viewmats, one_by_one.viewmats)
+    assert one_by_one.num_tracks == sum(len(part.points) for part in every)
 
 
 def test_start_poses_undo_the_models_conventions() -> None:
@@ -127,7 +161,8 @@ def test_landmarks_project_back_onto_their_pixels(canonical: np.ndarray) -> None
     rng = np.random.default_rng(3)
     true = moving_head(30)
     landmarks, _ = observe(canonical, true, rng, noise_px=1.0)
-    shape, points = rest.unproject(landmarks, true, K, num_train=25)
+    shape = rest.rest_shape(landmarks[:25], true[:25], K)
+    points = rest.unproject(landmarks, true, K, shape)
     stored = points.astype(np.float16).astype(np.float32)  # as shards keep them
     assert np.abs(rest.project(stored, true, K) - landmarks[..., :2]).max() < 0.1
     assert np.abs(shape[:468] - canonical * [1.04, 0.97, 1.0])[:, :2].max() < 0.004

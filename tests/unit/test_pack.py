@@ -37,7 +37,7 @@ def told(path: Path, cfg: PackConfig, name: str, progress: Callable) -> tuple[Id
     meta, frames = make(name, len(what))
     still, K = np.diag([1, -1, -1, 1]).astype(np.float32), np.array([[150, 0, 16], [0, 150, 16], [0, 0, 1]], np.float32)
     still[2, 3] = 1.7
-    report = {"clip": path.name, "ms_per_frame": os.getpid()}
+    report = {"clip": path.name, "timings": os.getpid()}
     meta = dataclasses.replace(meta, report=report, K=K, rest_landmarks=meta.rest_landmarks * 0.05)
 
     def stream() -> Iterator[Frame]:
