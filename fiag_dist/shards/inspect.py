@@ -1,14 +1,14 @@
 """`fiag-dist shards ls|verify|show URL`: what a folder of shards holds, whether it is whole, and what one sample looks like."""
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fiag_dist.errors import DataError
-from fiag_dist.shards.manifest import IdentityEntry, Manifest, read_manifest
+from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import FrameReader
+from fiag_dist.shards.verify import damage, extras
 from fiag_dist.storage import Storage, open_storage
 
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|show")
     for name, text in (
         ("ls", "a table of the identities"),
-        ("verify", "check every file's size and SHA-256"),
+        ("verify", "read everything and name what is missing, truncated, changed, extra or malformed"),
         ("show", "lay one sample out as files"),
     ):
         command = commands.add_parser(name, help=text)
@@ -56,32 +56,18 @@ def table(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-def damage(storage: Storage, entry: IdentityEntry) -> list[str]:
-    """What is wrong with an identity's files, one line each; reads all their bytes."""
-    found = []
-    for part in (*entry.shards, entry.meta):
-        try:
-            data = storage.read(part.file)
-        except DataError as error:
-            found.append(str(error))
-            continue
-        if len(data) != part.bytes:
-            found.append(f"{storage.url}/{part.file}: {len(data)} bytes found, {part.bytes} in the manifest")
-        elif hashlib.sha256(data).hexdigest() != part.sha256:
-            found.append(f"{storage.url}/{part.file}: its SHA-256 is not the manifest's")
-    return found
-
-
 def _verify(storage: Storage) -> int:
     manifest = read_manifest(storage, check=False)
-    bad = 0
+    bad = [*extras(storage, manifest)]
+    print("".join(f"{line}\n" for line in bad), end="", flush=True)
     for entry in manifest.identities:
-        lines = damage(storage, entry)
-        bad += bool(lines)
-        print(f"{entry.name}: " + ("; ".join(lines) if lines else f"ok, {len(entry.shards) + 1} files"))
+        lines = damage(storage, manifest, entry)
+        bad += lines
+        files = len(entry.shards) + 1
+        print("\n".join(lines or [f"{entry.name}: ok, {entry.num_frames} frames in {files} files"]), flush=True)
     if bad:
-        fix = f"pack again: fiag-dist pack CLIPS --out {storage.url}"
-        print(f"{bad} of {len(manifest.identities)} identities differ from the manifest; {fix}", file=sys.stderr)
+        fix = f"pack again: fiag-dist pack CLIPS --out {storage.url}, and delete what is extra"
+        print(f"{storage.url}: {len(bad)} faults, named above; {fix}", file=sys.stderr)
         return 2
     print(f"all {len(manifest.identities)} identities are whole")
     return 0

@@ -7,52 +7,66 @@ import tarfile
 import threading
 import wave
 from collections import OrderedDict
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import Any, TypeVar
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
-from webdataset.pipeline import DataPipeline
-from webdataset.tariterators import tarfile_to_samples
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from fiag_dist.errors import DataError
-from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, mend, wrong_size
-from fiag_dist.storage import Storage
+from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, mend
+from fiag_dist.shards.schema import mismatches
+from fiag_dist.storage import DamagedError, MissingError, Storage
 from fiag_dist.types import Frame, IdentityMeta, Split
+
+T = TypeVar("T")
+
+TRACKS = ("index", "time_s", "test", "mouth_open", "blink")
+"""Per-frame values that lie in meta.tar, so that a sampler need not open a sample."""
 
 
 def read_meta(storage: Storage, entry: IdentityEntry) -> IdentityMeta:
     """What is stored once for an identity. Raises DataError for a missing, truncated or damaged file."""
-    members = _meta_members(storage, entry)
-    where = f"shard {storage.url}/{entry.meta.file}"
-    try:
+    return _of_meta(storage, entry, lambda data: meta_of(data, entry.name))
+
+
+def meta_of(data: bytes, name: str) -> IdentityMeta:
+    """The identity `name` from the bytes of its meta.tar. Raises ValueError that says what is wrong."""
+    with _one_fault():
+        members = _members(data)
         with np.load(io.BytesIO(members["arrays.npz"]), allow_pickle=False) as arrays:
             stored = {k: arrays[k] for k in arrays.files}
-        tracks = _tracks(members)
         return IdentityMeta(
-            name=entry.name,
+            name=name,
             wav=_wav(members["wav"]),
             plate=_rgb(members["plate.png"]),
-            split=["test" if t else "train" for t in tracks["test"]],
+            split=["test" if t else "train" for t in tracks_of(data)["test"]],
             thumbnail=_rgb(members["thumbnail.jpg"]),
             report=json.loads(members["report.json"]),
             **stored,
         )
-    except (KeyError, ValueError, TypeError, OSError, EOFError, wave.Error, cv2.error) as error:
-        raise DataError(f"{where}: damaged ({type(error).__name__}: {error}); {mend(storage)}") from error
+
+
+def tracks_of(data: bytes) -> dict[str, np.ndarray]:
+    """Per-frame values from the bytes of a meta.tar: index, time_s, test, mouth_open, blink. Raises ValueError that says what is wrong."""
+    with _one_fault(), np.load(io.BytesIO(_members(data)["tracks.npz"]), allow_pickle=False) as tracks:
+        return {name: tracks[name] for name in TRACKS}
 
 
 def iter_frames(storage: Storage, entry: IdentityEntry, split: Split | None = None) -> Iterator[Frame]:
     """Frames in time order, one split or all, streamed: one shard is open at a time. Raises DataError for damaged shards."""
 
-    def sources() -> Iterator[dict[str, str]]:
+    def opened() -> Iterator[dict[str, Any]]:
         for shard in entry.shards:
-            yield {"url": _checked(storage, shard)}
+            with open_shard(storage, shard) as stream:
+                yield {"url": shard.file, "stream": stream}
 
-    pipeline = DataPipeline(sources, tarfile_to_samples())
     try:
-        for sample in pipeline:
+        for sample in group_by_keys(tar_file_expander(opened())):
             frame = decode(sample, f"shard {storage.url}: {sample['__key__']}", mend(storage))
             if split is None or frame.split == split:
                 yield frame
@@ -65,6 +79,18 @@ def iter_frames(storage: Storage, entry: IdentityEntry, split: Split | None = No
 def decode(sample: dict[str, Any], where: str, advice: str) -> Frame:
     """A frame from a sample's members, as webdataset yields them undecoded. Raises DataError that starts with `where`."""
     try:
+        frame = parse(sample)
+        wrong = mismatches(frame)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+    except ValueError as error:
+        raise DataError(f"{where}: damaged sample ({error}); {advice}") from error
+    return frame
+
+
+def parse(sample: dict[str, Any]) -> Frame:
+    """A frame from a sample's members; types and shapes are as they come. Raises ValueError that says what is wrong."""
+    with _one_fault():
         record = json.loads(sample["json"])
         return Frame(
             identity=sample["__key__"].rsplit("/", 1)[0],
@@ -84,8 +110,6 @@ def decode(sample: dict[str, Any], where: str, advice: str) -> Frame:
             mouth_open=record["mouth_open"],
             blink=record["blink"],
         )
-    except (KeyError, ValueError, TypeError, EOFError, cv2.error) as error:
-        raise DataError(f"{where}: damaged sample ({type(error).__name__}: {error}); {advice}") from error
 
 
 class FrameReader:
@@ -97,7 +121,7 @@ class FrameReader:
     """
 
     def __init__(self, storage: Storage, entry: IdentityEntry, cache_mib: float = 64.0) -> None:
-        tracks = _tracks(_meta_members(storage, entry))
+        tracks = _of_meta(storage, entry, tracks_of)
         self.entry = entry
         self.index: np.ndarray = tracks["index"]
         self.test = np.flatnonzero(tracks["test"])
@@ -145,10 +169,9 @@ class FrameReader:
         return sample
 
     def _file(self, number: int) -> "_ShardFile":
-        with self._lock:
-            if number not in self._files:
-                self._files[number] = _ShardFile(self._storage, self.entry.shards[number])
-            return self._files[number]
+        if number not in self._files:  # fetched without the lock: other threads go on reading meanwhile
+            self._files[number] = _ShardFile(self._storage, self.entry.shards[number])
+        return self._files[number]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_lock": None, "_cache": OrderedDict(), "_cached": 0}
@@ -158,14 +181,13 @@ class FrameReader:
 
 
 class _ShardFile:
-    """Where each member of each sample lies in one local tar file."""
+    """Where each member of each sample lies in one tar file."""
 
     def __init__(self, storage: Storage, shard: ShardEntry) -> None:
         self._storage, self._shard = storage, shard
-        self._path = _checked(storage, shard)
         self._samples: dict[str, dict[str, tuple[int, int]]] = {}
         try:
-            with tarfile.open(self._path, "r:") as tar:
+            with open_shard(storage, shard) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
                 for member in tar:
                     folder, _, name = member.name.rpartition("/")
                     stem, _, extension = name.partition(".")
@@ -183,44 +205,45 @@ class _ShardFile:
         members = self._samples[key]
         start = min(offset for offset, _ in members.values())
         stop = max(offset + size for offset, size in members.values())
-        try:
-            data = self._span(start, stop)
-        except FileNotFoundError:  # the bounded cache of remote shards has dropped it meanwhile
-            self._path = _checked(self._storage, self._shard)
-            data = self._span(start, stop)
-        if len(data) != stop - start:
-            raise wrong_size(self._storage, self._shard.file, Path(self._path).stat().st_size, self._shard.bytes)
+        with open_shard(self._storage, self._shard) as stream:  # anew each time: a cached copy may have been dropped
+            data = os.pread(stream.fileno(), stop - start, start)
         return {"__key__": key} | {k: data[o - start : o - start + n] for k, (o, n) in members.items()}
 
-    def _span(self, start: int, stop: int) -> bytes:
-        descriptor = os.open(self._path, os.O_RDONLY)
-        try:
-            return os.pread(descriptor, stop - start, start)
-        finally:
-            os.close(descriptor)
 
-
-def _checked(storage: Storage, shard: ShardEntry | MetaEntry) -> str:
-    """Local path of a shard whose size is the manifest's: a truncated tar can read as data, so look first."""
-    path = storage.local(shard.file)
-    found = path.stat().st_size
-    if found != shard.bytes:
-        raise wrong_size(storage, shard.file, found, shard.bytes)
-    return str(path.absolute())
-
-
-def _meta_members(storage: Storage, entry: IdentityEntry) -> dict[str, bytes]:
-    path = _checked(storage, entry.meta)
+def open_shard(storage: Storage, shard: ShardEntry | MetaEntry) -> BufferedReader:
+    """A tar file, opened on this machine, whose bytes are the manifest's. Raises DataError that says which is missing or damaged."""
     try:
-        with tarfile.open(path, "r:") as tar:
-            return {m.name.rsplit("/", 1)[-1].partition(".")[2]: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
-    except tarfile.TarError as error:
-        raise DataError(f"shard {storage.url}/{entry.meta.file}: not a tar file ({error}); {mend(storage)}") from error
+        return storage.open(shard.file, shard)
+    except MissingError as error:
+        raise DataError(f"shard {error}, but the manifest names it; {mend(storage)}") from error
+    except DamagedError as error:
+        raise DataError(f"shard {error}; it is not what the manifest names; {mend(storage)}") from error
 
 
-def _tracks(members: dict[str, bytes]) -> dict[str, np.ndarray]:
-    with np.load(io.BytesIO(members["tracks.npz"]), allow_pickle=False) as tracks:
-        return {k: tracks[k] for k in tracks.files}
+def _of_meta(storage: Storage, entry: IdentityEntry, take: Callable[[bytes], T]) -> T:
+    with open_shard(storage, entry.meta) as stream:
+        data = stream.read()
+    try:
+        return take(data)
+    except ValueError as error:
+        raise DataError(f"shard {storage.url}/{entry.meta.file}: damaged ({error}); {mend(storage)}") from error
+
+
+def _members(data: bytes) -> dict[str, bytes]:
+    """Files of a meta.tar by extension."""
+    with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        return {m.name.rsplit("/", 1)[-1].partition(".")[2]: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]
+
+
+@contextmanager
+def _one_fault() -> Iterator[None]:
+    """Whatever a decoder says of damaged bytes, as a ValueError."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]!r} is missing") from error
+    except (ValueError, TypeError, OSError, EOFError, wave.Error, tarfile.TarError, BadZipFile, cv2.error) as error:
+        raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _wav(data: bytes) -> np.ndarray:

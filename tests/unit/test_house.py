@@ -56,9 +56,9 @@ DOORS = {
     "gsplat": {"raster.py"},
     "tinycudann": {"model/grid.py"},
     "deepspeed": {"dist/engine.py"},
-    "s3fs": {"storage.py"},
-    "fsspec": {"storage.py"},
-    "botocore": {"storage.py"},
+    "s3fs": {"storage/s3.py"},
+    "fsspec": {"storage/s3.py"},
+    "botocore": {"storage/s3.py"},
 }
 
 

@@ -1,14 +1,15 @@
 """Local storage: atomic writes, listings that hide unfinished files, errors that name the URL, retries only for what can pass."""
 
 import errno
+import hashlib
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from fiag_dist import storage as storage_module
 from fiag_dist.errors import DataError
-from fiag_dist.storage import LocalStorage, open_storage
+from fiag_dist.storage import DamagedError, LocalStorage, MissingError, local, open_storage, retry
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -24,7 +25,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert store.list("a") == ["a/b.bin", "a/c/d.bin"]
     assert store.list() == ["a/b.bin", "a/c/d.bin", "ab.bin"]
     assert store.children() == ["a/", "ab.bin"]
-    assert store.local("a/b.bin").read_bytes() == b"12345"
+    with store.open("a/b.bin") as stream:
+        assert stream.read() == b"12345"
     store.delete("a")
     store.delete("never/there")
     assert store.list() == ["ab.bin"]
@@ -38,8 +40,8 @@ def test_unfinished_files_are_not_listed_and_do_not_stay(tmp_path: Path, monkeyp
         assert store.list() == ["x"], "the half-written file shows"
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage_module.os, "fsync", full)
-    with pytest.raises(DataError, match=r"/x: the disk is full"):
+    monkeypatch.setattr(local.os, "fsync", full)
+    with pytest.raises(DataError, match=r"/x: writing failed: the disk is full; free space"):
         store.write("x", b"new bytes")
     assert store.read("x") == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
@@ -65,10 +67,10 @@ def test_readers_never_see_a_part(tmp_path: Path) -> None:
         writer.join()
 
 
-@pytest.mark.parametrize("action", ["read", "size", "local"])
+@pytest.mark.parametrize("action", ["read", "size", "open"])
 def test_missing_file_names_its_url(tmp_path: Path, action: str) -> None:
     store = open_storage(tmp_path)
-    with pytest.raises(DataError, match=rf"{tmp_path}/no/file.tar: no such file"):
+    with pytest.raises(MissingError, match=rf"{tmp_path}/no/file.tar: no such file"):
         getattr(store, action)("no/file.tar")
 
 
@@ -89,9 +91,16 @@ def test_paths_stay_inside(tmp_path: Path, path: str) -> None:
         open_storage(tmp_path).read(path)
 
 
-@pytest.mark.parametrize(("number", "calls"), [(errno.ESTALE, 3), (errno.EACCES, 1)])
+@pytest.mark.parametrize(
+    ("number", "calls", "message"),
+    [
+        (errno.ESTALE, 3, ""),
+        (errno.EACCES, 1, "x: reading failed: access denied .*check the folder's rights"),
+        (errno.ENOTDIR, 1, "x: reading failed: NotADirectoryError: .*check the disk"),
+    ],
+)
 def test_only_errors_that_can_pass_are_tried_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, calls: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, calls: int, message: str
 ) -> None:
     store = LocalStorage(str(tmp_path))
     store.write("x", b"1")
@@ -104,21 +113,49 @@ def test_only_errors_that_can_pass_are_tried_again(
             raise OSError(number, "now and then")
         return read_bytes(path)
 
-    monkeypatch.setattr(storage_module, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(Path, "read_bytes", flaky)
-    if calls == 3:
-        assert store.read("x") == b"1"
-    else:
-        with pytest.raises(DataError, match="access denied"):
+    if message:
+        with pytest.raises(DataError, match=message):
             store.read("x")
+    else:
+        assert store.read("x") == b"1"
     assert len(made) == calls
 
 
-def test_remote_copies_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FIAG_CACHE_GIB", str(250 / 2**30))
-    for age, name in enumerate(["new", "middle", "old"]):
-        file = tmp_path / name
-        file.write_bytes(b"x" * 100)
-        storage_module.os.utime(file, (1000 - age, 1000 - age))
-    storage_module._evict(tmp_path, 100)
-    assert [p.name for p in tmp_path.iterdir()] == ["new"]
+def test_what_never_passes_ends_with_the_number_of_tries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(path: Path) -> bytes:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    with pytest.raises(DataError, match=rf"/x: reading failed {retry.ATTEMPTS} times in 0 s: OSError: .*Stale"):
+        open_storage(tmp_path).read("x")
+
+
+@dataclass(frozen=True)
+class Expected:
+    bytes: int
+    sha256: str
+
+
+def test_opened_files_are_what_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStorage(str(tmp_path))
+    store.write("x", b"12345")
+    expected = Expected(5, hashlib.sha256(b"12345").hexdigest())
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: hashed.append(args) or digest(*args))
+    for _ in range(3):
+        with store.open("x", expected) as stream:
+            assert stream.read() == b"12345"
+    assert len(hashed) == 1, "an unchanged file is compared once"
+    (tmp_path / "x").write_bytes(b"12354")
+    with pytest.raises(DamagedError, match=rf"^{tmp_path}/x: SHA-256 \w{{12}}... found, {expected.sha256[:12]}... exp"):
+        store.open("x", expected)
+    (tmp_path / "x").write_bytes(b"123")
+    with pytest.raises(DamagedError, match=rf"^{tmp_path}/x: 3 bytes found, 5 expected$"):
+        store.open("x", expected)
+    (tmp_path / "x").unlink()
+    with pytest.raises(MissingError, match=rf"^{tmp_path}/x: no such file$"):
+        store.open("x", expected)

@@ -1,0 +1,99 @@
+"""A folder on disk as a storage."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from io import BufferedReader
+from pathlib import Path
+from typing import TypeVar
+
+from fiag_dist.errors import DataError
+from fiag_dist.storage.protocol import Content, DamagedError, Inspection, Paths, relative
+from fiag_dist.storage.retry import judge_local, persist
+
+T = TypeVar("T")
+
+TEMPORARY = ".part-"
+"""Start of the names of files that are still being written; listings leave them out."""
+
+
+class LocalStorage:
+    """A folder on disk."""
+
+    def __init__(self, folder: str) -> None:
+        if not folder:
+            raise DataError("the folder's name is empty; give a local folder or s3://bucket/prefix")
+        self.url = folder.rstrip("/") or "/"
+        self._root = Path(folder).expanduser()
+        self._inspection = Inspection()
+
+    def read(self, path: str) -> bytes:
+        return self._try("reading", path, self._at(path).read_bytes)
+
+    def write(self, path: str, data: bytes) -> None:
+        def put() -> None:
+            target = self._at(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+            try:
+                with part.open("wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                part.replace(target)
+            finally:
+                part.unlink(missing_ok=True)
+            folder = os.open(target.parent, os.O_RDONLY)  # the name itself must survive a power cut too
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+
+        self._try("writing", path, put)
+
+    def exists(self, path: str) -> bool:
+        target = self._at(path)
+        return target.is_file() or (target.is_dir() and any(target.iterdir()))
+
+    def size(self, path: str) -> int:
+        return self._try("reading", path, lambda: self._at(path).stat().st_size)
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        found = {}
+        for folder, _, names in os.walk(self._at(prefix)):
+            for name in names:
+                if not name.startswith(TEMPORARY):
+                    file = Path(folder, name)
+                    found[file.relative_to(self._root).as_posix()] = file.stat().st_size
+        return dict(sorted(found.items()))
+
+    def list(self, prefix: str = "") -> Paths:
+        return [*self.sizes(prefix)]
+
+    def children(self, prefix: str = "") -> Paths:
+        folder = self._at(prefix)
+        if not folder.is_dir():
+            return []
+        return sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith(TEMPORARY))
+
+    def delete(self, prefix: str) -> None:
+        target = self._at(prefix)
+        self._try("deleting", prefix, lambda: shutil.rmtree(target) if target.is_dir() else target.unlink(True))
+
+    def open(self, path: str, content: Content | None = None) -> BufferedReader:
+        return self._try("reading", path, lambda: self._opened(path, content))
+
+    def _opened(self, path: str, content: Content | None) -> BufferedReader:
+        stream = self._at(path).open("rb")
+        difference = self._inspection.difference(stream, content) if content else None
+        if difference:
+            stream.close()
+            raise DamagedError(f"{self.url}/{path}: {difference}")
+        return stream
+
+    def _at(self, path: str) -> Path:
+        return self._root / relative(path)
+
+    def _try(self, doing: str, path: str, action: Callable[[], T]) -> T:
+        return persist(f"{self.url}/{path}", doing, action, judge_local)
