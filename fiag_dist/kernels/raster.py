@@ -1,4 +1,4 @@
-"""Blends projected Gaussians into an image on the CPU: 16 x 16 tiles, front to back, and the hand-written gradient.
+"""Blends projected Gaussians into an image on the CPU: tiles of 16 x 64 pixels, front to back, and the hand-written gradient.
 
 Rules of the 3D Gaussian Splatting family, as gsplat 1.5 has them: pixel centres at +0.5; a Gaussian with falloff power below 0 or alpha below
 1/255 leaves a pixel alone; alpha is clamped at 0.999, without gradient there; a pixel is full when its transmittance would fall to 1e-4, and the
@@ -20,13 +20,15 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
-from fiag_dist.kernels.tiles import TILE, bin_gaussians
+from fiag_dist.kernels.tiles import TILE_X, TILE_Y, bin_gaussians
 
 MAX_ALPHA = np.float32(0.999)
 MIN_ALPHA = np.float32(1 / 255)
 MIN_TRANSMITTANCE = np.float32(1e-4)
 NUM_GEOMETRY = 6
 """Gradients of a (Gaussian, tile) pair before its colours': centre x, y; conic a, b, c; opacity."""
+NUM_LANES = 3
+"""Sums over the rows of a column before those of the colours: of d loss / d power, and of that times dy and dy squared."""
 
 _f4 = np.float32
 _LOG2_E = np.float32(math.log2(math.e))
@@ -51,14 +53,20 @@ def _exp(x):
     return p * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@njit(inline="always", fastmath=_FAST)
-def _rows(center_y, opacity, a, b, c, y0):
-    """First and one past the last row of the tile at y0 in which alpha can reach 1/255."""
-    power = _f4(math.log(opacity * _f4(255.0))) + _f4(1e-3)
-    curvature = _f4(0.5) * (c - b * b / a)
-    reach = math.sqrt(max(power / max(curvature, _f4(1e-12)), _f4(0.0)))
+@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
+def _reach(conics, opacities, out):
+    """Fills out [N]: how far above and below its centre a Gaussian's alpha can reach 1/255, pixels."""
+    for i in prange(out.shape[0]):
+        power = _f4(math.log(opacities[i] * _f4(255.0))) + _f4(1e-3)
+        curvature = _f4(0.5) * (conics[i, 2] - conics[i, 1] * conics[i, 1] / conics[i, 0])
+        out[i] = math.sqrt(max(power / max(curvature, _f4(1e-12)), _f4(0.0)))
+
+
+@njit(inline="always")
+def _rows(center_y, reach, y0):
+    """First and one past the last row that a Gaussian touches of the tile at y0."""
     first = max(0, int(math.floor(center_y - reach - _f4(0.5))) - y0)
-    return first, min(TILE, int(math.ceil(center_y + reach + _f4(0.5))) - y0)
+    return first, min(TILE_Y, int(math.ceil(center_y + reach + _f4(0.5))) - y0)
 
 
 # Loops over channels. The number of channels is the length of a tuple, hence known to the compiler, and these three unroll to straight code; an
@@ -70,7 +78,7 @@ def _blend_color(tile, y, x, first, weight, color) -> Any: ...
 def _dot_color(tile, y, x, first, color) -> Any: ...
 
 
-def _sum_color(sums, tile, y, x, first, weight) -> Any: ...
+def _add_color(lanes, tile, y, x, first, weight, color) -> Any: ...
 
 
 _OPTIONS: Any = {"fastmath": _FAST, "error_model": "numpy"}
@@ -99,31 +107,32 @@ def _dot_color_typed(tile, y, x, first, color):
     return lambda tile, y, x, first, color: _dot_color(tile, y, x, first, color[:-1]) + tile[y, first + k, x] * color[k]
 
 
-@overload(_sum_color, jit_options=_OPTIONS)
-def _sum_color_typed(sums, tile, y, x, first, weight):
-    """sums[k] + weight * tile[y, first + k, x], as a tuple."""
-    k = len(sums) - 1
+@overload(_add_color, jit_options=_OPTIONS)
+def _add_color_typed(lanes, tile, y, x, first, weight, color):
+    """lanes[NUM_LANES + k, x] += weight * tile[y, first + k, x]"""
+    k = len(color) - 1
     if k < 0:
-        return lambda sums, tile, y, x, first, weight: ()
+        return lambda lanes, tile, y, x, first, weight, color: None
 
-    def sum_color(sums, tile, y, x, first, weight):
-        return (*_sum_color(sums[:-1], tile, y, x, first, weight), sums[k] + weight * tile[y, first + k, x])
+    def add_color(lanes, tile, y, x, first, weight, color):
+        _add_color(lanes, tile, y, x, first, weight, color[:-1])
+        lanes[NUM_LANES + k, x] += weight * tile[y, first + k, x]
 
-    return sum_color
+    return add_color
 
 
 @njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
-def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles_x, image, alpha, ends):
+def _forward(means2d, conics, colors, opacities, reach, ids, offsets, background, tiles_x, image, alpha, ends):
     """Fills image [D, H, W], alpha [H, W] and, per tile, one past the last Gaussian that was looked at."""
     for t in prange(offsets.shape[0] - 1):
         channels = len(background)
         height, width = alpha.shape
-        y0 = t // tiles_x * TILE
-        x0 = t % tiles_x * TILE
-        rows = min(TILE, height - y0)
-        columns = min(TILE, width - x0)
+        y0 = t // tiles_x * TILE_Y
+        x0 = t % tiles_x * TILE_X
+        rows = min(TILE_Y, height - y0)
+        columns = min(TILE_X, width - x0)
         # Maps: transmittance, 0 once the pixel is full; transmittance at the end; blended colours.
-        tile = np.zeros((TILE, 2 + channels, TILE), _f4)
+        tile = np.zeros((TILE_Y, 2 + channels, TILE_X), _f4)
         tile[:rows, 0, :columns] = _f4(1)
         tile[:, 1] = _f4(1)
         end = offsets[t]
@@ -137,12 +146,12 @@ def _forward(means2d, conics, colors, opacities, ids, offsets, background, tiles
             color = _tuple(colors[g], len(background))
             gx = means2d[g, 0] - corner_x
             gy = means2d[g, 1]
-            first, last = _rows(gy, opacity, a, b, c, y0)
+            first, last = _rows(gy, reach[g], y0)
             for y in range(first, last):
                 dy = gy - (_f4(y0 + y) + _f4(0.5))
                 half_cc = _f4(0.5) * c * dy * dy
                 b_dy = b * dy
-                for x in range(TILE):
+                for x in range(TILE_X):
                     dx = gx - _f4(x)
                     power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
                     value = min(MAX_ALPHA, opacity * _exp(-power))
@@ -170,6 +179,7 @@ def _backward(
     conics,
     colors,
     opacities,
+    reach,
     ids,
     slots,
     offsets,
@@ -186,13 +196,13 @@ def _backward(
     for t in prange(offsets.shape[0] - 1):
         channels = len(background)
         height, width = alpha.shape
-        y0 = t // tiles_x * TILE
-        x0 = t % tiles_x * TILE
-        zeros = _tuple(np.zeros(channels, _f4), len(background))
+        y0 = t // tiles_x * TILE_Y
+        x0 = t % tiles_x * TILE_X
         # Maps: transmittance; what lies behind, weighted by the incoming gradient; that gradient.
-        tile = np.zeros((TILE, 2 + channels, TILE), _f4)
-        for y in range(min(TILE, height - y0)):
-            for x in range(min(TILE, width - x0)):
+        tile = np.zeros((TILE_Y, 2 + channels, TILE_X), _f4)
+        lanes = np.zeros((NUM_LANES + channels, TILE_X), _f4)
+        for y in range(min(TILE_Y, height - y0)):
+            for x in range(min(TILE_X, width - x0)):
                 tile[y, 0, x] = _f4(1)
                 behind = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
                 for k in range(channels):
@@ -209,16 +219,13 @@ def _backward(
             color = _tuple(colors[g], len(background))
             gx = means2d[g, 0] - corner_x
             gy = means2d[g, 1]
-            first, last = _rows(gy, opacity, a, b, c, y0)
-            # Moments of d loss / d power over the pixels: geometry's gradient is linear in them.
-            m_0 = m_x = m_y = m_xx = m_xy = m_yy = _f4(0)
-            v_color = zeros
+            first, last = _rows(gy, reach[g], y0)
+            lanes[:] = _f4(0)
             for y in range(first, last):
                 dy = gy - (_f4(y0 + y) + _f4(0.5))
                 half_cc = _f4(0.5) * c * dy * dy
                 b_dy = b * dy
-                s_0 = s_x = s_xx = _f4(0)
-                for x in range(TILE):
+                for x in range(TILE_X):
                     dx = gx - _f4(x)
                     power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
                     unclamped = opacity * _exp(-power)
@@ -232,18 +239,22 @@ def _backward(
                     behind = tile[y, 1, x] - weight * along
                     v_power = -unclamped * (along * before - behind / (_f4(1) - value))
                     v_power = v_power if ok and (value > _f4(0)) and (unclamped <= MAX_ALPHA) else _f4(0)
-                    v_color = _sum_color(v_color, tile, y, x, 2, weight)
                     tile[y, 0, x] = after if ok else _f4(0)
                     tile[y, 1, x] = behind
-                    s_0 += v_power
-                    s_x += v_power * dx
-                    s_xx += v_power * dx * dx
-                m_0 += s_0
-                m_x += s_x
-                m_xx += s_xx
-                m_y += s_0 * dy
-                m_xy += s_x * dy
-                m_yy += s_0 * dy * dy
+                    lanes[0, x] += v_power
+                    lanes[1, x] += v_power * dy
+                    lanes[2, x] += v_power * dy * dy
+                    _add_color(lanes, tile, y, x, 2, weight, color)
+            # Moments of d loss / d power over the pixels: geometry's gradient is linear in them.
+            m_0 = m_x = m_y = m_xx = m_xy = m_yy = _f4(0)
+            for x in range(TILE_X):
+                dx = gx - _f4(x)
+                m_0 += lanes[0, x]
+                m_x += lanes[0, x] * dx
+                m_xx += lanes[0, x] * dx * dx
+                m_y += lanes[1, x]
+                m_xy += lanes[1, x] * dx
+                m_yy += lanes[2, x]
             slot = slots[pair]
             pairs[slot, 0] = a * m_x + b * m_y
             pairs[slot, 1] = b * m_x + c * m_y
@@ -252,7 +263,7 @@ def _backward(
             pairs[slot, 4] = _f4(0.5) * m_yy
             pairs[slot, 5] = -m_0 / opacity
             for k in range(channels):
-                pairs[slot, NUM_GEOMETRY + k] = v_color[k]
+                pairs[slot, NUM_GEOMETRY + k] = lanes[NUM_LANES + k].sum()
 
 
 @njit(parallel=PARALLEL, cache=True)
@@ -267,28 +278,31 @@ class _Blend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, means2d, conics, colors, opacities, radii, depths, background, width, height):
         m, c, f, o = (array(x) for x in (means2d, conics, colors, opacities))
-        tiles_x, tiles_y = -(-width // TILE), -(-height // TILE)
+        tiles_x, tiles_y = -(-width // TILE_X), -(-height // TILE_Y)
         order = torch.argsort(depths.detach(), stable=True).numpy()
+        reach = np.empty(len(m), np.float32)
+        launch(_reach, c, o, reach)
         ids, slots, offsets, gaussian_offsets = launch(bin_gaussians, m, array(radii), order, tiles_x, tiles_y)
         values = tuple(np.float32(v) for v in background.tolist())
         image = np.empty((len(values), height, width), np.float32)
         alpha = np.empty((height, width), np.float32)
         ends = np.empty(tiles_x * tiles_y, np.int64)
-        launch(_forward, m, c, f, o, ids, offsets, values, tiles_x, image, alpha, ends)
+        launch(_forward, m, c, f, o, reach, ids, offsets, values, tiles_x, image, alpha, ends)
         image_DHW, alpha_HW = torch.from_numpy(image), torch.from_numpy(alpha)
         ctx.save_for_backward(means2d, conics, colors, opacities, image_DHW, alpha_HW)
-        ctx.pairs = (ids, slots, offsets, ends, values, tiles_x, gaussian_offsets)
+        ctx.pairs = (reach, ids, slots, offsets, ends, values, tiles_x, gaussian_offsets)
         return image_DHW, alpha_HW
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
         check("blend's gradient", image=v_outputs[0], alpha=v_outputs[1])
         m, c, f, o, image, alpha = (array(x) for x in ctx.saved_tensors)
-        ids, slots, offsets, ends, values, tiles_x, gaussian_offsets = ctx.pairs
+        reach, ids, slots, offsets, ends, values, tiles_x, gaussian_offsets = ctx.pairs
         # Zeros: pairs behind a tile's last blended Gaussian are never written.
         pairs = np.zeros((len(ids), NUM_GEOMETRY + len(values)), np.float32)
         v_image, v_alpha = (array(v) for v in v_outputs)
-        launch(_backward, m, c, f, o, ids, slots, offsets, ends, values, tiles_x, image, alpha, v_image, v_alpha, pairs)
+        drawn = (m, c, f, o, reach, ids, slots, offsets, ends, values, tiles_x, image, alpha)
+        launch(_backward, *drawn, v_image, v_alpha, pairs)
         summed = np.zeros((len(m), pairs.shape[1]), np.float32)
         launch(_sum_pairs, pairs, gaussian_offsets, summed)
         v = torch.from_numpy(summed)

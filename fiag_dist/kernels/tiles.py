@@ -5,8 +5,10 @@ import math
 import numpy as np
 from numba import njit
 
-TILE = 16
-"""Side of a tile, pixels: one row is one or two SIMD registers."""
+TILE_X = 16
+"""Columns of a tile, pixels: one row is one or two SIMD registers."""
+TILE_Y = 64
+"""Rows of a tile. Tall ones: half as many (Gaussian, tile) pairs as with 16 rows, and a pair costs as much as several rows of pixels."""
 
 
 @njit(cache=True)
@@ -23,10 +25,10 @@ def bin_gaussians(means2d, radii, order, tiles_x, tiles_y):
         rx = radii[i, 0]
         ry = radii[i, 1]
         if rx > 0 and ry > 0:
-            x0 = min(max(0, int(math.floor((means2d[i, 0] - rx) / TILE))), tiles_x)
-            y0 = min(max(0, int(math.floor((means2d[i, 1] - ry) / TILE))), tiles_y)
-            x1 = min(max(0, int(math.ceil((means2d[i, 0] + rx) / TILE))), tiles_x)
-            y1 = min(max(0, int(math.ceil((means2d[i, 1] + ry) / TILE))), tiles_y)
+            x0 = min(max(0, int(math.floor((means2d[i, 0] - rx) / TILE_X))), tiles_x)
+            y0 = min(max(0, int(math.floor((means2d[i, 1] - ry) / TILE_Y))), tiles_y)
+            x1 = min(max(0, int(math.ceil((means2d[i, 0] + rx) / TILE_X))), tiles_x)
+            y1 = min(max(0, int(math.ceil((means2d[i, 1] + ry) / TILE_Y))), tiles_y)
             rects[i, 0] = x0
             rects[i, 1] = y0
             rects[i, 2] = x1
