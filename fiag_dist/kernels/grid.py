@@ -16,11 +16,12 @@ from torch import Tensor
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 
 PRIME = 2654435761
-BLOCK = 2048
+BLOCK = 1024
 PLANES = 3
 """Projections of a point (x, y, z): (x, y), (y, z), (x, z)."""
 
 _f4 = np.float32
+_PRIME = np.uint32(PRIME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,103 +60,155 @@ def layout(levels: int, base: int, finest: float, log2_table: int) -> Layout:
 
 @njit(inline="always")
 def _cell(u, v, scale, side, size, hashed):
-    """Rows of the four corners around (u, v), relative to the level, and the position between them."""
+    """Rows of the four corners around (u, v), relative to the level, and the position between them. Unsigned: no index counts from the end."""
     pos_x = u * scale + _f4(0.5)
     pos_y = v * scale + _f4(0.5)
-    ix = np.int32(pos_x)
-    iy = np.int32(pos_y)
+    whole_x = np.int32(pos_x)
+    whole_y = np.int32(pos_y)
+    ix = np.uint32(whole_x)
+    iy = np.uint32(whole_y)
+    one = np.uint32(1)
     if hashed:  # the size is a power of two then
-        h0 = iy * PRIME
-        h1 = h0 + PRIME
-        mask = size - 1
-        r00 = np.int32((ix ^ h0) & mask)
-        r10 = np.int32((ix + 1 ^ h0) & mask)
-        r01 = np.int32((ix ^ h1) & mask)
-        r11 = np.int32((ix + 1 ^ h1) & mask)
+        h0 = iy * _PRIME
+        h1 = h0 + _PRIME
+        mask = size - one
+        r00 = (ix ^ h0) & mask
+        r10 = ((ix + one) ^ h0) & mask
+        r01 = (ix ^ h1) & mask
+        r11 = ((ix + one) ^ h1) & mask
     else:
         # The last half cell reaches one vertex beyond the side: tiny-cuda-nn wraps it round, and so do we.
-        r00 = np.int32(ix + iy * side)
-        r10 = np.int32(r00 + 1)
-        r01 = np.int32(r00 + side)
-        r11 = np.int32(r01 + 1)
-        r00 = np.int32(r00 - size if r00 >= size else r00)
-        r10 = np.int32(r10 - size if r10 >= size else r10)
-        r01 = np.int32(r01 - size if r01 >= size else r01)
-        r11 = np.int32(r11 - size if r11 >= size else r11)
-    return r00, r10, r01, r11, pos_x - _f4(ix), pos_y - _f4(iy)
+        r00 = ix + iy * side
+        r10 = r00 + one
+        r01 = r00 + side
+        r11 = r01 + one
+        r00 = r00 - size if r00 >= size else r00
+        r10 = r10 - size if r10 >= size else r10
+        r01 = r01 - size if r01 >= size else r01
+        r11 = r11 - size if r11 >= size else r11
+    return r00, r10, r01, r11, pos_x - _f4(whole_x), pos_y - _f4(whole_y)
+
+
+@njit(inline="always")
+def _level(index, offsets, scales, sides):
+    """Of the index-th (plane, level): the axes of its two coordinates, scale, side, size and first number in a table of F features a row."""
+    levels = len(scales)
+    plane = index // levels
+    level = index - plane * levels
+    first = plane * offsets[levels] + offsets[level]
+    size = np.uint32(offsets[level + 1] - offsets[level])
+    return 1 if plane == 1 else 0, 1 if plane == 0 else 2, scales[level], np.uint32(sides[level]), size, first
+
+
+@njit(cache=True)
+def _planar(points, out):
+    """Fills out [4, N]: coordinates, in the middle for points outside of 0..1 (or not a number), and 1 or 0 for inside or outside."""
+    for n in range(points.shape[0]):
+        inside = True
+        for k in range(3):
+            inside &= (points[n, k] >= 0) & (points[n, k] <= 1)
+        for k in range(3):
+            out[k, n] = points[n, k] if inside else _f4(0.5)
+        out[3, n] = _f4(inside)
+
+
+@njit(inline="always", fastmath=True)
+def _read(out, u, v, inside, values, begin, end, stride, scale, side, size, hashed):
+    for n in range(begin, end):
+        r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, hashed)
+        gx = _f4(1) - fx
+        near = gx * values[r00 * stride] + fx * values[r10 * stride]
+        far = gx * values[r01 * stride] + fx * values[r11 * stride]
+        out[n] = inside[n] * ((_f4(1) - fy) * near + fy * far)
 
 
 @njit(parallel=PARALLEL, cache=True, fastmath=True, error_model="numpy")
-def _forward(points, inside, table, offsets, scales, sides, hashed, out):
-    """points [3, N] in 0..1, inside [N] 1 or 0, table [3, rows, F]; fills out [3 * L, F, N]. The loop over points is SIMD code."""
-    levels = len(scales)
-    num = points.shape[1]
+def _forward(planar, table, offsets, scales, sides, hashed, out):
+    """planar [4, N] as `_planar` fills it, table [3, rows, F]; fills out [3 * L, F, N]. The loops over points are SIMD code."""
+    num = planar.shape[1]
+    features = table.shape[2]
+    numbers = table.reshape(-1)
     blocks = (num + BLOCK - 1) // BLOCK
-    for task in prange(PLANES * levels * blocks):
+    for task in prange(PLANES * len(scales) * blocks):
         index = task // blocks
-        plane = index // levels
-        level = index - plane * levels
-        u = points[1 if plane == 1 else 0]
-        v = points[1 if plane == 0 else 2]
-        scale = scales[level]
-        side = np.int32(sides[level])
-        size = np.int32(offsets[level + 1] - offsets[level])
-        is_hashed = hashed[level]
-        first = (task - index * blocks) * BLOCK
-        for f in range(table.shape[2]):
-            values = table[plane, offsets[level] : offsets[level + 1], f]
-            target = out[index, f]
-            for n in range(first, min(num, first + BLOCK)):
-                r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, is_hashed)
-                gx = _f4(1) - fx
-                near = gx * values[r00] + fx * values[r10]
-                far = gx * values[r01] + fx * values[r11]
-                target[n] = inside[n] * ((_f4(1) - fy) * near + fy * far)
+        axis_u, axis_v, scale, side, size, first = _level(index, offsets, scales, sides)
+        begin = (task - index * blocks) * BLOCK
+        end = min(num, begin + BLOCK)
+        for f in range(features):
+            values = numbers[first * features + f :]
+            stride = np.uint32(features)
+            u, v, inside, target = planar[axis_u], planar[axis_v], planar[3], out[index, f]
+            if hashed[index % len(scales)]:
+                _read(target, u, v, inside, values, begin, end, stride, scale, side, size, True)
+            else:
+                _read(target, u, v, inside, values, begin, end, stride, scale, side, size, False)
 
 
 @njit(parallel=PARALLEL, cache=True, fastmath=True, error_model="numpy")
-def _backward(points, inside, table, offsets, scales, sides, hashed, v_out, v_table, v_uv, want_points):
-    """Adds to v_table [3, rows, F] and, where wanted, to v_uv [3 * L, 2, N], the gradient of each (plane, level)'s two coordinates."""
-    levels = len(scales)
-    for task in prange(PLANES * levels):
-        index = PLANES * levels - 1 - task  # large levels first: better balance
-        plane = index // levels
-        level = index - plane * levels
-        u = points[1 if plane == 1 else 0]
-        v = points[1 if plane == 0 else 2]
-        scale = scales[level]
-        side = np.int32(sides[level])
-        size = np.int32(offsets[level + 1] - offsets[level])
-        is_hashed = hashed[level]
-        for f in range(table.shape[2]):
+def _backward_table(planar, offsets, scales, sides, hashed, v_out, v_table):
+    """Adds to v_table [3, rows, F]. Corners and weights of a block of points come first, as SIMD code; then they are added one by one."""
+    num = planar.shape[1]
+    features = v_table.shape[2]
+    numbers = v_table.reshape(-1)
+    for task in prange(PLANES * len(scales)):
+        index = PLANES * len(scales) - 1 - task  # large levels first: better balance
+        axis_u, axis_v, scale, side, size, first = _level(index, offsets, scales, sides)
+        u, v, inside = planar[axis_u], planar[axis_v], planar[3]
+        is_hashed = hashed[index % len(scales)]
+        rows = np.empty((4, BLOCK), np.uint32)
+        weights = np.empty((4, BLOCK), _f4)
+        for f in range(features):
             incoming = v_out[index, f]
-            sums = v_table[plane, offsets[level] : offsets[level + 1], f]
-            for n in range(points.shape[1]):
-                r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, is_hashed)
-                w = incoming[n] * inside[n]
-                w_far = w * fy
-                w_near = w - w_far
-                sums[r00] += w_near - w_near * fx
-                sums[r10] += w_near * fx
-                sums[r01] += w_far - w_far * fx
-                sums[r11] += w_far * fx
-            if want_points:
-                values = table[plane, offsets[level] : offsets[level + 1], f]
-                v_u = v_uv[index, 0]
-                v_v = v_uv[index, 1]
-                for n in range(points.shape[1]):
+            sums = numbers[first * features + f :]
+            stride = np.uint32(features)
+            for begin in range(0, num, BLOCK):
+                count = min(BLOCK, num - begin)
+                for k in range(count):
+                    n = begin + k
+                    r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, is_hashed)
+                    w = incoming[n] * inside[n]
+                    w_far = w * fy
+                    w_near = w - w_far
+                    rows[0, k] = r00 * stride
+                    rows[1, k] = r10 * stride
+                    rows[2, k] = r01 * stride
+                    rows[3, k] = r11 * stride
+                    weights[0, k] = w_near - w_near * fx
+                    weights[1, k] = w_near * fx
+                    weights[2, k] = w_far - w_far * fx
+                    weights[3, k] = w_far * fx
+                for k in range(count):
+                    for corner in range(4):
+                        sums[rows[corner, k]] += weights[corner, k]
+
+
+@njit(parallel=PARALLEL, cache=True, fastmath=True, error_model="numpy")
+def _backward_points(planar, table, offsets, scales, sides, hashed, v_out, v_points):
+    """Adds to v_points [3, N]: each block of points is one thread's, over all planes and levels."""
+    num = planar.shape[1]
+    features = table.shape[2]
+    numbers = table.reshape(-1)
+    for block in prange((num + BLOCK - 1) // BLOCK):
+        for index in range(PLANES * len(scales)):
+            axis_u, axis_v, scale, side, size, first = _level(index, offsets, scales, sides)
+            u, v, inside = planar[axis_u], planar[axis_v], planar[3]
+            v_u, v_v = v_points[axis_u], v_points[axis_v]
+            is_hashed = hashed[index % len(scales)]
+            for f in range(features):
+                incoming = v_out[index, f]
+                values = numbers[first * features + f :]
+                stride = np.uint32(features)
+                for n in range(block * BLOCK, min(num, block * BLOCK + BLOCK)):
                     r00, r10, r01, r11, fx, fy = _cell(u[n], v[n], scale, side, size, is_hashed)
                     w = incoming[n] * inside[n] * scale
-                    t00, t10, t01, t11 = values[r00], values[r10], values[r01], values[r11]
+                    t00, t10, t01, t11 = (
+                        values[r00 * stride],
+                        values[r10 * stride],
+                        values[r01 * stride],
+                        values[r11 * stride],
+                    )
                     v_u[n] += w * ((_f4(1) - fy) * (t10 - t00) + fy * (t11 - t01))
                     v_v[n] += w * ((_f4(1) - fx) * (t01 - t00) + fx * (t11 - t10))
-
-
-def _planar(points_N3: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates [3, N], in the middle for points outside, and 1 or 0 for inside or outside [N]."""
-    points_3N = points_N3.detach().float().T
-    inside_N = ((points_3N >= 0) & (points_3N <= 1)).all(0)
-    return array(torch.where(inside_N, points_3N, 0.5)), array(inside_N)
 
 
 class _Encode(torch.autograd.Function):
@@ -163,42 +216,29 @@ class _Encode(torch.autograd.Function):
     def forward(ctx: Any, points, table, grid: Layout):
         num, features, levels = len(points), table.shape[2], len(grid.scales)
         out = np.empty((PLANES * levels, features, num), np.float32)
-        coordinates, inside = _planar(points)
-        launch(_forward, coordinates, inside, array(table), grid.offsets, grid.scales, grid.sides, grid.hashed, out)
+        planar = np.empty((4, num), np.float32)
+        launch(_planar, array(points), planar)
+        launch(_forward, planar, array(table), grid.offsets, grid.scales, grid.sides, grid.hashed, out)
         ctx.save_for_backward(points, table)
-        ctx.grid = grid
-        return torch.from_numpy(out).reshape(PLANES * levels * features, num).T.contiguous()
+        ctx.grid, ctx.planar = grid, planar
+        # A view: matrix products take it as it is, and hand the gradient back in the same order.
+        return torch.from_numpy(out).reshape(PLANES * levels * features, num).T
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
         check("encode's gradient", features=v_outputs[0])
         points, table_3RF = ctx.saved_tensors
         grid: Layout = ctx.grid
-        want_points = ctx.needs_input_grad[0]
         num, features, levels = len(points), table_3RF.shape[2], len(grid.scales)
-        coordinates, inside = _planar(points)
         v_out = array(v_outputs[0].T).reshape(PLANES * levels, features, num)
-        table = array(table_3RF)
-        v_table = np.zeros_like(table)
-        v_uv = np.zeros((PLANES * levels, 2, num if want_points else 0), np.float32)
-        launch(
-            _backward,
-            coordinates,
-            inside,
-            table,
-            grid.offsets,
-            grid.scales,
-            grid.sides,
-            grid.hashed,
-            v_out,
-            v_table,
-            v_uv,
-            want_points,
-        )
+        where = (grid.offsets, grid.scales, grid.sides, grid.hashed)
+        v_table = np.zeros(table_3RF.shape, np.float32)
+        launch(_backward_table, ctx.planar, *where, v_out, v_table)
         v_points = None
-        if want_points:
-            xy, yz, xz = torch.from_numpy(v_uv).reshape(PLANES, levels, 2, num).sum(1)
-            v_points = torch.stack([xy[0] + xz[0], xy[1] + yz[0], yz[1] + xz[1]], -1)
+        if ctx.needs_input_grad[0]:
+            v_3N = np.zeros((3, num), np.float32)
+            launch(_backward_points, ctx.planar, array(table_3RF), *where, v_out, v_3N)
+            v_points = torch.from_numpy(v_3N).T
         return v_points, torch.from_numpy(v_table), None
 
 
