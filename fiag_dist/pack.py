@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError, guarded
 from fiag_dist.ingest import speech
 from fiag_dist.ingest.clip import pack_clip
+from fiag_dist.ingest.gather import find_clips, fingerprint
 from fiag_dist.shards.manifest import (
     FILE,
     AudioFormat,
@@ -34,7 +34,6 @@ from fiag_dist.shards.workers import MARK, Done, Packer, Work, pack_all
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 RECIPE = 2
 """Raised whenever the same clip and settings give other shards: everything is then packed again."""
 EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
@@ -48,6 +47,8 @@ class PackCommand:
     """Clips (mp4, mov, mkv, webm, avi) and folders of them."""
     out: str
     """Folder or s3://bucket/prefix for the shards; identities that are there already stay."""
+    consent: str = ""
+    """What the people in these clips agreed to, in free text: kept in the manifest, in each identity made of them, and in every rendered video."""
     settings: Annotated[PackConfig, tyro.conf.arg(name="")] = field(default_factory=PackConfig)
 
 
@@ -62,7 +63,7 @@ class PackResult:
 def main(argv: Sequence[str]) -> int:
     """The command. Returns 0 when at least one clip is usable."""
     command = tyro.cli(PackCommand, args=list(argv), prog="fiag-dist pack")
-    pack([Path(c) for c in command.clips], command.out, command.settings)
+    pack([Path(c) for c in command.clips], command.out, command.settings, consent=command.consent)
     return 0
 
 
@@ -72,10 +73,12 @@ def pack(
     cfg: PackConfig | None = None,
     report: Callable[[str], None] = print,
     packer: Packer = pack_clip,
+    consent: str = "",
 ) -> PackResult:
     """Packs clips, and the clips in folders, to a folder or s3:// prefix, and merges them into the manifest there.
 
-    `report` gets one line a clip as it finishes, and a table at the end; `packer` makes the samples, in worker processes.
+    `report` gets one line a clip as it finishes, now and then how far all are, and a table at the end; `packer` makes the samples, in worker processes.
+    `consent` becomes the note of all these clips; without it, unchanged ones keep theirs.
     Raises DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format are there already.
     """
     cfg = cfg or PackConfig()
@@ -84,23 +87,30 @@ def pack(
     sizes = storage.sizes()
     formats = _formats(cfg)
     others = _others(storage, sizes, formats, set(found))
+    notes = {e.name: e.consent for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
     done: dict[str, Done] = {}
     todo: list[Work] = []
     for name, paths in found.items():
-        work = Work(paths[0], name, out, cfg, _source(paths[0], cfg))
-        entry = _finished(storage, sizes, work)
         if len(paths) > 1:
             done[name] = Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
-        elif entry:
-            done[name] = Done(entry)
+            continue
+        try:
+            work = Work(paths[0], name, out, cfg, _source(paths[0], cfg))
+        except DataError as error:
+            done[name] = Done(None, str(error))
+            continue
+        entry = _finished(storage, sizes, work)
+        if entry:
+            done[name] = Done(dataclasses.replace(entry, consent=consent or notes.get(name, "")))
         else:
             todo.append(work)
     for name, result in done.items():
         report(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
     if todo and FILE in sizes:  # what the manifest names must be complete at every moment
         _write(storage, formats, others, done)
-    for work, result in pack_all(todo, cfg.jobs or os.cpu_count() or 1, packer):
-        done[work.name] = result
+    for work, result in pack_all(todo, cfg.jobs or len(os.sched_getaffinity(0)), packer, report):
+        entry = result.entry and dataclasses.replace(result.entry, consent=consent)
+        done[work.name] = dataclasses.replace(result, entry=entry)
         report(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
     table = _table({name: done[name] for name in found}, {work.name for work in todo})
     report(table)
@@ -109,28 +119,6 @@ def pack(
         name, reason = next(iter(refused.items()))
         raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
     return PackResult(_write(storage, formats, others, done), refused)
-
-
-def find_clips(paths: Sequence[Path]) -> dict[str, list[Path]]:
-    """Clips by the name of the identity that each becomes, in order. Raises DataError for a missing path or a folder without clips."""
-    found: dict[str, list[Path]] = {}
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            if not inside:
-                raise DataError(f"{path}: no clips in this folder; give one with {', '.join(SUFFIXES)} files")
-        elif path.is_file():
-            inside = [path]
-        else:
-            raise DataError(f"{path}: no such file or folder; give video clips, or a folder of them")
-        for clip in inside:
-            name = re.sub(r"[^A-Za-z0-9_-]+", "_", clip.stem).strip("_-")[:64] or "clip"
-            same = found.setdefault(name, [])
-            if clip.resolve() not in [p.resolve() for p in same]:
-                same.append(clip)
-    if not found:
-        raise DataError("no clips were given; name video files, or a folder of them")
-    return found
 
 
 def _formats(cfg: PackConfig) -> Manifest:
@@ -161,16 +149,12 @@ def _others(storage: Storage, sizes: dict[str, int], formats: Manifest, names: s
 
 
 def _source(path: Path, cfg: PackConfig) -> SourceEntry:
-    """What the shards of a clip depend on."""
+    """What the shards of a clip depend on. Raises DataError when it can't be read."""
     settings = dataclasses.asdict(cfg)
     del settings["jobs"]
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); check its rights") from error
+    size, digest = fingerprint(path)
     mark = hashlib.sha256(json.dumps([RECIPE, settings], sort_keys=True).encode()).hexdigest()[:16]
-    return SourceEntry(file=path.name, bytes=path.stat().st_size, sha256=digest, settings=mark)
+    return SourceEntry(file=path.name, bytes=size, sha256=digest, settings=mark)
 
 
 def _finished(storage: Storage, sizes: dict[str, int], work: Work) -> IdentityEntry | None:

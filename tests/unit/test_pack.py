@@ -13,8 +13,12 @@ from test_shards import FRAMES, SIZE, make
 from fiag_dist import pack as pack_module
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError, WeightsError
-from fiag_dist.pack import find_clips, main, pack
-from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.ingest.gather import find_clips, identity_name
+from fiag_dist.pack import main, pack
+from fiag_dist.shards import workers
+from fiag_dist.shards.manifest import SourceEntry, read_manifest
+from fiag_dist.shards.workers import Work
+from fiag_dist.shards.writer import NAME
 from fiag_dist.storage import open_storage
 from fiag_dist.types import Frame, IdentityMeta
 
@@ -78,7 +82,7 @@ def test_good_clips_are_packed_and_bad_ones_say_why(packed) -> None:
         "dora": "dora.mp4: unreadable after 0.6 s",
         "emil": "unexpected ZeroDivisionError: of ours",
     }
-    assert len(lines) == 6, "a line a clip and the table"
+    assert len([line for line in lines if "clips done" not in line]) == 6, "a line a clip and the table"
     assert sum("packed 23 frames" in line for line in lines) == 2
     assert "unreadable after" in lines[-1]
     store = open_storage(out)
@@ -143,4 +147,66 @@ def test_names_and_missing_clips(tmp_path: Path) -> None:
         find_clips([tmp_path])
     folder = clips(tmp_path / "clips", **{"Ann Marie (2)": "", "é": ""})
     (folder / "B.MOV").write_text("")
-    assert sorted(find_clips([folder, folder / "B.MOV"])) == ["Ann_Marie_2", "B", "clip"]
+    assert sorted(find_clips([folder, folder / "B.MOV"])) == ["Ann_Marie_2", "B", "e"]
+
+
+def test_clips_are_found_however_deep_and_each_once(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "clips", a="ok")
+    deep = clips(folder / "one", b="ok") / "two"
+    clips(deep, c="ok", a="another")
+    clips(folder / ".hidden", d="ok")
+    (folder / "movie.mp4").mkdir()
+    (deep / "back").symlink_to(folder)  # a circle
+    (folder / "itself.mp4").symlink_to(folder / "itself.mp4")
+    (folder / "again.mp4").symlink_to(folder / "a.mp4")
+    found = find_clips([folder])
+    assert sorted(found) == ["a", "again", "b", "c", "itself"]
+    assert found["a"] == [folder / "a.mp4", deep / "a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("stem", "name"),
+    [
+        ("Zoë Müller", "Zoe_Muller"),
+        ("_-x-_", "x"),
+        ("a" * 80, "a" * 64),
+        ("講演", "clip-be4c7e7d"),
+        ("...", "clip-ab5df625"),
+    ],
+)
+def test_every_file_name_gives_an_identity_name(stem: str, name: str) -> None:
+    assert identity_name(stem) == name
+    assert NAME.fullmatch(identity_name(stem))
+
+
+def test_what_cannot_be_read_is_refused_and_the_rest_goes_on(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "clips", a="ok")
+    (folder / "circle.mp4").symlink_to("circle.mp4")
+    (folder / "unreadable.mp4").symlink_to("/proc/self/mem")  # reads fail for root, too
+    result = pack([folder], str(tmp_path / "out"), CFG, lambda _: None, told)
+    assert result.manifest.names == ["a"]
+    assert "circle.mp4: can't be read (Too many levels of symbolic links)" in result.refused["circle"]
+    assert "unreadable.mp4: can't be read (Input/output error)" in result.refused["unreadable"]
+
+
+def test_a_refused_clip_leaves_nothing_behind(packed) -> None:
+    _, out, _, _ = packed
+    assert open_storage(out).children() == ["anna/", "bert/", "manifest.json"]
+
+
+def test_a_line_says_how_far_the_clips_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(workers.time, "perf_counter", lambda: now[0])
+    source = SourceEntry(file="x.mp4", bytes=1000, sha256="", settings="")
+    big = dataclasses.replace(source, bytes=2000)
+    todo = [Work(Path(f"{n}.mp4"), n, "", CFG, s) for n, s in (("a", source), ("b", big), ("c", source))]
+    shares = [0.0, 0.0, 0.0]
+    far = workers.Far(shares, todo)
+    assert far.line() == "0 of 3 clips done"
+    now[0] += 300
+    far.finished.add(0)
+    shares[:] = [0.2, 0.5, 0.0]
+    assert far.line() == "1 of 3 clips done; b 50%; about 5 min left"
+    alone = workers.Far([0.9], todo[:1])
+    now[0] += 90
+    assert alone.line() == "a 90%; about 10 s left"

@@ -1,0 +1,104 @@
+"""Which clips are meant by the paths that a user gives, what identities they become, and whether they changed since."""
+
+import hashlib
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fiag_dist.errors import DataError
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+PREPARED = "transforms_train.json"
+"""What a folder of already prepared frames holds (`--layout instag`)."""
+
+
+def find_clips(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Clips, however deep in the folders, by the name of the identity that each becomes, in order.
+
+    Hidden files and folders are passed over; links are followed, each folder is entered once. Raises DataError for a missing path or a folder without
+    clips.
+    """
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = [Path(folder, name) for folder, names in _walk(path) for name in names if _is_clip(name)]
+            if not inside:
+                raise DataError(f"{path}: no clips in this folder; give one with {', '.join(SUFFIXES)} files")
+        elif path.is_file():
+            inside = [path]
+        else:
+            raise DataError(f"{path}: no such file or folder; give video clips, or a folder of them")
+        for clip in inside:
+            _add(found, clip, clip.stem)
+    if not found:
+        raise DataError("no clips were given; name video files, or a folder of them")
+    return found
+
+
+def find_prepared(paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """Folders of prepared frames, however deep, by the name of the identity that each becomes. Raises DataError where there is none."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        inside = [Path(folder) for folder, names in _walk(path) if PREPARED in names] if path.is_dir() else []
+        if not inside:
+            raise DataError(f"{path}: no folder with {PREPARED} here; give one that the relatives' preprocessing made")
+        for folder in inside:
+            _add(found, folder, folder.resolve().name)
+    if not found:
+        raise DataError(f"no folders were given; name folders that hold {PREPARED}")
+    return found
+
+
+def identity_name(stem: str) -> str:
+    """1 to 64 letters, digits, - and _ for any file name: accents are taken off, what is no letter becomes _."""
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", plain).strip("_-")[:64]
+    return name or "clip-" + hashlib.sha256(stem.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+
+
+def fingerprint(path: Path) -> tuple[int, str]:
+    """Bytes and SHA-256 of a file, or of all files in a folder with their names. Raises DataError when something can't be read."""
+    if path.is_dir():
+        digest, size = hashlib.sha256(), 0
+        for folder, names in _walk(path):
+            for file in (Path(folder, name) for name in names):
+                file_size, file_digest = fingerprint(file)
+                digest.update(f"{file.relative_to(path).as_posix()} {file_digest}\n".encode("utf-8", "surrogateescape"))
+                size += file_size
+        return size, digest.hexdigest()
+    try:
+        with path.open("rb") as stream:
+            return os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}); check its rights, or leave it out") from error
+
+
+def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder once, with its files' names, both sorted."""
+    entered = set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        entered.add(Path(folder).resolve())
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and Path(folder, name).resolve() not in entered
+        )
+        yield folder, sorted(name for name in names if not name.startswith("."))
+
+
+def _is_clip(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _add(found: dict[str, list[Path]], path: Path, stem: str) -> None:
+    """One more clip under its name, unless the same file is there."""
+    same = found.setdefault(identity_name(stem), [])
+    if not any(_one_file(path, other) for other in same):
+        same.append(path)
+
+
+def _one_file(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except OSError:  # a link that leads nowhere, or in a circle
+        return path == other

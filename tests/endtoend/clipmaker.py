@@ -1,0 +1,83 @@
+"""Clips that a user might have by mistake, cut from a real one (tests marked `clips`) or drawn."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from fiag_dist import video
+
+RATE = 16_000
+
+
+def frames_of(clip: Path, seconds: float, size: int = 256) -> tuple[list[np.ndarray], np.ndarray]:
+    """The first seconds of a clip at 25 fps, size x size, with their sound."""
+    images = [
+        cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+        for image in islice(video.read_frames(clip, 25), round(seconds * 25))
+    ]
+    return images, video.read_audio(clip)[: round(seconds * RATE)]
+
+
+def write(path: Path, images: list[np.ndarray], wav: np.ndarray | None, fps: float = 25) -> Path:
+    """An mp4 (fast and rough)."""
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.options, stream.thread_count = "yuv420p", {"preset": "ultrafast", "crf": "20"}, 1
+        sound = None
+        if wav is not None:
+            sound = container.add_stream("aac", rate=RATE, layout="mono")
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(stream.encode(None))
+        if sound is not None and wav is not None:
+            _encode_sound(container, sound, wav)
+    return path
+
+
+def write_sound(path: Path, wav: np.ndarray) -> Path:
+    """A file with a sound track alone, whatever its name says."""
+    with av.open(str(path), "w", format="mp4") as container:
+        _encode_sound(container, container.add_stream("aac", rate=RATE, layout="mono"), wav)
+    return path
+
+
+def turn(path: Path, degrees: int) -> Path:
+    """Writes a rotation into the track's header, as phones do, and leaves the pixels alone."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix is 40 bytes after the flags
+    c, s = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    matrix = [c * 65536, s * 65536, 0, -s * 65536, c * 65536, 0, 0, 0, 1 << 30]
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    path.write_bytes(data)
+    return path
+
+
+def limited(command: list[str], largest_file: int, **options) -> subprocess.CompletedProcess[str]:
+    """Runs a command that can write no file larger than so many bytes: a disk that is full."""
+    limit = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file})); os.execvp(sys.argv[1], sys.argv[1:])"
+    return subprocess.run([sys.executable, "-c", limit, *command], capture_output=True, text=True, **options)
+
+
+def _encode_sound(container, stream, wav: np.ndarray) -> None:
+    for start in range(0, len(wav), 1024):
+        frame = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(wav[None, start : start + 1024], np.float32), "fltp", "mono"
+        )
+        frame.sample_rate, frame.pts, frame.time_base = RATE, start, Fraction(1, RATE)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def scene(size: int = 96) -> Iterator[np.ndarray]:
+    """Noise without a face, endlessly."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield rng.integers(0, 255, (size, size, 3), dtype=np.uint8)

@@ -1,0 +1,166 @@
+"""Packing through the command line: a folder of everything that can be wrong, full disks, and kills at any moment."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import clipmaker
+import cv2
+import numpy as np
+import pytest
+from conftest import fiag_dist
+
+QUICK = ("--extractor", "mel", "--size", "128", "--min-seconds", "0.7", "--jobs", "1")
+SECONDS = 1.2
+
+REFUSED = {
+    "empty": "can't be read as video or audio",
+    "text": "can't be read as video or audio",
+    "no_sound": "no audio track",
+    "no_picture": "no video track",
+    "silent": "its audio track is silent",
+    "short": "0.4 s usable, 0.7 s needed",
+    "tiny": "8x8 pixels, 64 needed",
+    "slow": "5 frames a second, 12 needed",
+    "nobody": "a face in 0 of",
+    "turned_over": "a face in 0 of",
+    "loop": "Too many levels of symbolic links",
+    "unreadable": "Input/output error",
+    "truncated": "can't be read as video or audio",
+    "twin": "2 clips have this name",
+}
+PACKED = {"fast": 30, "large": 20, "phone": 30, "Zoe_Muller": 30, "deep": 30}
+"""Frames of each that is usable."""
+
+
+@pytest.fixture(scope="module")
+def cut(clips: Path) -> tuple[list[np.ndarray], np.ndarray]:
+    return clipmaker.frames_of(clips / "speaker_b.mp4", SECONDS)
+
+
+@pytest.fixture(scope="module")
+def everything(cut: tuple[list[np.ndarray], np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of good clips and bad ones."""
+    images, wav = cut
+    folder = tmp_path_factory.mktemp("everything")
+    good = clipmaker.write(folder / "Zoë Müller.mp4", images, wav)
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("this is no video")
+    (folder / "notes.txt").write_text("not even named like one")
+    clipmaker.write(folder / "no_sound.mp4", images[:10], None)
+    clipmaker.write_sound(folder / "no_picture.mp4", wav)
+    clipmaker.write(folder / "silent.mp4", images[:10], np.zeros_like(wav))
+    clipmaker.write(folder / "short.mp4", images[:10], wav)
+    clipmaker.write(folder / "tiny.mp4", [cv2.resize(image, (8, 8)) for image in images[:10]], wav)
+    clipmaker.write(folder / "slow.mp4", images[::5], wav, fps=5)
+    clipmaker.write(folder / "fast.mp4", [image for image in images for _ in range(2)], wav, fps=50)
+    clipmaker.write(folder / "nobody.mp4", list(islice(clipmaker.scene(), 10)), wav)
+    clipmaker.write(folder / "large.mp4", [cv2.resize(image, (3840, 2160)) for image in images[:20]], wav)
+    clipmaker.turn(clipmaker.write(folder / "phone.mp4", [np.rot90(image) for image in images], wav), 90)
+    clipmaker.turn(clipmaker.write(folder / "turned_over.mp4", images[:10], wav), 180)
+    (folder / "truncated.mp4").write_bytes(good.read_bytes()[:9000])
+    (folder / "loop.mp4").symlink_to("loop.mp4")
+    (folder / "unreadable.mp4").symlink_to("/proc/self/mem")
+    inside = folder / "one" / "two"
+    inside.mkdir(parents=True)
+    clipmaker.write(inside / "deep.mp4", images, wav)
+    (inside / "back").symlink_to(folder)
+    for place in (folder, inside):
+        (place / "twin.mp4").write_bytes(good.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def packed(everything: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    out = tmp_path_factory.mktemp("shards")
+    done = fiag_dist("pack", everything, "--out", out, *QUICK)
+    return out, done.stdout, done.stderr
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_each_bad_clip_gets_one_line_and_the_good_ones_are_packed(packed: tuple[Path, str, str]) -> None:
+    out, stdout, stderr = packed
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert {entry["name"]: entry["num_frames"] for entry in manifest["identities"]} == PACKED
+    for name, says in REFUSED.items():
+        lines = [line for line in stdout.splitlines() if f"{name}: refused: " in line]
+        assert len(lines) == 1, f"{name}: {lines}"
+        assert says in lines[0]
+    assert stderr == ""
+    fiag_dist("shards", "verify", out)
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """Every finished file, but for the reports' timings."""
+    files = {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    for name in files:
+        if name.endswith("report.json"):
+            report = json.loads(files[name])
+            del report["timings"]
+            files[name] = json.dumps(report).encode()
+    return {name: data for name, data in files.items() if not Path(name).name.startswith(".part-")}
+
+
+def pack_killed_after(seconds: float, words: list[str]) -> bool:
+    """Starts packing and kills it, and what it started, without warning. Returns whether it was still at work."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+    try:
+        running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        running.send_signal(signal.SIGKILL)  # its workers end with it: that is part of what is tested
+        running.wait()
+        return True
+    return False
+
+
+def kill_and_repeat(clips: Path, out: Path, kills: int) -> None:
+    """Packs undisturbed, then with `kills` kills at moments spread over the run, and compares every byte."""
+    calm, rough = out / "calm", out / "rough"
+    words = [sys.executable, "-m", "fiag_dist.cli", "pack", str(clips), *QUICK, "--out"]
+    began = time.monotonic()
+    assert not pack_killed_after(600, [*words, str(calm)])
+    whole = time.monotonic() - began
+    moments = np.random.default_rng(0).uniform(0.1, 1.0, kills) * whole
+    killed = sum(pack_killed_after(float(moment), [*words, str(rough)]) for moment in moments)
+    assert killed > 0, "every run was over before it was killed"
+    assert not pack_killed_after(600, [*words, str(rough)])
+    assert contents(rough) == contents(calm)
+
+
+@pytest.fixture(scope="module")
+def pair(cut: tuple[list[np.ndarray], np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images, wav = cut
+    folder = tmp_path_factory.mktemp("pair")
+    clipmaker.write(folder / "a.mp4", images[:20], wav)
+    clipmaker.write(folder / "b.mp4", images[5:25], wav)
+    return folder
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_killed_twice_the_shards_are_the_same(pair: Path, tmp_path: Path) -> None:
+    kill_and_repeat(pair, tmp_path, kills=2)
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.clips
+@pytest.mark.timeout(1800)
+def test_killed_twenty_times_the_shards_are_the_same(pair: Path, tmp_path: Path) -> None:
+    kill_and_repeat(pair, tmp_path, kills=20)
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_a_full_disk_is_one_line_and_leaves_no_half_shard(pair: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "fiag_dist.cli", "pack", str(pair), *QUICK, "--out", str(tmp_path / "out")]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = clipmaker.limited(words, 300_000, env=env, timeout=240)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert "none of 2 clips can be used" in lines[0]
+    assert "File too large" in lines[0]
+    assert not list((tmp_path / "out").rglob("*.tar"))
