@@ -19,7 +19,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from fiag_dist.errors import DataError
 from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, mend
-from fiag_dist.shards.schema import mismatches
+from fiag_dist.shards.schema import checked, mismatches
 from fiag_dist.storage import DamagedError, MissingError, Storage
 from fiag_dist.types import Frame, IdentityMeta, Split
 
@@ -40,15 +40,15 @@ def meta_of(data: bytes, name: str) -> IdentityMeta:
         members = _members(data)
         with np.load(io.BytesIO(members["arrays.npz"]), allow_pickle=False) as arrays:
             stored = {k: arrays[k] for k in arrays.files}
-        return IdentityMeta(
-            name=name,
-            wav=_wav(members["wav"]),
-            plate=_rgb(members["plate.png"]),
-            split=["test" if t else "train" for t in tracks_of(data)["test"]],
-            thumbnail=_rgb(members["thumbnail.jpg"]),
-            report=json.loads(members["report.json"]),
-            **stored,
-        )
+        own = {
+            "name": name,
+            "wav": _wav(members["wav"]),
+            "plate": _rgb(members["plate.png"]),
+            "split": ["test" if t else "train" for t in tracks_of(data)["test"]],
+            "thumbnail": _rgb(members["thumbnail.jpg"]),
+            "report": json.loads(members["report.json"]),
+        }
+    return checked(IdentityMeta, stored | own)
 
 
 def tracks_of(data: bytes) -> dict[str, np.ndarray]:
@@ -92,24 +92,25 @@ def parse(sample: dict[str, Any]) -> Frame:
     """A frame from a sample's members; types and shapes are as they come. Raises ValueError that says what is wrong."""
     with _one_fault():
         record = json.loads(sample["json"])
-        return Frame(
-            identity=sample["__key__"].rsplit("/", 1)[0],
-            index=record["frame"],
-            time_s=record["time_s"],
-            split=record["split"],
-            image=_rgb(sample["jpg"]),
-            alpha=_gray(sample["alpha.png"]),
-            labels=_gray(sample["mask.png"]),
-            audio=_array(sample["audio.npy"]),
-            embedding=_array(sample["id.npy"]),
-            viewmat=np.array(record["camera"], np.float32),
-            K=np.array(record["K"], np.float32),
-            expression=np.array(record["expression"], np.float32),
-            landmarks=_array(sample["landmarks.npy"]),
-            lips_rect=tuple(record["lips_rect"]),
-            mouth_open=record["mouth_open"],
-            blink=record["blink"],
-        )
+        fields = {
+            "identity": sample["__key__"].rsplit("/", 1)[0],
+            "index": record["frame"],
+            "time_s": record["time_s"],
+            "split": record["split"],
+            "image": _rgb(sample["jpg"]),
+            "alpha": _gray(sample["alpha.png"]),
+            "labels": _gray(sample["mask.png"]),
+            "audio": _array(sample["audio.npy"]),
+            "embedding": _array(sample["id.npy"]),
+            "viewmat": np.array(record["camera"], np.float32),
+            "K": np.array(record["K"], np.float32),
+            "expression": np.array(record["expression"], np.float32),
+            "landmarks": _array(sample["landmarks.npy"]),
+            "lips_rect": tuple(record["lips_rect"]),
+            "mouth_open": record["mouth_open"],
+            "blink": record["blink"],
+        }
+    return checked(Frame, fields)
 
 
 class FrameReader:
@@ -240,8 +241,8 @@ def _one_fault() -> Iterator[None]:
     """Whatever a decoder says of damaged bytes, as a ValueError."""
     try:
         yield
-    except KeyError as error:
-        raise ValueError(f"{error.args[0]!r} is missing") from error
+    except KeyError as error:  # numpy puts a sentence there, dict the name
+        raise ValueError(str(error.args[0]) if " " in str(error.args[0]) else f"no {error.args[0]}") from error
     except (ValueError, TypeError, OSError, EOFError, wave.Error, tarfile.TarError, BadZipFile, cv2.error) as error:
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 

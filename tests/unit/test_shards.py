@@ -10,88 +10,24 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from made_shards import FRAMES, PER_SHARD, SIZE, make, write_two
 
 from fiag_dist.errors import DataError
 from fiag_dist.shards import inspect
-from fiag_dist.shards.manifest import (
-    AudioFormat,
-    EmbeddingFormat,
-    IdentityEntry,
-    Manifest,
-    SourceEntry,
-    read_manifest,
-    write_manifest,
-)
+from fiag_dist.shards.manifest import SourceEntry, read_manifest, write_manifest
 from fiag_dist.shards.reader import FrameReader, iter_frames, read_meta
 from fiag_dist.shards.writer import write_identity
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta, Split
+from fiag_dist.types import Frame, IdentityMeta
 
-SIZE, FRAMES, PER_SHARD = 32, 23, 10
 SCHEMA = Path(__file__).parents[2] / "shards" / "manifest.schema.json"
-
-
-def make(name: str, seed: int = 0) -> tuple[IdentityMeta, list[Frame]]:
-    rng = np.random.default_rng(seed)
-    smooth = np.linspace(0, 255, SIZE).astype(np.uint8)
-    speech = rng.normal(size=(FRAMES, 4, 2)).astype(np.float16)
-    split: list[Split] = ["test" if i >= FRAMES - 3 else "train" for i in range(FRAMES)]
-    frames = [
-        Frame(
-            identity=name,
-            index=i + (i > 5),  # one frame of the clip was dropped
-            time_s=i / 25,
-            split=split[i],
-            image=np.stack([np.roll(smooth, i)[None].repeat(SIZE, 0)] * 3, -1),
-            alpha=rng.integers(0, 256, (SIZE, SIZE), dtype=np.uint8),
-            labels=rng.integers(0, 6, (SIZE, SIZE), dtype=np.uint8),
-            audio=rng.normal(size=(8, 4, 2)).astype(np.float16),
-            embedding=rng.normal(size=16).astype(np.float32),
-            viewmat=rng.normal(size=(4, 4)).astype(np.float32),
-            K=rng.normal(size=(3, 3)).astype(np.float32),
-            expression=rng.random(7).astype(np.float32),
-            landmarks=rng.normal(size=(478, 3)).astype(np.float16),
-            lips_rect=(1, 2, 30, 31),
-            mouth_open=float(np.float32(rng.random())),
-            blink=float(np.float32(rng.random())),
-        )
-        for i in range(FRAMES)
-    ]
-    meta = IdentityMeta(
-        name=name,
-        wav=np.clip(rng.normal(size=FRAMES * 640) / 4, -1, 1).astype(np.float32),
-        plate=rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8),
-        embedding=frames[0].embedding,
-        rest_landmarks=rng.normal(size=(478, 3)).astype(np.float32),
-        viewmats=np.stack([f.viewmat for f in frames]),
-        K=frames[0].K,
-        expressions=np.stack([f.expression for f in frames]),
-        speech=speech,
-        split=split,
-        thumbnail=frames[0].image,
-        report={"frames": FRAMES, "notes": ["made up"]},
-    )
-    return meta, frames
-
-
-def manifest_of(*entries: IdentityEntry) -> Manifest:
-    return Manifest(
-        fps=25,
-        size=SIZE,
-        sample_rate=16000,
-        audio=AudioFormat(extractor="mel", dim=4, window=2),
-        expression=list(EXPRESSION_NAMES),
-        id_embedding=EmbeddingFormat(model="none", dim=16),
-        identities=list(entries),
-    )
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Storage:
     """Two identities, `anna` and `bert`, of three shards each."""
     store = open_storage(tmp_path / "data")
-    entries = [write_identity(store, *make(name, seed), PER_SHARD) for seed, name in enumerate(["anna", "bert"])]
-    write_manifest(store, manifest_of(*entries))
+    write_two(store)
     return store
 
 
@@ -237,7 +173,9 @@ def test_vanished_shard_is_named(store: Storage) -> None:
     reader = FrameReader(store, entry, cache_mib=0)
     reader.frame(0)
     on_disk(store, entry.shards[0].file).unlink()
-    with pytest.raises(DataError, match=r"anna-000000.tar: no such file, but the manifest names it; run: fiag-dist sha"):
+    with pytest.raises(
+        DataError, match=r"anna-000000.tar: no such file, but the manifest names it; run: fiag-dist sha"
+    ):
         reader.frame(1)
 
 
