@@ -1,6 +1,11 @@
 """Packing through the command line: a folder of everything that can be wrong, full disks, and kills at any moment."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -8,7 +13,7 @@ import clipmaker
 import cv2
 import numpy as np
 import pytest
-from conftest import fiag_dist
+from conftest import ROOT, fiag_dist
 
 QUICK = ("--extractor", "mel", "--size", "128", "--min-seconds", "0.7", "--jobs", "1")
 SECONDS = 1.2
