@@ -18,9 +18,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fiag_dist.dist.process import Process, all_gather_object, barrier
+from fiag_dist.dist.process import Process, all_gather_object
 from fiag_dist.errors import CheckpointError, DataError
-from fiag_dist.storage import Storage, open_storage
+from fiag_dist.storage import Storage, UnreachableError, open_storage
 
 FORMAT = 1
 COMMIT = "COMMIT.json"
@@ -91,9 +91,13 @@ def save(
     Raises CheckpointError on every rank when any of them could not write; checkpoints made before are then untouched.
     """
     folder = _join(prefix, f"step-{step:08d}")
+    failure = None
     if process.rank == 0:
-        _delete(storage, folder)  # what a save that was cut off has left
-    barrier()
+        try:
+            _delete(storage, folder)  # what a save that was cut off has left
+        except DataError as error:
+            failure = str(error)
+    _raise_first(step, all_gather_object(failure))
     parts = {f"identities/{name}.safetensors": tensors for name, tensors in identities.items()}
     if process.rank == 0:
         parts |= {SHARED: shared, OPTIM: optim}
@@ -124,7 +128,7 @@ def save(
 def newest(storage: Storage, prefix: str) -> str | None:
     """Folder of the newest checkpoint below `prefix` that is whole: committed, all sizes right, the shared files' hashes too.
 
-    Says in a line why it passes over any newer one.
+    Says in a line why it passes over any newer one. Raises DataError when a remote place does not answer: what lies there is then unknown.
     """
     for folder in _folders(storage, prefix):
         try:
@@ -248,6 +252,8 @@ def _raise_first(step: int, failures: list[str | None]) -> None:
 def _read_bytes(storage: Storage, path: str) -> bytes:
     try:
         return storage.read(path)
+    except UnreachableError:  # says nothing of the checkpoint: passing over it would train from an older one
+        raise
     except DataError as error:
         raise CheckpointError(f"{error}; {_FIX}") from error
 
