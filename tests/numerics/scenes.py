@@ -25,7 +25,7 @@ def scene(num: int, channels: int = 3, seed: int = 0) -> tuple[list[Tensor], Cam
     opacities[2::31] = 1e-3  # too faint
     opacities[3::31] = 1.0  # clamped at 0.999
     colors = torch.rand(num, channels, generator=draw)
-    return [means, quats, scales, opacities, colors], camera(61, 45)
+    return [means, quats, scales, opacities, colors], camera(83, 37)
 
 
 def camera(width: int, height: int) -> Camera:
@@ -79,7 +79,7 @@ def behind() -> tuple[list[Tensor], Camera]:
     """Most of them behind the camera or before its near plane."""
     values, view = scene(300, seed=5)
     forward = view.viewmat[2, :3]
-    values[0][: 5 * 45] -= 1.5 * forward
+    values[0][:225] -= 1.5 * forward
     values[0][225:250] -= torch.linspace(0.9, 1.1, 25)[:, None] * forward
     return values, view
 

@@ -109,6 +109,21 @@ def test_unchecked_a_gaussian_that_is_not_finite_is_not_drawn(
             assert not after[60].any()
 
 
+@pytest.mark.parametrize("scale", [1e15, 1e25])
+def test_unchecked_a_gaussian_too_large_for_float32_is_not_drawn(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finite itself, but its inverse covariance isn't, or is 0 all over."""
+    monkeypatch.setenv(CHECKED, "0")
+    values, camera = scene(60)
+    wanted = rasterize(*values, camera, torch.zeros(3))
+    broken = [torch.cat([x, x[-1:]]) for x in values]
+    broken[2][60] = scale
+    parts = leaves(broken)
+    got = rasterize(*parts, camera, torch.zeros(3))
+    got.image.sum().backward()
+    assert torch.equal(got.image, wanted.image)
+    assert not any(v[60].any() for v in gradients(parts))
+
+
 def test_unchecked_a_color_spoils_the_pixels_it_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CHECKED, "0")
     values, camera = scene(60)

@@ -81,6 +81,21 @@ def test_blending_and_its_gradients_match_the_twin(name: str) -> None:
         assert not a[~seen].any(), f"{what} of what is not seen"
 
 
+@pytest.mark.parametrize(("opacity", "alpha"), [(1.0, 0.999), (0.9, 0.9)])
+def test_alpha_at_its_clamp_hands_on_no_gradient(opacity: float, alpha: float) -> None:
+    """One Gaussian so wide that every pixel sees its middle."""
+    parts = leaves(
+        [torch.tensor([[20.0, 4.0]]), torch.tensor([[1e-6, 0, 1e-6]]), torch.rand(1, 3), torch.tensor([opacity])]
+    )
+    image, got = blend(*parts, torch.full((1, 2), 99.0), torch.ones(1), torch.zeros(3), 40, 8)
+    (image.sum() + got.sum()).backward()
+    assert float((got - alpha).detach().abs().max()) < 1e-3
+    v_means2d, v_conics, v_colors, v_opacities = gradients(parts)
+    assert torch.allclose(v_colors, got.detach().sum().expand(1, 3))
+    for v in (v_means2d, v_conics, v_opacities):
+        assert v.any() == (opacity < 0.999)
+
+
 @pytest.mark.parametrize("name", SCENES)
 def test_projection_matches_gsplats_reference(name: str) -> None:
     reference = pytest.importorskip("gsplat.cuda._torch_impl")

@@ -16,7 +16,8 @@ from fiag_dist.kernels.warm import CHANNELS
 from fiag_dist.raster import rasterize
 from fiag_dist.types import Rendering
 
-SIDES = st.one_of(st.sampled_from([1, 15, 16, 17, 32, 33]), st.integers(1, 50))
+SIDES = st.one_of(st.sampled_from([1, 15, 16, 17, 32, 33, 63, 64, 65]), st.integers(1, 80))
+"""Of images, pixels: those at which tiles and SIMD registers end, and any others."""
 FEW = st.sampled_from([0, 1, 2, 40])
 USUAL = sorted({1, *CHANNELS})
 """Numbers of channels that rasterize is tried with in seconds; each other number is compiled first."""

@@ -29,7 +29,7 @@ def test_image_and_every_gradient_match_the_twin(name: str) -> None:
     assert centers.grad is not None
     assert_close(got.means2d.grad, centers.grad, "means2d gradient", norm=5e-3)
     for what, a, b in zip(NAMES, gradients(fast), gradients(exact), strict=True):
-        assert_close(a, b, f"{what} gradient", norm=5e-3)
+        assert_close(a, b, f"{what} gradient", norm=5e-3, typical=3e-4)  # needles: the sums cancel
 
 
 def test_finite_differences() -> None:
@@ -75,7 +75,7 @@ def test_no_gaussian_and_one(num: int) -> None:
     background = torch.tensor([0.2, 0.5, 0.3])
     got = rasterize(*parts, camera, background)
     (got.image.sum() + got.alpha.sum()).backward()
-    assert got.image.shape == (3, 45, 61)
+    assert got.image.shape == (3, 37, 83)
     assert [p.grad.shape for p in parts if p.grad is not None] == [p.shape for p in parts]
     if num == 0:
         assert torch.equal(got.image, background[:, None, None].expand_as(got.image))
@@ -92,7 +92,7 @@ def test_strided_inputs_and_inputs_without_gradient() -> None:
     strided = [x.repeat_interleave(2, 0)[::2] for x in values]
     strided[4] = values[4].T.contiguous().T
     assert not strided[0].is_contiguous()
-    turned = Camera(viewmat=camera.viewmat.T.contiguous().T, K=camera.K.T.contiguous().T, width=61, height=45)
+    turned = Camera(viewmat=camera.viewmat.T.contiguous().T, K=camera.K.T.contiguous().T, width=83, height=37)
     assert torch.equal(rasterize(*strided, turned, background).image, wanted.image)
     colors = values[4].clone().requires_grad_()
     got = rasterize(*values[:4], colors, camera, background)
