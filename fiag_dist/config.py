@@ -16,8 +16,11 @@ class PackConfig:
     """Side of the square frames, pixels."""
     fps: int = 25
     """Frames a second; clips of other or variable rates are resampled by their timestamps."""
-    extractor: Literal["whisper", "mel"] = "whisper"
-    """Speech features: Whisper tiny.en encoder layer 2 (384 x 2 a frame) or log-mel (80 x 4 a frame)."""
+    extractor: str = "whisper"
+    """Speech features: `whisper` (tiny.en's encoder, layer 2: 384 x 2 a frame), `mel` (80 x 4), `hf:PATH_OR_NAME` (wav2vec2, HuBERT or WavLM by the
+    transformers library), `file:PATTERN` (.npy arrays [frames, window, channels]; {folder} and {stem} in the pattern are the clip's)."""
+    fix_sync: bool = False
+    """Move the sound to where the lips are, where the offset between them is sure and larger than 60 ms."""
     max_seconds: float = 0.0
     """Use at most this much of each clip, from its start; 0 uses all."""
     min_seconds: float = 2.0

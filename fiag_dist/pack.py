@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -85,7 +86,7 @@ def pack(
     found = find_clips([Path(c) for c in clips])
     storage = open_storage(out)
     sizes = storage.sizes()
-    formats = _formats(cfg)
+    formats = _formats(cfg, found)
     others = _others(storage, sizes, formats, set(found))
     notes = {e.name: e.consent for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
     done: dict[str, Done] = {}
@@ -95,7 +96,7 @@ def pack(
             done[name] = Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
             continue
         try:
-            work = Work(paths[0], name, out, cfg, _source(paths[0], cfg))
+            work = Work(paths[0], name, out, cfg, _source(paths[0], cfg), (formats.audio.dim, formats.audio.window))
         except DataError as error:
             done[name] = Done(None, str(error))
             continue
@@ -121,17 +122,25 @@ def pack(
     return PackResult(_write(storage, formats, others, done), refused)
 
 
-def _formats(cfg: PackConfig) -> Manifest:
+def _formats(cfg: PackConfig, found: dict[str, list[Path]]) -> Manifest:
     """The manifest without identities."""
-    dim, window = speech.dims(cfg.extractor)
+    dim, window = _dims(cfg, [clips[0] for clips in found.values()])
     return Manifest(
         fps=cfg.fps,
         size=cfg.size,
         sample_rate=speech.SAMPLE_RATE,
-        audio=AudioFormat(extractor=cfg.extractor, dim=dim, window=window),
+        audio=AudioFormat(extractor=speech.in_manifest(cfg.extractor), dim=dim, window=window),
         expression=list(EXPRESSION_NAMES),
         id_embedding=EMBEDDING,
     )
+
+
+def _dims(cfg: PackConfig, clips: list[Path]) -> tuple[int, int]:
+    """Shape of the speech features; that of the first clip that has some, where they were made by another program."""
+    for clip in clips[:-1]:
+        with suppress(DataError):
+            return speech.dims(cfg.extractor, clip)
+    return speech.dims(cfg.extractor, clips[-1])
 
 
 def _others(storage: Storage, sizes: dict[str, int], formats: Manifest, names: set[str]) -> list[IdentityEntry]:

@@ -18,8 +18,8 @@ from jaxtyping import Float32, UInt8
 
 from fiag_dist import video
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import DataError
-from fiag_dist.ingest import backdrop, expression, footage, masks, pose, rest, span, speech, summary, tracks
+from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.ingest import backdrop, expression, footage, masks, pose, rest, span, speech, summary, sync, tracks
 from fiag_dist.ingest.face import find_crop
 from fiag_dist.ingest.footage import Progress, Reel, Stopwatch, Tracked, shrunk
 from fiag_dist.ingest.identity import nearest_in_time, normalised
@@ -33,6 +33,8 @@ LEAST_FPS = 12.0
 LEAST_SIDE = 64
 """Smaller pictures hold no face that could be tracked, pixels."""
 SILENCE = 1e-4
+SYNC_S = 60
+"""So much of a clip decides on the offset of its sound, seconds."""
 
 
 @dataclass(eq=False)
@@ -53,6 +55,10 @@ def pack_clip(
     Raises DataError, one line with the clip's name, for a clip that can't be used: unreadable, too small or slow, no sound, no face, two faces of similar
     size, too short. WeightsError or ConfigError when the extractors' files or libraries are missing.
     """
+    if cfg.fix_sync and cfg.extractor.startswith(speech.FROM_FILE):
+        raise ConfigError(
+            "--fix-sync moves the sound, but the speech features were read from files; leave out one of them"
+        )
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     path, clock = Path(path), Stopwatch(progress)
@@ -88,8 +94,15 @@ def _watch_and_solve(
             f"{reel.path.name}: no frame of its {len(use)} usable ones could be embedded; give a longer clip of one face"
         )
     clock.stage("speech features", 0.5)
-    wav = wav[round(use.first / cfg.fps * video.SAMPLE_RATE) :][: round(len(use) / cfg.fps * video.SAMPLE_RATE)]
-    speech_track = speech.features(wav, len(use), cfg.fps, cfg.extractor)
+    offset = _offset(wav, cfg, use, tracked)
+    fixed = cfg.fix_sync and offset is not None and offset.sure and abs(offset.late_s) > sync.WORTH_S
+    if fixed and offset is not None:
+        wav = sync.corrected(wav, offset.late_s, video.SAMPLE_RATE)
+    wav = _heard(wav, cfg, use)
+    if cfg.extractor.startswith(speech.FROM_FILE):
+        speech_track = speech.stored(cfg.extractor, reel.path, use.first, len(use))
+    else:
+        speech_track = speech.features(wav, len(use), cfg.fps, cfg.extractor)
     seen = _poses(reel, cfg, use, tracked, clock)
     num_train = len(use) - max(1, round(len(use) * cfg.test_share))
     K = intrinsics(cfg)
@@ -107,9 +120,22 @@ def _watch_and_solve(
         speech=speech_track,
         split=_split(len(use), num_train),
         thumbnail=seen.thumbnail,
-        report=summary.report(reel, cfg, use, tracked, seen.poses),
+        report=summary.report(reel, cfg, use, tracked, seen.poses, offset, fixed),
     )
     return meta, _frames(reel, meta, tracked, embeddings, seen.poses, clock)
+
+
+def _heard(wav: np.ndarray, cfg: PackConfig, use: span.Span) -> np.ndarray:
+    """The sound of the used frames."""
+    return wav[round(use.first / cfg.fps * video.SAMPLE_RATE) :][: round(len(use) / cfg.fps * video.SAMPLE_RATE)]
+
+
+def _offset(wav: np.ndarray, cfg: PackConfig, use: span.Span, tracked: Tracked) -> sync.Offset | None:
+    """Sound against lips, over a minute in the middle at most."""
+    low = max(0, (len(use) - SYNC_S * cfg.fps) // 2)
+    part = span.Span(use.first + low, use.first + min(low + SYNC_S * cfg.fps, len(use)), {})
+    opening = [expression.mouth_open(points) for points in tracked.landmarks[low : low + len(part)]]
+    return sync.estimate(np.array(opening), _heard(wav, cfg, part), cfg.fps)
 
 
 def intrinsics(cfg: PackConfig) -> np.ndarray:

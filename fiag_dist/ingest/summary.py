@@ -6,15 +6,23 @@ from typing import Any
 import numpy as np
 
 from fiag_dist.config import PackConfig
-from fiag_dist.ingest import masks, pose, span
+from fiag_dist.ingest import masks, pose, span, sync
 from fiag_dist.ingest.footage import Reel, Tracked
 from fiag_dist.ingest.tracks import POSE_SIZE
 from fiag_dist.landmarks import CHIN, FOREHEAD_TOP
 from fiag_dist.types import BOUND_M
 
 
-def report(reel: Reel, cfg: PackConfig, use: span.Span, tracked: Tracked, poses: pose.Poses) -> dict[str, Any]:
-    """Plain values."""
+def report(
+    reel: Reel,
+    cfg: PackConfig,
+    use: span.Span,
+    tracked: Tracked,
+    poses: pose.Poses,
+    offset: sync.Offset | None,
+    fixed: bool,
+) -> dict[str, Any]:
+    """Plain values. fixed: whether the sound was moved by the offset."""
     heights = np.linalg.norm(tracked.landmarks[:, FOREHEAD_TOP] - tracked.landmarks[:, CHIN], axis=1)
     return {
         "clip": reel.path.name,
@@ -22,6 +30,7 @@ def report(reel: Reel, cfg: PackConfig, use: span.Span, tracked: Tracked, poses:
         "seconds_used": round(len(use) / cfg.fps, 2),
         "seconds_left_out": {reason: round(count / cfg.fps, 2) for reason, count in use.left_out.items()},
         "splices_s": [round(i / cfg.fps, 2) for i in use.splices],
+        "sound": None if offset is None else dataclasses.asdict(offset) | {"fixed": fixed},
         "crop_px": dataclasses.asdict(reel.crop),
         "face_height_px": round(float(np.median(heights)), 1),
         "pose": {

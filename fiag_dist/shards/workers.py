@@ -53,6 +53,8 @@ class Work:
     out: str
     cfg: PackConfig
     source: SourceEntry
+    speech: tuple[int, int]
+    """Channels and window of the speech features that all clips share."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,11 @@ def _pack_one(work: Work, packer: Packer, number: int) -> Done:
     storage = open_storage(work.out)
     try:
         meta, frames = packer(work.path, work.cfg, work.name, far)
+        if meta.speech.shape[1:] != work.speech:
+            raise DataError(
+                f"{work.path.name}: speech features [{meta.speech.shape[1]}, {meta.speech.shape[2]}], the other clips have {list(work.speech)}; "
+                "make them by the same program"
+            )
         chosen: list[Frame] = []
         stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k != TIMINGS})
         entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)

@@ -1,11 +1,15 @@
 """Speech features: what a frame hears, and that position and chunking don't show."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 from fiag_dist import weights
-from fiag_dist.errors import ConfigError, WeightsError
-from fiag_dist.ingest import speech
+from fiag_dist.errors import ConfigError, DataError, WeightsError
+from fiag_dist.ingest import huggingface, logmel, speech, sync
 
 RATE = speech.SAMPLE_RATE
 
@@ -57,9 +61,131 @@ def test_windows_pad_with_zeros() -> None:
 def test_unknown_extractor() -> None:
     with pytest.raises(ConfigError, match="whisper"):
         speech.dims("deepspeech")
+    with pytest.raises(ConfigError, match="can't be had of other sound"):
+        speech.features(chirps(1), 25, 25, "file:{stem}.npy")
 
 
-def test_missing_weights_name_the_command(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wav_is_heard_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    wav = chirps(7)
+    whole = speech.features(wav, 175, 25, "mel")
+    lengths = []
+    original = logmel.log_mel
+
+    def watched(wav: np.ndarray, start: int, stop: int) -> torch.Tensor:
+        lengths.append(stop - start)
+        return original(wav, start, stop)
+
+    monkeypatch.setattr(logmel, "log_mel", watched)
+    monkeypatch.setattr(logmel, "_PIECE", 110)
+    np.testing.assert_array_equal(speech.features(wav, 175, 25, "mel"), whole)
+    assert max(lengths) == 110
+
+
+def test_mel_agrees_with_a_transform_of_the_whole() -> None:
+    wav = torch.from_numpy(chirps(2))
+    window = torch.hann_window(400)
+    spectrum = torch.stft(wav, 400, 160, window=window, pad_mode="constant", return_complex=True)[:, :-1].abs().square()
+    whole = (logmel._mel_filters() @ spectrum).clamp(min=1e-10).log10()
+    torch.testing.assert_close(logmel.log_mel(wav.numpy(), 40, 90), whole[:, 40:90], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_precomputed_features_are_taken_as_they_are(tmp_path: Path, swapped: bool) -> None:
+    array = (
+        np.random.default_rng(0).normal(size=(60, 16, 29)).astype(np.float32)
+    )  # DeepSpeech, as the relatives store it
+    np.save(tmp_path / "anna_ds.npy", array.transpose(0, 2, 1) if swapped else array)
+    clip = tmp_path / "anna.mp4"
+    pattern = "file:{folder}/{stem}_ds.npy"
+    assert speech.dims(pattern, clip) == (29, 16)
+    found = speech.stored(pattern, clip, 10, 40)
+    np.testing.assert_array_equal(found, array[10:50].transpose(0, 2, 1).astype(np.float16))
+    assert speech.stored(pattern, clip, 10, 52).shape == (52, 29, 16), "two missing frames are forgiven"
+    assert speech.in_manifest(pattern) == "file:{stem}_ds.npy"
+
+
+def test_precomputed_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    clip, array = tmp_path / "anna.mp4", tmp_path / "anna.npy"
+    pattern = "file:{folder}/{stem}.npy"
+    with pytest.raises(
+        DataError, match=r"anna\.mp4: its speech features can't be read from .*anna\.npy \(No such file"
+    ):
+        speech.dims(pattern, clip)
+    array.write_bytes(b"no array")
+    with pytest.raises(DataError, match=r"no \.npy array"):
+        speech.dims(pattern, clip)
+    np.save(array, np.zeros((40, 29), np.float32))
+    with pytest.raises(DataError, match=r"an array \[40, 29\] of float32"):
+        speech.dims(pattern, clip)
+    np.save(array, np.full((40, 16, 29), np.nan, np.float32))
+    with pytest.raises(DataError, match="holds NaN"):
+        speech.stored(pattern, clip, 0, 40)
+    with pytest.raises(DataError, match="features of 40 frames, 50 needed"):
+        speech.stored(pattern, clip, 10, 40)
+    with pytest.raises(ConfigError, match="one file for all clips"):
+        speech.dims("file:/tmp/ds.npy", clip)
+
+
+def test_without_its_library_an_extractor_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install transformers"):
+        speech.dims("hf:facebook/hubert-large-ls960-ft")
+
+
+def test_a_wav2vec2_from_a_folder_hears_alike_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48,
+        conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.Wav2Vec2Model(config).save_pretrained(tmp_path)
+    name = f"hf:{tmp_path}"
+    assert speech.dims(name) == (32, 2)
+    wav = chirps(9)
+    whole = speech.features(wav, 225, 25, name).astype(np.float32)
+    assert np.isfinite(whole).all()
+    monkeypatch.setattr(huggingface, "_CHUNK_S", 5)
+    monkeypatch.setattr(huggingface, "_OVERLAP_S", 2)
+    pieces = speech.features(wav, 225, 25, name).astype(np.float32)
+    assert np.square(pieces - whole).sum() < 0.1 * np.square(whole - whole.mean(0)).sum()
+    with pytest.raises(ConfigError, match="can't be loaded"):
+        speech.dims(f"hf:{tmp_path}/missing")
+
+
+def speaking(late_frames: int, seconds: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
+    """A mouth that opens with each syllable, and its sound, so many frames late."""
+    wav = chirps(seconds)
+    loud = np.abs(wav)[: len(wav) // 640 * 640].reshape(-1, 640).max(1)
+    noise = np.random.default_rng(1).normal(size=len(loud)) * 0.02
+    return np.clip(loud, 0, 1) * 0.3 + noise, np.pad(wav, (late_frames * 640, 0))[: len(wav)]
+
+
+@pytest.mark.parametrize("late", [0, 5])
+def test_the_offset_of_sound_and_lips_is_found(late: int) -> None:
+    lips, wav = speaking(late)
+    found = sync.estimate(lips, wav, 25)
+    assert found is not None
+    assert found.sure
+    assert found.late_s == pytest.approx(late / 25, abs=0.04)
+    moved = sync.estimate(lips, sync.corrected(wav, found.late_s, RATE), 25)
+    assert moved is not None
+    assert abs(moved.late_s) < 0.03
+
+
+def test_lips_that_do_not_follow_the_sound_give_no_sure_offset() -> None:
+    lips, _ = speaking(0)
+    found = sync.estimate(lips[::-1].copy(), chirps(12, seed=5), 25)
+    assert found is not None
+    assert not found.sure
+    assert sync.estimate(lips[:100], chirps(4), 25) is None, "too short to tell"
+
+
+def test_early_sound_is_moved_back() -> None:
+    np.testing.assert_array_equal(sync.corrected(np.ones(10, np.float32), -0.2, 10), [0, 0, *[1] * 10])
+
+
+def test_missing_weights_name_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIAG_WEIGHTS", str(tmp_path))
     with pytest.raises(WeightsError, match="fiag-dist weights fetch"):
         speech.features(chirps(1), 25, 25, "whisper")

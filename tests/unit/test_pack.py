@@ -199,7 +199,7 @@ def test_a_line_says_how_far_the_clips_are(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(workers.time, "perf_counter", lambda: now[0])
     source = SourceEntry(file="x.mp4", bytes=1000, sha256="", settings="")
     big = dataclasses.replace(source, bytes=2000)
-    todo = [Work(Path(f"{n}.mp4"), n, "", CFG, s) for n, s in (("a", source), ("b", big), ("c", source))]
+    todo = [Work(Path(f"{n}.mp4"), n, "", CFG, s, (80, 4)) for n, s in (("a", source), ("b", big), ("c", source))]
     shares = [0.0, 0.0, 0.0]
     far = workers.Far(shares, todo)
     assert far.line() == "0 of 3 clips done"
