@@ -60,6 +60,7 @@ COMMANDS = {
     "evaluate": Command(
         "evaluate", "IDENTITY_OR_DIR", "identity folders -> metrics.json in each, and a table over all"
     ),
+    "bench": Command("bench.main", "NAME", "nothing -> how fast the parts are on this machine, as one JSON object"),
 }
 
 

@@ -45,6 +45,7 @@ ROWS = (
     ("trial",),
     ("pretrain", "adapt"),
     ("export", "view", "render", "identity_info"),
+    ("bench",),
     ("doctor",),
     ("cli",),
 )
