@@ -17,6 +17,7 @@ Kind = Literal[
     "slow",
     "status",
     "cut request",
+    "stall request",
     "changed request",
     "lost answer",
     "cut answer",
@@ -32,7 +33,8 @@ class Fault:
     """What happens to one request.
 
     slow: the answer waits `seconds`. status: the server is not asked, the answer is `status` with `body`, or else with the error `code`.
-    cut request: the server gets half of the body, then both connections end. changed request: it gets all with one bit turned.
+    cut request: the server gets half of the body, then both connections end. stall request: `seconds` lie
+    before the second half. changed request: it gets all with one bit turned.
     lost answer: the server does it, nobody says so.
     cut answer, reset answer: half of the body arrives, then the connection ends, or is reset.
     truncated, changed: half of the body, or all with one bit turned, as if it were the whole truth. vanished: 404.
@@ -152,11 +154,16 @@ async def _one_request(
     from_server, to_server = await asyncio.open_connection(host, port, limit=2**20)
     try:
         to_server.write("\r\n".join(kept).encode("latin-1") + b"\r\n\r\n")
-        sent = body[: len(body) // 2] if kind == "cut request" else _turned(body) if kind == "changed request" else body
-        to_server.write(sent)
+        half = len(body) // 2 if kind in ("cut request", "stall request") else 0
+        to_server.write(body[:half])
         await to_server.drain()
         if kind == "cut request":
             return
+        if fault and kind == "stall request":
+            await asyncio.wait({asyncio.create_task(reader.read(1))}, timeout=fault.seconds)
+            if reader.at_eof():  # the client has gone
+                return
+        to_server.write(_turned(body) if kind == "changed request" else body[half:])
         answer_head = await from_server.readuntil(b"\r\n\r\n")
         answer = await from_server.read() if method != "HEAD" else b""
     finally:

@@ -41,7 +41,7 @@ def verify(store: LocalStorage, capsys: pytest.CaptureFixture) -> list[str]:
     return lines
 
 
-def repack(store: LocalStorage, file: str, change: Callable[[list[dict]], None]) -> None:
+def repack(store: LocalStorage, file: str, change: Callable[[list[dict]], object]) -> None:
     """Changes a shard's samples, as a packer with a fault would have written them: the manifest knows size and SHA-256."""
     stream = io.BytesIO(store.read(file))
     samples = [*group_by_keys(tar_file_expander([{"url": file, "stream": stream}]))]
