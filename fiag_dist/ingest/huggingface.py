@@ -28,7 +28,6 @@ class HuggingFace:
         self._model = _load(name)
         self.dim = int(self._model.config.hidden_size)
 
-    @torch.no_grad()
     def vectors(self, wav: Float32[np.ndarray, " samples"]) -> Iterator[Float32[np.ndarray, "vectors dim"]]:
         """States joined from overlapping chunks; only one is held. The wav is brought to mean 0 and deviation 1, as these models expect."""
         mean, spread = float(wav.mean()), float(wav.std()) + 1e-7
@@ -66,4 +65,4 @@ def _load(name: str) -> Any:
         raise ConfigError(
             f"extractor 'hf:{name}': {model.config.model_type} is no model of 16 kHz sound at 50 states a second; give a wav2vec2, HuBERT or WavLM model"
         )
-    return model.eval()
+    return model.eval().requires_grad_(False)
