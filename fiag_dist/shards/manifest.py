@@ -82,6 +82,8 @@ class IdentityEntry:
     shards: list[ShardEntry]
     meta: MetaEntry
     source: SourceEntry | None = None
+    consent: str = ""
+    """What the person agreed to, in free text; travels into identity folders and rendered videos."""
 
     @property
     def files(self) -> dict[str, int]:
