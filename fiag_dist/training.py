@@ -159,8 +159,8 @@ class Training:
     @torch.no_grad()
     def _average(self) -> None:
         parameters = dict(self.head.named_parameters())
-        for name, average in self.averages.items():
-            average.lerp_(parameters[name], 1 - self.config.optim.ema)
+        current = [parameters[name] for name in self.averages]
+        torch._foreach_lerp_(list(self.averages.values()), current, 1 - self.config.optim.ema)
 
     def _regrowth_is_due(self) -> bool:
         images = self.step - self.config.stages.landmark_steps

@@ -13,28 +13,18 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from fiag_dist.dist import process
+from fiag_dist.dist.adam import Group, Piece, PiecewiseAdamW
 from fiag_dist.dist.state import MOMENTS, RowEdit, State, check_fits, flatten, unflatten
 from fiag_dist.errors import ConfigError
 
 __all__ = ["Engine", "Group", "LocalEngine", "RowEdit", "State", "StepReport", "ZeroEngine", "flatten", "unflatten"]
-
-
-class Group(TypedDict):
-    """Parameters with their settings of AdamW; rates change by the group's name."""
-
-    name: str
-    params: list[nn.Parameter]
-    lr: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
 
 
 @dataclass(frozen=True)
@@ -61,8 +51,8 @@ class Engine(ABC):
         self._params = dict(module.named_parameters())
         self._trained = [self._params[name] for name in self._names]
         # Spherical harmonics of degree 0, say, leave a parameter, or a whole group, without elements.
-        filled = [{**group, "params": [p for p in group["params"] if p.numel()]} for group in groups]
-        self._optimizer = _AdamW([group for group in filled if group["params"]])
+        filled: list[Group] = [{**group, "params": [p for p in group["params"] if p.numel()]} for group in groups]
+        self._optimizer = PiecewiseAdamW([group for group in filled if group["params"]])
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -80,8 +70,8 @@ class Engine(ABC):
         for name in rates:
             if name not in self._known:
                 raise ConfigError(f"learning rate for group {name!r}: no such group; known: {', '.join(self._known)}")
-        for group in self._optimizer.param_groups:
-            group["lr"] = rates.get(group["name"], group["lr"])
+        for name in self._optimizer.rates:
+            self._optimizer.rates[name] = rates.get(name, self._optimizer.rates[name])
 
     @torch.no_grad()
     def gather(self) -> State:
@@ -89,7 +79,7 @@ class Engine(ABC):
         state: State = {}
         for name, group in self._names.items():
             param = self._params[name]
-            state[name] = {"param": _host(param), "step": torch.tensor(self._steps(group), dtype=torch.float32)}
+            state[name] = {"param": _host(param), "step": torch.tensor(self._optimizer.steps[group])}
             state[name] |= {key: _host(self._read(param, key)) for key in MOMENTS}
         return state
 
@@ -103,9 +93,7 @@ class Engine(ABC):
         for name in self._names:
             for key in ("param", *MOMENTS):
                 self._write(self._params[name], key, state[name][key])
-        for group in self._optimizer.param_groups:
-            for param in group["params"]:
-                self._optimizer.state[param]["step"].fill_(steps[group["name"]])
+        self._optimizer.steps |= steps
 
     @torch.no_grad()
     def remap(self, edits: Mapping[str, RowEdit]) -> None:
@@ -127,12 +115,13 @@ class Engine(ABC):
         """Sets the full parameter (`param`) or one of its moments."""
         (param if key == "param" else self._optimizer.state[param][key]).copy_(value)
 
-    def _steps(self, group: str) -> float:
-        return next(
-            self._optimizer.state[g["params"][0]]["step"].item()
-            for g in self._optimizer.param_groups
-            if g["name"] == group
-        )
+    def _whole_pieces(self) -> list[Piece]:
+        """All parameters as they are."""
+        state = self._optimizer.state
+        return [
+            Piece(group, param, *(state[param][key] for key in MOMENTS), whole=param)
+            for param, group in zip(self._trained, self._names.values(), strict=True)
+        ]
 
     def _refuse(self) -> StepReport:
         self.refused += 1
@@ -148,6 +137,7 @@ class LocalEngine(Engine):
         super().__init__(module, groups)
         self._grad_clip = grad_clip
         self._optimizer.make_state()
+        self._optimizer.cut(self._whole_pieces())
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -199,6 +189,7 @@ class ZeroEngine(Engine):
         self._optimizer.make_state()
         if self._zero:
             self._sharded._lazy_init_hp_params_optimizer_state()
+        self._optimizer.cut(self._sharded_pieces() if self._zero else self._whole_pieces())
         self._tensor_api = deepspeed.utils
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -226,6 +217,18 @@ class ZeroEngine(Engine):
                 self._engine.step()
         return StepReport(finite=True, grad_norm=norm) if finite else self._refuse()
 
+    def _sharded_pieces(self) -> list[Piece]:
+        """What this rank updates: fragments of parameters, one after the other in DeepSpeed's flat partition."""
+        flat = self._optimizer.param_groups[0]["params"][0]
+        pieces = []
+        for param, group in zip(self._trained, self._names.values(), strict=True):
+            mapping = param._hp_mapping  # type: ignore[attr-defined]
+            if mapping is not None:
+                moments = (mapping.get_hp_fragment(key) for key in MOMENTS)
+                start = mapping.get_hp_fragment_address().start
+                pieces.append(Piece(group, mapping.get_hp_fragment(), *moments, whole=flat, start=start))
+        return pieces
+
     def _read(self, param: nn.Parameter, key: str) -> Tensor:
         if not self._zero:
             return super()._read(param, key)
@@ -241,23 +244,6 @@ class ZeroEngine(Engine):
             self._tensor_api.safe_set_full_optimizer_state(param, value, key)
         else:
             super()._write(param, key, value)
-
-
-class _AdamW(torch.optim.AdamW):
-    """AdamW whose groups with rate 0 stand still, and whose state exists before the first step."""
-
-    def make_state(self) -> None:
-        for param in (p for group in self.param_groups for p in group["params"]):
-            self.state[param] = {"step": torch.tensor(0.0)} | {key: torch.zeros_like(param) for key in MOMENTS}
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        groups = self.param_groups
-        self.param_groups = [group for group in groups if group["lr"] != 0]
-        try:
-            super().step()
-        finally:
-            self.param_groups = groups
 
 
 def _group_of_each_parameter(module: nn.Module, groups: Sequence[Group]) -> dict[str, str]:

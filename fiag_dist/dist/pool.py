@@ -58,11 +58,7 @@ class PersonalPool:
                     f"identity {name}: {key} is {found}, the model has {list(parameter.shape)}; use the run's config.yaml"
                 )
             parameter.copy_(tensors[key])
-            stored = {
-                m: tensors[f"{key}:{m}"].to(parameter.device if m != "step" else "cpu").clone()
-                for m in MOMENTS
-                if f"{key}:{m}" in tensors
-            }
+            stored = {m: tensors[f"{key}:{m}"].to(parameter.device).clone() for m in MOMENTS if f"{key}:{m}" in tensors}
             if moments and stored:
                 self._optimizers[name].state[parameter] = stored
 
@@ -74,4 +70,4 @@ def _optimizer(net: PersonalNet) -> torch.optim.AdamW:
     groups = [
         {"name": k, "params": p, "weight_decay": 1e-4 if k == "personal_audio" else 0.0} for k, p in kinds.items()
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)

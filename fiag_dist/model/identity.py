@@ -1,12 +1,12 @@
 """IE-Net: what makes the shared field one person (paper Eq. 2 and 3; model.md 2.3)."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fiag_dist.config import EncoderBackend, IdentityConfig
 from fiag_dist.model.grid import TriPlane
-from fiag_dist.model.layers import mlp
+from fiag_dist.model.layers import after_first, first_weight, mlp
 from fiag_dist.types import Gaussians
 
 
@@ -25,11 +25,11 @@ class IdentityNet(nn.Module):
 
     def raw(self, means_N3: Float[Tensor, "n 3"], embedding: Float[Tensor, " id_dim"]) -> Float[Tensor, "n outputs"]:
         """The network's unscaled outputs: means 3, quats 4, log scales 3, opacity 1, spherical harmonics."""
-        features = self.grid(means_N3)
-        person = self.project(
-            embedding * len(embedding) ** 0.5
-        )  # a unit vector's components are small: at their scale people would differ too little
-        return self.net(torch.cat([features, features * person], 1))
+        # A unit vector's components are small: at their scale people would differ too little.
+        person = self.project(embedding * len(embedding) ** 0.5)
+        by_features, by_product = first_weight(self.net).chunk(2, 1)
+        # The first layer of [features, features * person], at half the multiplications.
+        return after_first(self.net, F.linear(self.grid(means_N3), by_features + by_product * person))
 
     def forward(self, canonical: Gaussians, embedding: Float[Tensor, " id_dim"]) -> Gaussians:
         """theta_i = theta_c + dtheta_i for the identity with this embedding."""

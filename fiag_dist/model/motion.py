@@ -11,7 +11,7 @@ from fiag_dist.config import EncoderBackend, GridConfig, MotionConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.model.audio import CODE_DIM, AudioCode
 from fiag_dist.model.grid import TriPlane
-from fiag_dist.model.layers import mlp
+from fiag_dist.model.layers import after_first, first_weight, mlp
 from fiag_dist.types import EXPRESSION_NAMES
 
 NUM_EXPRESSION = len(EXPRESSION_NAMES)
@@ -85,20 +85,22 @@ class FaceMotionNet(nn.Module):
     def from_features(self, features: Float[Tensor, "n dim"], drive: Drive, upper_N1: Float[Tensor, "n 1"]) -> Motion:
         """The motion of points whose grid features are known."""
         audio, expression = self.audio(drive.heard), drive.expression
-        attention = None
         if self.config.form == "direct":
-            scale = self.config.output_scale
-            if self.config.drive_split:
-                inputs = [features, audio * (1 - upper_N1), expression * upper_N1]
-            else:
-                inputs = [features, audio.expand(len(features), -1), expression.expand(len(features), -1)]
+            # The first layer of [features, audio * its share, expression * its share]; both are the same for all points.
+            by_features, by_audio, by_expression = first_weight(self.net).split(
+                [features.shape[1], CODE_DIM, NUM_EXPRESSION], 1
+            )
+            shares_N2 = (
+                torch.cat([1 - upper_N1, upper_N1], 1) if self.config.drive_split else torch.ones_like(features[:, :2])
+            )
+            driven_2H = torch.stack([by_audio @ audio, by_expression @ expression])
+            first = torch.addmm(shares_N2 @ driven_2H, features, by_features.T)
+            out, attention = after_first(self.net, first) * self.config.output_scale, None
         else:
-            scale = 1.0
             weights_a, weights_e = self.audio_attention(features), F.relu(self.expression_attention(features))
             coded = torch.cat([self.expression_code(expression[:-1]), expression[-1:]])  # the blink goes in as it is
-            inputs = [features, audio * weights_a, coded * weights_e]
+            out = self.net(torch.cat([features, audio * weights_a, coded * weights_e], 1))
             attention = torch.stack([weights_a.norm(dim=1), weights_e.norm(dim=1)], 1)
-        out = self.net(torch.cat(inputs, 1)) * scale
         return Motion(out[:, :3] * METRES, out[:, 3:7], out[:, 7:10], attention)
 
 
@@ -125,6 +127,8 @@ class PersonalNet(FaceMotionNet):
 class MouthMotionNet(nn.Module):
     """Motion of the inside of the mouth from audio and the hook; mainly up and down."""
 
+    axes: Tensor
+
     def __init__(self, config: MotionConfig, audio_dim: int, audio_window: int, encoder: EncoderBackend = "auto"):
         super().__init__()
         self.scale = config.output_scale if config.form == "direct" else 1.0
@@ -144,9 +148,14 @@ class MouthMotionNet(nn.Module):
         self, features: Float[Tensor, "n dim"], heard: Tensor, hook_3: Float[Tensor, "3"]
     ) -> Float[Tensor, "n 3"]:
         """The motion of points whose grid features are known."""
-        hook_N3 = hook_3.expand(len(features), -1)
-        out = self.net(torch.cat([features, self.audio(heard).expand(len(features), -1), hook_N3], 1))
-        strength = 2 * torch.sigmoid(self.strength(torch.cat([features, hook_N3], 1)))
+        dim = features.shape[1]
+        weight, weight_strength = first_weight(self.net), first_weight(self.strength)
+        heard = torch.cat([self.audio(heard), hook_3])  # the same for all points: a bias of the first layer
+        out = after_first(self.net, F.linear(features, weight[:, :dim], weight[:, dim:] @ heard))
+        strength = after_first(
+            self.strength, F.linear(features, weight_strength[:, :dim], weight_strength[:, dim:] @ hook_3)
+        )
+        strength = 2 * torch.sigmoid(strength)
         return out * strength * self.axes * (METRES * self.scale)
 
 
