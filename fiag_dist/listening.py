@@ -11,8 +11,9 @@ from fiag_dist.ingest import speech
 from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.types import AUDIO_FRAMES
 
-PIECE_S, BLEND_S = 60, 2
-"""Speech features are computed over pieces of so many seconds, which overlap and are blended there: memory does not grow with the sound."""
+PIECE_S, BLEND_S = 29, 2
+"""Speech features are computed over pieces of so many seconds, which overlap and are blended there: memory does not grow with the sound. A piece and
+a little more is what Whisper's encoder sees at once."""
 
 
 def num_frames(num_samples: int, fps: int) -> int:

@@ -1,7 +1,8 @@
 """An actor that has rehearsed: what is the same in every frame is worked out once, and face and mouth are blended in one pass.
 
-The baked Gaussians lie still until motion comes, so how far the gate is open for each, what the grids of IM-Net and of the mouth say there, where
-UM-Net is looked up, and all that the first layers make of it are known before the first word. The images are `Actor`'s, up to rounding.
+The baked Gaussians lie still until motion comes: how far the gate is open for each, what the grids of IM-Net and of the mouth say there, and where
+UM-Net is looked up are known before the first word. The images are `Actor`'s up to rounding, but for single pixels that the face fills to the limit
+of blending, where nothing of the mouth shows then.
 """
 
 from dataclasses import dataclass, replace
@@ -14,9 +15,8 @@ from torch.nn import functional as F
 from fiag_dist.actor import Actor
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
-from fiag_dist.model.audio import CODE_DIM
 from fiag_dist.model.head import Person
-from fiag_dist.model.motion import METRES, Drive, FaceMotionNet, hook
+from fiag_dist.model.motion import NUM_EXPRESSION, Drive, hook
 from fiag_dist.raster import rasterize, view_colors
 from fiag_dist.types import AUDIO_FRAMES, Camera, Gaussians
 
@@ -44,15 +44,13 @@ class Rehearsal:
         order_N = torch.argsort((gate_N <= 0).byte(), stable=True)
         num_open = int((gate_N > 0).sum())
         self.rest = Person(_chosen(rest.face, order_N), rest.mouth)
-        self._universal = universal
+        self._universal, self._personal = universal, personal
         self._gate_M1 = gate_N[order_N[:num_open], None]
         points_M3 = self.rest.face.means[:num_open]
-        upper_M1, features = universal.upper(points_M3), personal.grid(points_M3)
-        self._own = _Net(personal, upper_M1, features)
-        self._shared = _Net(universal.face, upper_M1)
-        quiet = features.new_zeros(AUDIO_FRAMES, universal.audio_dim, universal.audio_window)
-        anything = Drive(universal.listener(quiet), features.new_zeros(self._own.num_expression))
-        alignment = personal.aligned(points_M3, anything, upper_M1)[1]  # the same whatever drives
+        self._upper_M1, self._own_features = universal.upper(points_M3), personal.grid(points_M3)
+        quiet = points_M3.new_zeros(AUDIO_FRAMES, universal.audio_dim, universal.audio_window)
+        anything = Drive(universal.listener(quiet), points_M3.new_zeros(NUM_EXPRESSION))
+        alignment = personal.aligned(points_M3, anything, self._upper_M1)[1]  # the same whatever drives
         self._where_M3, self._factor_M3 = points_M3 + alignment.offset, alignment.factor
         self._mouth_features = universal.mouth.grid(rest.mouth.means)
         self._opacities, self._sh_dc, self._sh_rest = (
@@ -66,22 +64,24 @@ class Rehearsal:
         """Everything in its place for one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1."""
         universal, face, mouth = self._universal, self.rest.face, self.rest.mouth
         drive = Drive(universal.listener(audio_8CW), expression)
-        own_M10 = self._own(drive)
-        own_M3, where_M3 = own_M10[:, :3] * METRES, self._where_M3
-        if universal.config.order == "sequential":
-            where_M3 = where_M3 + own_M3
-        shared_M10 = self._shared(drive, where_M3)
-        moved_M3 = torch.addcmul(own_M3, self._factor_M3, shared_M10[:, :3], value=METRES) * self._gate_M1
-        turned_M7 = (own_M10[:, 3:] + shared_M10[:, 3:]) * self._gate_M1
-        num_still = len(face) - len(moved_M3)
-        motion_N3, turn_N7 = F.pad(moved_M3, (0, 0, 0, num_still)), F.pad(turned_M7, (0, 0, 0, num_still))
+        own = self._personal.from_features(self._own_features, drive, self._upper_M1)
+        where_M3 = self._where_M3 + own.means if universal.config.order == "sequential" else self._where_M3
+        shared = universal.face.from_features(universal.face.grid(where_M3), drive, self._upper_M1)
+        motion_N3, turn_N4, growth_N3 = (
+            F.pad(moving * self._gate_M1, (0, 0, 0, len(face) - len(where_M3)))
+            for moving in (
+                torch.addcmul(own.means, self._factor_M3, shared.means),
+                own.quats + shared.quats,
+                own.log_scales + shared.log_scales,
+            )
+        )
         hook_3 = hook(motion_N3, universal.config.hook_k)
         chewed = universal.mouth.from_features(self._mouth_features, drive.heard, hook_3)
         face = replace(
             face,
             means=face.means + motion_N3,
-            quats=face.quats + turn_N7[:, :4],
-            log_scales=face.log_scales + turn_N7[:, 4:],
+            quats=face.quats + turn_N4,
+            log_scales=face.log_scales + growth_N3,
         )
         return Person(face, replace(mouth, means=mouth.means + chewed))
 
@@ -113,39 +113,6 @@ class Rehearsal:
             depths[n:] += depths[:n].max() - depths[n:].min() + 0.1
         image, alpha = blend(means2d, conics, colors, self._opacities, radii, depths, black, width, height)
         return Layer(image, alpha, _box(means2d, radii, width, height))
-
-
-class _Net:
-    """A face network at M points that stay on their side of the nose; with `features`, at points that stay where they are.
-
-    Of the direct form's first layer, the part of the features (where they are known) is done beforehand, and audio and expression, which are one
-    vector for all points, go through it once a frame instead of once a point.
-    """
-
-    def __init__(self, net: FaceMotionNet, upper_M1: Tensor, features: Tensor | None = None):
-        self._net, self._upper_M1, self._features = net, upper_M1, features
-        weight = next(net.net.parameters())
-        dim = net.config.universal_grid.dim if features is None else features.shape[1]
-        self.num_expression = weight.shape[1] - dim - CODE_DIM
-        self._by_feature, self._by_audio, self._by_expression = weight.split([dim, CODE_DIM, self.num_expression], 1)
-        self._known_MH = None if features is None else features @ self._by_feature.T
-        self._rest = net.net[1:]
-
-    def __call__(self, drive: Drive, points_M3: Tensor | None = None) -> Tensor:
-        """[M, 10]: centres in centimetres, quaternions, log scales. points_M3: where to look, when `features` were not given."""
-        net, features = self._net, self._features
-        if features is None:
-            assert points_M3 is not None
-            features = net.grid(points_M3)
-        if net.config.form != "direct":
-            motion = net.from_features(features, drive, self._upper_M1)
-            return torch.cat([motion.means / METRES, motion.quats, motion.log_scales], 1)
-        heard_H, shown_H = self._by_audio @ net.audio(drive.heard), self._by_expression @ drive.expression
-        split = net.config.drive_split
-        driven_MH = torch.addcmul(heard_H, self._upper_M1, shown_H - heard_H) if split else (heard_H + shown_H)[None]
-        known = self._known_MH
-        hidden_MH = driven_MH.addmm(features, self._by_feature.T) if known is None else driven_MH + known
-        return self._rest(hidden_MH) * net.config.output_scale
 
 
 def _chosen(gaussians: Gaussians, order_N: Tensor) -> Gaussians:

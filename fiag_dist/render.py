@@ -9,6 +9,7 @@ from typing import Annotated
 
 import cv2
 import numpy as np
+import torch
 import tyro
 from jaxtyping import UInt8
 from rich.console import Console
@@ -98,6 +99,9 @@ def render(command: RenderCommand, console: Console) -> int:
 def main(argv: list[str]) -> int:
     """The command. Returns 0."""
     command = tyro.cli(RenderCommand, args=argv, prog="fiag-dist render")
+    torch.set_num_threads(
+        1
+    )  # the rest are the raster kernels' and the encoder's: a frame's networks are too small to be worth sharing out
     console, began = Console(highlight=False), time.perf_counter()
     num = render(command, console)
     took = time.perf_counter() - began

@@ -124,12 +124,12 @@ def pack(folder: Path, name: str = "ball") -> str:
     return str(folder)
 
 
-def make_identity(folder: Path, data: str, name: str = "ball") -> Path:
+def make_identity(folder: Path, data: str, name: str = "ball", consent: str = "", motion_scale: float = 0.01) -> Path:
     """An identity folder as adaptation leaves it, but of a head that has learnt nothing beyond its first Gaussians."""
     store = open_storage(data)
     meta, _ = clip(name)
     field = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
-    still = MotionConfig(output_scale=0.01)  # networks that have learnt nothing would throw the Gaussians about
+    still = MotionConfig(output_scale=motion_scale)  # at 1, networks that have learnt nothing throw the Gaussians about
     config = TrainConfig(model=ModelConfig(field=field, motion=still))
     manifest = read_manifest(store)
     head = fresh_head(config, store, manifest, [name])
@@ -146,6 +146,7 @@ def make_identity(folder: Path, data: str, name: str = "ball") -> Path:
         data=data,
         checkpoint="",
         steps=0,
+        consent=consent,
     )
     save_actor(folder, actor, info)
     return folder

@@ -1,0 +1,126 @@
+"""Exported .ply files: read by another reader and rendered, they are what we render."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_identity as tiny
+import torch
+from plyfile import PlyData
+from test_render import write_wav
+
+from fiag_dist import export
+from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.model.head import Person
+from fiag_dist.raster import rasterize, view_colors
+from fiag_dist.rehearsal import Rehearsal
+from fiag_dist.synthesize import Identity
+from fiag_dist.types import Camera, Gaussians, Rendering
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("export")
+    tiny.make_identity(home / "ball", tiny.pack(home / "data"), motion_scale=3.0)
+    write_wav(home / "speech.wav", 0.4)
+    return home
+
+
+@pytest.fixture(scope="module")
+def ball(home: Path) -> Identity:
+    return Identity.load(home / "ball")
+
+
+def read(path: Path) -> Gaussians:
+    """As any viewer does it: fields by name, f_rest channel by channel."""
+    rows = PlyData.read(path)["vertex"]
+
+    def columns(stem: str, count: int) -> np.ndarray:
+        return np.stack([rows[f"{stem}_{i}"] for i in range(count)], 1)
+
+    num_rest = sum(name.startswith("f_rest") for name in rows.data.dtype.names) // 3
+    values = {
+        "means": np.stack([rows["x"], rows["y"], rows["z"]], 1),
+        "quats": columns("rot", 4),
+        "log_scales": columns("scale", 3),
+        "opacities": np.array(rows["opacity"]),
+        "sh_dc": columns("f_dc", 3),
+        "sh_rest": columns("f_rest", 3 * num_rest).reshape(-1, 3, num_rest).transpose(0, 2, 1),
+    }
+    return Gaussians(**{name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in values.items()})
+
+
+def rendered(g: Gaussians) -> Rendering:
+    K = torch.tensor([[600.0, 0, 64], [0, 600, 64], [0, 0, 1]])
+    turn = torch.tensor([[0.8, 0, -0.6, 0], [0, 1, 0, 0], [0.6, 0, 0.8, 0], [0, 0, 0, 1]])  # colours depend on the view
+    camera = Camera(torch.from_numpy(tiny.viewmat(16)) @ turn, K, 128, 128)
+    colors = view_colors(g.sh_dc, g.sh_rest, g.means, camera)
+    return rasterize(
+        g.means, g.quats, torch.exp(g.log_scales), torch.sigmoid(g.opacities), colors, camera, torch.zeros(3)
+    )
+
+
+def same(path: Path, expected: Gaussians) -> None:
+    ours, theirs = rendered(expected), rendered(read(path))
+    assert float(ours.alpha.mean()) > 0.02
+    error = (ours.image - theirs.image).abs()
+    assert error.mean() < 1e-5
+    assert error.quantile(0.999) < 1e-3
+
+
+def test_read_back_a_file_renders_what_we_render(home: Path, ball: Identity, tmp_path: Path) -> None:
+    rest = Rehearsal(ball.actor).rest
+    for branch in ("face", "mouth", "merged"):
+        out = tmp_path / f"{branch}.ply"
+        assert export.main([str(home / "ball"), "--out", str(out), "--branch", branch]) == 0
+        same(out, export.chosen(rest, branch))
+    merged = read(tmp_path / "merged.ply")
+    assert len(merged) == len(rest.face) + len(rest.mouth)
+    torch.testing.assert_close(merged.quats.norm(dim=1), torch.ones(len(merged)))
+
+
+def test_a_frame_is_that_of_the_rendering(home: Path, ball: Identity, tmp_path: Path) -> None:
+    argv = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--branch", "face"]
+    assert export.main([*argv, "--frame", "7", "--out", str(tmp_path / "7.ply")]) == 0
+    assert export.main([*argv, "--sequence", "5:9", "--out", str(tmp_path / "frames")]) == 0
+    names = sorted(path.name for path in (tmp_path / "frames").iterdir())
+    assert names == [f"{i:06d}.ply" for i in range(5, 9)]
+    one, seventh = read(tmp_path / "7.ply"), read(tmp_path / "frames" / "000007.ply")
+    torch.testing.assert_close(one.means, seventh.means)
+    people: list[Person] = list(export.frames(ball, home / "speech.wav", 5, 9))
+    same(tmp_path / "7.ply", people[2].face)
+    assert (one.means - read(tmp_path / "frames" / "000005.ply").means).abs().max() > 1e-5, "speech moves it"
+    silent = next(export.frames(ball, None, 7, 8))
+    assert (one.means - silent.face.means).abs().max() > 1e-5
+
+
+def test_the_header_is_that_of_other_writers(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.ply"
+    export.main([str(home / "ball"), "--out", str(out)])
+    data = PlyData.read(out)
+    assert (data.text, data.byte_order) == (False, "<")
+    names = [p.name for p in data["vertex"].properties]
+    assert names[:9] == ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2"]
+    assert names[9:-8] == [f"f_rest_{i}" for i in range(9)]
+    assert names[-8:] == ["opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+    assert "synthetic, identity ball, neutral" in data.comments[0]
+
+
+def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
+    ball, ply = [str(home / "ball")], ["--out", str(tmp_path / "x.ply")]
+    folder = ["--out", str(tmp_path / "x")]
+    cases = [
+        ([*ball, *folder], r"ends in \.ply"),
+        ([*ball, *ply, "--frame", "-1"], "a number from 0"),
+        ([*ball, *ply, "--frame", "10", "--audio", str(home / "speech.wav")], "ends before it"),
+        ([*ball, *folder, "--sequence", "5"], "A:B with 0 <= A < B"),
+        ([*ball, *folder, "--sequence", "5:5"], "A:B with 0 <= A < B"),
+        ([*ball, *folder, "--sequence", "5:6", "--frame", "3"], "one of the two"),
+        ([*ball, *ply, "--sequence", "5:6"], "a folder for the numbered files"),
+        ([str(tmp_path), *ply], r"no identity\.json"),
+    ]
+    for argv, message in cases:
+        with pytest.raises((ConfigError, DataError), match=message) as caught:
+            export.main(argv)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())

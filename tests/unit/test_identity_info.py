@@ -1,0 +1,80 @@
+"""What an identity folder says of itself, which ones are refused, and how a note of consent gets into it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_identity as tiny
+
+from fiag_dist import identity_info
+from fiag_dist.actor import VERSION, load_info
+from fiag_dist.bake import write_identity_folder
+from fiag_dist.config import FieldConfig, ModelConfig, TrainConfig
+from fiag_dist.errors import DataError
+from fiag_dist.shards.manifest import read_manifest, write_manifest
+from fiag_dist.start import fresh_head
+from fiag_dist.storage import open_storage
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.pack(tmp_path_factory.mktemp("info") / "data")
+
+
+def test_info_says_what_it_is(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny.make_identity(tmp_path / "ball", data, consent="agreed, for tests only")
+    assert identity_info.main(["info", str(folder)]) == 0
+    said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert said["name"] == "ball"
+    assert said["images"] == "64x64 at 25 fps"
+    assert said["Gaussians"] == "600 face, 40 mouth, spherical harmonics of degree 1"
+    assert said["hears"] == "mel, 80 x 4 a frame"
+    assert said["consent"] == "agreed, for tests only"
+    assert len(said["SHA-256"]) == 64
+    needed = sum(path.stat().st_size for path in folder.iterdir())
+    assert said["bytes"] == f"{needed:,} to render, {needed:,} in the folder"
+    (folder / "poses.npz").unlink()
+    identity_info.main(["info", str(folder)])
+    assert "poses.npz; adapt the clip again" in capsys.readouterr().out
+
+
+def test_other_versions_are_refused_with_what_helps(data: str, tmp_path: Path) -> None:
+    folder = tiny.make_identity(tmp_path / "ids" / "ball", data)
+    path = folder / "identity.json"
+    whole = json.loads(path.read_text())
+    old = {"source": "ball.mp4", "checkpoint": "runs/a"}
+    cases = [
+        ({"version": VERSION + 1}, r"newer fiag_dist: pip install -U fiag-dist"),
+        ({"version": 0, **old}, rf"fiag-dist adapt ball\.mp4 --from runs/a --out {tmp_path}/ids$"),
+        ({"version": "one"}, "damaged"),
+        ({"size": "64"}, "damaged.*size"),
+        ({"size": 10**9}, "damaged.*4096"),
+        ({"fps": 0}, "damaged"),
+        ({"colour": "red"}, "damaged"),
+        ({"motion": {"form": "other"}}, "damaged"),
+    ]
+    for change, message in cases:
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(DataError, match=message) as caught:
+            load_info(folder)
+        assert "\n" not in str(caught.value)
+    for text in ("", "[]", "{", '{"version": 1}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="damaged"):
+            load_info(folder)
+    before = dict(whole)
+    del before["consent"]
+    path.write_text(json.dumps(before))
+    assert load_info(folder).consent == "", "one written before there were notes still loads"
+
+
+def test_a_note_of_consent_goes_from_the_manifest_into_the_identity(data: str, tmp_path: Path) -> None:
+    store = open_storage(data)
+    manifest = read_manifest(store)
+    noted = [type(entry)(**{**vars(entry), "consent": "yes, by letter"}) for entry in manifest.identities]
+    write_manifest(store, type(manifest)(**{**vars(manifest), "identities": noted}))
+    manifest = read_manifest(store)
+    field = FieldConfig(num_face=100, num_mouth=20, capacity_face=100, capacity_mouth=20)
+    head = fresh_head(TrainConfig(model=ModelConfig(field=field)), store, manifest, manifest.names)
+    write_identity_folder(tmp_path / "ball", head, head.universal.new_personal(), store, manifest, "ball", "", 0)
+    assert load_info(tmp_path / "ball").consent == "yes, by letter"

@@ -1,0 +1,225 @@
+"""Rendering as it is asked for: sizes, backgrounds, borrowed poses and expressions, PNG frames, sound, and what the result says about itself."""
+
+import json
+import resource
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import tiny_identity as tiny
+
+from fiag_dist import provenance, render, video
+from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.staging import Staging, nearest_to_mean, retargeted
+from fiag_dist.synthesize import Identity, write_behind
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards in data/, an identity in ball/, 0.4 s of stereo sound at 44.1 kHz in speech.wav."""
+    home = tmp_path_factory.mktemp("render")
+    tiny.make_identity(home / "ball", tiny.pack(home / "data"))
+    write_wav(home / "speech.wav", 0.4, 44100, 2)
+    return home
+
+
+@pytest.fixture(scope="module")
+def ball(home: Path) -> Identity:
+    return Identity.load(home / "ball")
+
+
+def write_wav(path: Path, seconds: float, rate: int = 16000, channels: int = 1) -> None:
+    t = np.arange(round(seconds * rate)) / rate
+    samples = np.stack([np.sin(2 * np.pi * 440 * (k + 1) * t) * 0.3 for k in range(channels)], 1)
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes((samples * 32767).astype("<i2").tobytes())
+
+
+def images(identity: Identity, num: int = 1, **staging) -> list[np.ndarray]:
+    return list(identity.frames(tiny.voice(num / tiny.FPS), Staging(**staging)))
+
+
+def test_any_size_shows_the_same_picture(ball: Identity) -> None:
+    small, large = images(ball)[0], images(ball, size=4 * tiny.SIZE)[0]
+    assert large.shape == (4 * tiny.SIZE, 4 * tiny.SIZE, 3)
+    again = cv2.resize(large, (tiny.SIZE, tiny.SIZE), interpolation=cv2.INTER_AREA)
+    assert np.abs(again.astype(int) - small).mean() < 3
+
+
+def test_backgrounds_stand_where_the_head_does_not(ball: Identity) -> None:
+    clip, green, blue, clear = (images(ball, background=b)[0] for b in ("clip", "green", "#0000ff", "alpha"))
+    corner = (slice(0, 2), slice(0, 2))
+    np.testing.assert_array_equal(green[corner], np.broadcast_to([0, 255, 0], (2, 2, 3)))
+    np.testing.assert_array_equal(blue[corner], np.broadcast_to([0, 0, 255], (2, 2, 3)))
+    assert (clear[corner] == 0).all()
+    alpha = clear[..., 3:] / 255
+    assert 0.1 < alpha.mean() < 0.9
+    # Transparent frames over a colour or the clip are what is rendered over it directly.
+    for ground, whole in (([0, 255, 0], green), (ball.loop.images[0], clip)):
+        mixed = clear[..., :3] * alpha + np.array(ground) * (1 - alpha)
+        assert np.abs(mixed - whole).max() <= 2
+
+
+def test_the_mark_is_in_the_corner_and_nowhere_else(ball: Identity) -> None:
+    for background in ("clip", "alpha"):
+        plain, marked = (images(ball, size=256, background=background, mark=mark)[0] for mark in (False, True))
+        changed = np.argwhere((plain != marked).any(2))
+        assert len(changed) > 100
+        assert changed.min(0)[0] > 230
+        assert changed.min(0)[1] > 120
+        assert changed.max() < 256 - 2, "the whole text is inside"
+
+
+def test_a_borrowed_expression_and_pose_move_the_head(home: Path, ball: Identity) -> None:
+    own, other = images(ball, 8), images(ball, 8, pose=f"{home}/data/ball")
+    assert len(other) == 8
+    assert any((a != b).any() for a, b in zip(own, other, strict=True))
+    wall = np.abs(np.diff([image[:8, :8].astype(int) for image in other], axis=0))
+    assert wall.max() == 0, "what is behind stands still"
+    same = images(ball, 8, expression=f"{home}/data/ball")
+    assert all((a == b).all() for a, b in zip(own, same, strict=True)), "its own expression is what it has anyway"
+
+
+def test_another_head_turns_this_one_about_its_neck() -> None:
+    turn = cv2.Rodrigues(np.array([0.0, 0.3, 0.0]))[0]
+    still = tiny.viewmat(0)
+    turned = still.copy()
+    turned[:3, :3] = still[:3, :3] @ turn
+    turned[:3, 3] += 0.5  # walks away: the torso that the head is shown on doesn't
+    home = np.eye(4, dtype=np.float32)
+    home[:3, :3], home[:3, 3] = tiny.FRONT, (0, 0, 2)
+    theirs = np.stack([still, still, still, turned])
+    assert nearest_to_mean(theirs) in (0, 1, 2)
+    ours = retargeted(theirs, home)
+    np.testing.assert_allclose(ours[0], home, atol=1e-6)
+    np.testing.assert_allclose(home[:3, :3].T @ ours[3, :3, :3], turn, atol=1e-5)
+    neck = np.array([0.0, -0.11, -0.03, 1])
+    np.testing.assert_allclose(ours[3] @ neck, home @ neck, atol=1e-5)
+
+
+def test_frames_of_the_loop_turn_round_without_a_jump(ball: Identity) -> None:
+    shown = images(ball, 2 * tiny.TRAIN)
+    steps = np.array([np.abs(np.diff(pair, axis=0)).mean() for pair in zip(*_pairs(shown), strict=True)])
+    turns = steps[tiny.TRAIN - 2 : tiny.TRAIN + 1]
+    assert turns.max() <= 1.5 * np.median(steps) + 0.5, "the turning point moves as little as any other frame"
+
+
+def _pairs(shown: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    plain = [image.astype(np.int16) for image in shown]
+    return plain[:-1], plain[1:]
+
+
+def test_png_frames_hold_what_a_video_shows(home: Path, ball: Identity, tmp_path: Path) -> None:
+    argv = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--background", "alpha"]
+    out = tmp_path / "frames"
+    assert render.main([*argv, "--out", str(out)]) == 0
+    names = sorted(path.name for path in out.iterdir())
+    assert names == [*(f"{i:06d}.png" for i in range(10)), "provenance.json"]
+    stored = cv2.imread(str(out / "000003.png"), cv2.IMREAD_UNCHANGED)
+    expected = list(ball.frames(home / "speech.wav", Staging(background="alpha")))[3]
+    np.testing.assert_array_equal(cv2.cvtColor(stored, cv2.COLOR_BGRA2RGBA), expected)
+    assert json.loads((out / "provenance.json").read_text())["synthetic"] is True
+    with pytest.raises(ConfigError, match="holds something already"):
+        render.main([*argv, "--out", str(out)])
+
+
+@pytest.mark.parametrize(("seconds", "rate", "channels"), [(0.4, 44100, 2), (1.51, 16000, 1), (0.333, 96000, 1)])
+def test_sound_and_picture_are_equally_long(
+    home: Path, tmp_path: Path, seconds: float, rate: int, channels: int
+) -> None:
+    write_wav(tmp_path / "in.wav", seconds, rate, channels)
+    out = tmp_path / "out.mp4"
+    assert render.main([str(home / "ball"), "--audio", str(tmp_path / "in.wav"), "--out", str(out)]) == 0
+    with av.open(str(out)) as container:
+        picture, sound = container.streams.video[0], container.streams.audio[0]
+        assert (sound.codec_context.name, sound.channels) == ("aac", channels)
+        assert sound.rate == (rate if rate <= 48000 else 48000)
+        lengths = [float(stream.duration * stream.time_base) for stream in (picture, sound)]
+    assert lengths[0] == pytest.approx(seconds, abs=0.5 / tiny.FPS)
+    assert lengths[0] == pytest.approx(lengths[1], abs=1 / tiny.FPS)
+    heard = video.read_audio(out)
+    spectrum = np.abs(np.fft.rfft(heard[: round(0.3 * 16000)]))
+    assert abs(spectrum[:300].argmax() / 0.3 - 440) < 8
+
+
+def test_a_video_says_what_it_is(home: Path, tmp_path: Path) -> None:
+    folder = tiny.make_identity(tmp_path / "ball", str(home / "data"), consent="Ball agreed to tests, 3 May 2026 (été)")
+    out = tmp_path / "talk.mp4"
+    Identity.load(folder).write_video(home / "speech.wav", out)
+    with av.open(str(out)) as container:
+        tags = dict(container.metadata)
+    assert tags["title"] == "ball (synthetic)"
+    assert tags["comment"].startswith("Synthetic: ")
+    assert "Ball agreed to tests, 3 May 2026 (été)" in tags["comment"]
+    facts = json.loads(tags["description"])
+    digest = subprocess.run(["sha256sum", folder / "identity.safetensors"], capture_output=True, text=True, check=True)
+    assert facts["identity_sha256"] == digest.stdout.split()[0]
+    assert facts["consent"] == "Ball agreed to tests, 3 May 2026 (été)"
+    assert facts["digital_source_type"] == provenance.SOURCE_TYPE
+    assert facts["software"].startswith("fiag_dist ")
+
+
+def test_a_writer_that_fails_stops_the_rendering() -> None:
+    made = []
+
+    def frames():
+        for i in range(1000):
+            made.append(i)
+            yield np.zeros(1)
+
+    def write(image: np.ndarray) -> None:
+        raise DataError("disk full")
+
+    with pytest.raises(DataError, match="disk full"):
+        write_behind(frames(), write, lambda done: None)
+    assert len(made) < 10
+
+
+def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
+    start = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--out"]
+    cases = [
+        ([str(tmp_path / "x.mp4"), "--size", "63"], "even number of pixels, 64 to 2048"),
+        ([str(tmp_path / "x.mp4"), "--size", "4096"], "even number of pixels, 64 to 2048"),
+        ([str(tmp_path / "x.mp4"), "--background", "gren"], "clip, alpha, green"),
+        ([str(tmp_path / "x.mp4"), "--background", "alpha"], "H.264 has no alpha"),
+        ([str(tmp_path / "x.avi")], r"ends in \.mp4"),
+        ([str(tmp_path / "x.mp4"), "--pose", "ball"], "SHARDS/IDENTITY"),
+        ([str(tmp_path / "x.mp4"), "--pose", f"{home}/data/bal"], "did you mean 'ball'"),
+        ([str(tmp_path / "x.mp4"), "--expression", f"{tmp_path}/none/ball"], "no such file"),
+    ]
+    for argv, message in cases:
+        with pytest.raises((ConfigError, DataError), match=message) as caught:
+            render.main([*start, *argv])
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_library_is_light_until_it_is_used() -> None:
+    code = (
+        "import sys, fiag_dist; assert 'torch' not in sys.modules; from fiag_dist import Identity, Staging; "
+        "print(Identity.__module__, Staging(size=512).size); fiag_dist.Idendity"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["fiag_dist.synthesize", "512"]
+    assert done.stderr.splitlines()[-1].startswith("AttributeError: module 'fiag_dist' has no attribute 'Idendity'")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_five_minutes_need_no_more_memory_than_ten_seconds(home: Path, tmp_path: Path) -> None:
+    peaks = []
+    for seconds in (10, 300):
+        write_wav(tmp_path / "in.wav", seconds)
+        argv = [str(home / "ball"), "--audio", str(tmp_path / "in.wav"), "--out", str(tmp_path / "out.mp4")]
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+        subprocess.run([sys.executable, "-m", "fiag_dist.render", *argv], check=True, timeout=1000)
+        peaks.append(max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024)
+    assert peaks[1] < peaks[0] + 40, f"{peaks} MiB"
