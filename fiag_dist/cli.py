@@ -71,7 +71,7 @@ def help_text() -> str:
         lines += [f"  {name} {command.usage}".rstrip(), f"      {command.summary}"]
     lines += [
         "",
-        "fiag-dist COMMAND --help explains one. --debug shows the traceback of an error and refuses NaN on its way into a kernel. --version prints the version.",
+        "fiag-dist COMMAND --help explains one. --debug shows the traceback of an error and refuses NaN in kernels. --version prints the version.",
         "A mistake in what was asked ends with one line and status 2.",
     ]
     return "\n".join(lines)
