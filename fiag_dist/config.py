@@ -12,6 +12,8 @@ SsimBackend = Literal["auto", "cpu", "torch"]
 class PackConfig:
     """How clips become shards."""
 
+    layout: Literal["clips", "instag"] = "clips"
+    """`clips`: video files; `instag`: folders prepared for InsTaG, TalkingGaussian, ER-NeRF or RAD-NeRF (transforms_train.json, parsing/ ...)."""
     size: int = 256
     """Side of the square frames, pixels."""
     fps: int = 25
@@ -90,6 +92,8 @@ class AudioConfig:
     dim: int = 32
     noise: float = 0.3
     """Standard deviation of the noise added to the whitened components in training."""
+    silence: bool = True
+    """Windows without a voice are heard as one silence, whatever the room: told from speech features by a linear map, learnt from how loud clips are."""
 
 
 @dataclass(frozen=True, kw_only=True)

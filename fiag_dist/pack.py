@@ -18,8 +18,8 @@ from rich.table import Column, Table
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError, guarded
 from fiag_dist.ingest import speech
-from fiag_dist.ingest.clip import pack_clip
-from fiag_dist.ingest.gather import find_clips, fingerprint
+from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
+from fiag_dist.ingest.layouts import pack_any
 from fiag_dist.shards.manifest import (
     FILE,
     AudioFormat,
@@ -73,7 +73,7 @@ def pack(
     out: str,
     cfg: PackConfig | None = None,
     report: Callable[[str], None] = print,
-    packer: Packer = pack_clip,
+    packer: Packer = pack_any,
     consent: str = "",
 ) -> PackResult:
     """Packs clips, and the clips in folders, to a folder or s3:// prefix, and merges them into the manifest there.
@@ -83,7 +83,7 @@ def pack(
     Raises DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format are there already.
     """
     cfg = cfg or PackConfig()
-    found = find_clips([Path(c) for c in clips])
+    found = (find_prepared if cfg.layout == "instag" else find_clips)([Path(c) for c in clips])
     storage = open_storage(out)
     sizes = storage.sizes()
     formats = _formats(cfg, found)

@@ -19,12 +19,13 @@ from jaxtyping import Float32, UInt8
 from fiag_dist import video
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError, DataError
-from fiag_dist.ingest import backdrop, expression, footage, masks, pose, rest, span, speech, summary, sync, tracks
+from fiag_dist.ingest import backdrop, expression, footage, pose, span, speech, summary, sync, tracks
+from fiag_dist.ingest.assemble import Solved, assemble
 from fiag_dist.ingest.face import find_crop
 from fiag_dist.ingest.footage import Progress, Reel, Stopwatch, Tracked, shrunk
-from fiag_dist.ingest.identity import nearest_in_time, normalised
+from fiag_dist.ingest.masks import PersonMatte
 from fiag_dist.ingest.spool import Spool
-from fiag_dist.types import Frame, IdentityMeta, Split
+from fiag_dist.types import Frame, IdentityMeta
 
 SEARCH_STEP = 10
 """Every so many frames are searched for where the head is."""
@@ -80,19 +81,13 @@ def _watch_and_solve(
     reel: Reel, cfg: PackConfig, name: str, wav: np.ndarray, mattes: Spool, clock: Stopwatch
 ) -> tuple[IdentityMeta, Iterator[Frame]]:
     """The first two passes."""
-    found = footage.watch(reel, cfg, mattes, clock, (0.05, 0.5))
+    expected = round(min(reel.seconds, video.probe(reel.path).seconds) * cfg.fps)
+    with PersonMatte() as person:
+        found = footage.watch(reel, cfg, person, mattes, expected, clock, (0.05, 0.5))
     use = span.longest(found.looks)
-    if len(use) / cfg.fps < cfg.min_seconds:
-        raise DataError(
-            f"{reel.path.name}: {len(use) / cfg.fps:.1f} s usable, {cfg.min_seconds:g} s needed: of {len(found.looks) / cfg.fps:.1f} s "
-            f"{_reasons(use, cfg.fps)}; give a longer clip of one face without cuts"
-        )
-    tracked = footage.select(found, use)
+    span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, reel.path.name)
+    tracked = footage.select(found, use, reel.path.name)
     del found
-    if not tracked.embeddings:  # the span lies between two sampled frames
-        raise DataError(
-            f"{reel.path.name}: no frame of its {len(use)} usable ones could be embedded; give a longer clip of one face"
-        )
     clock.stage("speech features", 0.5)
     offset = _offset(wav, cfg, use, tracked)
     fixed = cfg.fix_sync and offset is not None and offset.sure and abs(offset.late_s) > sync.WORTH_S
@@ -105,24 +100,18 @@ def _watch_and_solve(
         speech_track = speech.features(wav, len(use), cfg.fps, cfg.extractor)
     seen = _poses(reel, cfg, use, tracked, clock)
     num_train = len(use) - max(1, round(len(use) * cfg.test_share))
-    K = intrinsics(cfg)
-    rest_landmarks = rest.rest_shape(tracked.landmarks[:num_train], seen.poses.viewmats[:num_train], K)
-    embeddings = nearest_in_time(tracked.embeddings, len(use))
-    meta = IdentityMeta(
-        name=name,
-        wav=np.ascontiguousarray(wav),
-        plate=seen.plate,
-        embedding=normalised(embeddings[:num_train].mean(0)),
-        rest_landmarks=rest_landmarks,
-        viewmats=seen.poses.viewmats.astype(np.float32),
-        K=K.astype(np.float32),
+    solved = Solved(
+        viewmats=seen.poses.viewmats,
+        K=intrinsics(cfg),
+        split=["train" if i < num_train else "test" for i in range(len(use))],
         expressions=expression.scaled(tracked.expressions, num_train),
-        speech=speech_track,
-        split=_split(len(use), num_train),
+        plate=seen.plate,
         thumbnail=seen.thumbnail,
-        report=summary.report(reel, cfg, use, tracked, seen.poses, offset, fixed),
+        wav=np.ascontiguousarray(wav),
+        speech=speech_track,
+        report=summary.report(reel.path, reel.crop, cfg, use, tracked, seen.poses, offset, fixed),
     )
-    return meta, _frames(reel, meta, tracked, embeddings, seen.poses, clock)
+    return assemble(name, cfg, reel, tracked, solved, clock)
 
 
 def _heard(wav: np.ndarray, cfg: PackConfig, use: span.Span) -> np.ndarray:
@@ -212,50 +201,3 @@ class _Shrunk:
 
     def __getitem__(self, index: int, /) -> np.ndarray:
         return shrunk(self.mattes[index], tracks.POSE_SIZE)
-
-
-def _frames(
-    reel: Reel, meta: IdentityMeta, tracked: Tracked, embeddings: np.ndarray, poses: pose.Poses, clock: Stopwatch
-) -> Iterator[Frame]:
-    """The last pass: samples as they are asked for. At its end the mattes are given up, and the report gets the `timings`."""
-    K = meta.K.astype(np.float64)
-    size = len(meta.plate)
-    with tracked.mattes:
-        clock.part("decoding")
-        for i, image in enumerate(reel.crops(size, tracked.first, tracked.first + len(tracked))):
-            clock.part("masks")
-            built = masks.build(tracked.landmarks[i], tracked[i])
-            here = slice(i, i + 1)
-            points = rest.unproject(tracked.landmarks[here], poses.viewmats[here], K, meta.rest_landmarks)[0]
-            if i % 25 == 0:
-                clock.report(0.9 + 0.1 * i / len(tracked))
-            clock.part("encoding and writing")
-            yield Frame(
-                identity=meta.name,
-                index=i,
-                time_s=i / reel.fps,
-                split=meta.split[i],
-                image=image,
-                alpha=built.alpha,
-                labels=built.labels,
-                audio=speech.windows(meta.speech, i),
-                embedding=embeddings[i],
-                viewmat=meta.viewmats[i],
-                K=meta.K,
-                expression=meta.expressions[i],
-                landmarks=points.astype(np.float16),
-                lips_rect=built.lips_rect,
-                mouth_open=expression.mouth_open(tracked.landmarks[i]),
-                blink=tracked.blinks[i],
-            )
-            clock.part("decoding")
-    clock.stage("", 1.0)
-    meta.report["timings"] = clock.timings(len(tracked))
-
-
-def _split(num_frames: int, num_train: int) -> list[Split]:
-    return ["train" if i < num_train else "test" for i in range(num_frames)]
-
-
-def _reasons(use: span.Span, fps: float) -> str:
-    return ", ".join(f"{count / fps:.1f} s {reason}" for reason, count in use.left_out.items()) or "that is all of it"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -15,10 +15,10 @@ from jaxtyping import Float32, Float64, UInt8
 
 from fiag_dist import video
 from fiag_dist.config import PackConfig
+from fiag_dist.errors import DataError
 from fiag_dist.ingest import expression, span
 from fiag_dist.ingest.face import Crop, Face, FaceTracker
 from fiag_dist.ingest.identity import IdentityEmbedder
-from fiag_dist.ingest.masks import PersonMatte
 from fiag_dist.ingest.spool import Spool
 from fiag_dist.types import EXPRESSION_NAMES, NUM_LANDMARKS
 
@@ -64,6 +64,24 @@ class Stopwatch:
             "cpu_ms_per_frame_in_all": round(1e3 * sum(self.seconds.values()) / num_frames, 1),
             "wall_s": round(time.perf_counter() - self._began, 1),
         }
+
+
+@runtime_checkable
+class Pictures(Protocol):
+    """Square pictures of one person, in time order."""
+
+    def crops(self, size: int, first: int = 0, stop: int | None = None) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+        """Frames first .. stop - 1, size x size; the same bytes at each call."""
+        ...
+
+
+@runtime_checkable
+class Matte(Protocol):
+    """Says where the person is in one picture after the other."""
+
+    def segment(self, image: UInt8[np.ndarray, "side side 3"]) -> UInt8[np.ndarray, "side side"]:
+        """0..255."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -131,18 +149,25 @@ class Tracked:
         return self.mattes[self.first + index]
 
 
-def watch(reel: Reel, cfg: PackConfig, mattes: Spool, clock: Stopwatch, shares: tuple[float, float]) -> Footage:
-    """One pass over the clip: crop, landmarks, person matte, now and then an embedding.
+def watch(
+    pictures: Pictures,
+    cfg: PackConfig,
+    person: Matte,
+    mattes: Spool,
+    expected: int,
+    clock: Stopwatch,
+    shares: tuple[float, float],
+) -> Footage:
+    """One pass over the pictures: landmarks, person matte, now and then an embedding.
 
-    mattes: an empty spool that is filled; shares: of the whole work, done before and after.
+    mattes: an empty spool that is filled; expected: frames, about; shares: of the whole work, done before and after.
     """
-    footage, expected = Footage(mattes), max(1, round(min(reel.seconds, video.probe(reel.path).seconds) * cfg.fps))
-    work = max(WORK_SIZE, cfg.size)
+    footage, work = Footage(mattes), max(WORK_SIZE, cfg.size)
     embedder, before = IdentityEmbedder(), None
-    with FaceTracker() as tracker, PersonMatte() as person:
+    with FaceTracker() as tracker:
         clock.stage("landmarks, matte, embedding", shares[0])
         clock.part("decoding")
-        for i, large in enumerate(reel.crops(work)):
+        for i, large in enumerate(pictures.crops(work)):
             clock.part("landmarks")
             face = tracker.track(large, round(1000 / cfg.fps))
             clock.part("person matte")
@@ -156,21 +181,26 @@ def watch(reel: Reel, cfg: PackConfig, mattes: Spool, clock: Stopwatch, shares: 
             footage.add(span.look(face, small, matte, before), face, cfg.size / work)
             before = small, matte
             if i % 25 == 24:
-                clock.report(shares[0] + (shares[1] - shares[0]) * min(1.0, i / expected))
+                clock.report(shares[0] + (shares[1] - shares[0]) * min(1.0, i / max(1, expected)))
             clock.part("decoding")
     return footage
 
 
-def select(footage: Footage, use: span.Span) -> Tracked:
-    """The arrays of the used frames."""
+def select(footage: Footage, use: span.Span, name: str) -> Tracked:
+    """The arrays of the used frames. Raises DataError when none of them was embedded: the span lies between two that were."""
     used = slice(use.first, use.stop)
+    embedded = {i - use.first: e for i, e in footage.embeddings.items() if use.first <= i < use.stop}
+    if not embedded:
+        raise DataError(
+            f"{name}: no frame of its {len(use)} usable ones could be embedded; give a longer clip of one face"
+        )
     return Tracked(
         first=use.first,
         landmarks=np.stack(footage.landmarks[used]),
         matrices=np.stack(footage.matrices[used]),
         expressions=np.stack(footage.expressions[used]),
         blinks=footage.blinks[used],
-        embeddings={i - use.first: e for i, e in footage.embeddings.items() if use.first <= i < use.stop},
+        embeddings=embedded,
         mattes=footage.mattes,
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float64, UInt8
 
+from fiag_dist.errors import DataError
 from fiag_dist.ingest.face import Face
 from fiag_dist.landmarks import CHIN, FOREHEAD_TOP
 
@@ -77,6 +78,16 @@ def longest(looks: list[Look]) -> Span:
     left_out["beyond a cut or a gap"] = len(looks) - sum(left_out.values()) - (stop - first)
     splices = tuple(int(i) for i in np.flatnonzero(spikes) if first < i < stop)
     return Span(first, stop, {reason: count for reason, count in left_out.items() if count}, splices)
+
+
+def check(use: Span, num_frames: int, fps: float, min_seconds: float, name: str) -> None:
+    """Raises DataError, with the reasons, when less than min_seconds of a clip's num_frames can be used."""
+    if len(use) / fps < min_seconds:
+        reasons = ", ".join(f"{count / fps:.1f} s {reason}" for reason, count in use.left_out.items())
+        raise DataError(
+            f"{name}: {len(use) / fps:.1f} s usable, {min_seconds:g} s needed: of {num_frames / fps:.1f} s {reasons or 'that is all of it'}; "
+            "give a longer clip of one face without cuts"
+        )
 
 
 def look(

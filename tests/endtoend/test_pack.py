@@ -14,6 +14,13 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, fiag_dist
+from scipy.spatial.transform import Rotation
+
+from fiag_dist.shards.manifest import AudioFormat, read_manifest
+from fiag_dist.shards.reader import iter_frames, read_meta
+from fiag_dist.shards.writer import wav_bytes
+from fiag_dist.storage import open_storage
+from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta
 
 QUICK = ("--extractor", "mel", "--size", "128", "--min-seconds", "0.7", "--jobs", "1")
 SECONDS = 1.2
@@ -169,3 +176,81 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_shard(pair: Path, tmp_path: 
     assert "none of 2 clips can be used" in lines[0]
     assert "File too large" in lines[0]
     assert not list((tmp_path / "out").rglob("*.tar"))
+
+
+def unpacked(shards: Path, name: str) -> tuple[list[Frame], IdentityMeta]:
+    storage, entry = open_storage(str(shards)), read_manifest(str(shards)).entry(name)
+    return list(iter_frames(storage, entry)), read_meta(storage, entry)
+
+
+def relatives_folder(shards: Path, name: str, out: Path) -> np.ndarray:
+    """Writes an identity of a shard folder in the relatives' layout, in a world of other origin, axes and unit. Returns its viewmats."""
+    samples, meta = unpacked(shards, name)
+    turn, shift, scale = (
+        Rotation.from_euler("xyz", [10, 200, -5], degrees=True).as_matrix(),
+        np.array([0.1, 0.2, -0.3]),
+        8.0,
+    )
+    for folder in ("gt_imgs", "parsing"):
+        (out / folder).mkdir(parents=True)
+    colours = np.array([[255, 255, 255], [255, 0, 0], [0, 0, 0], [0, 0, 255], [0, 0, 255], [100, 100, 100]], np.uint8)
+    frames: dict[str, list] = {"train": [], "test": []}
+    for frame in samples:
+        cv2.imwrite(str(out / "gt_imgs" / f"{frame.index}.png"), frame.image[..., ::-1])
+        cv2.imwrite(str(out / "parsing" / f"{frame.index}.png"), colours[frame.labels][..., ::-1])
+        to_camera = np.eye(4)
+        to_camera[:3, :3] = frame.viewmat[:3, :3] @ turn.T
+        to_camera[:3, 3] = scale * frame.viewmat[:3, 3] - to_camera[:3, :3] @ shift
+        matrix = np.linalg.inv(to_camera) @ np.diag([1, -1, -1, 1])
+        frames[frame.split].append({"img_id": frame.index, "aud_id": frame.index, "transform_matrix": matrix.tolist()})
+    for split, file in (("train", "train"), ("test", "val")):
+        tree = {
+            "focal_len": float(meta.K[0, 0]),
+            "cx": float(meta.K[0, 2]),
+            "cy": float(meta.K[1, 2]),
+            "frames": frames[split],
+        }
+        (out / f"transforms_{file}.json").write_text(json.dumps(tree))
+    cv2.imwrite(str(out / "bc.jpg"), meta.plate[..., ::-1])
+    (out / "aud.wav").write_bytes(wav_bytes(meta.wav))
+    np.save(out / "aud_ds.npy", np.random.default_rng(0).normal(size=(len(samples), 16, 29)).astype(np.float32))
+    header = ", ".join(["frame", *(f"{name}_r" for name in EXPRESSION_NAMES)])
+    rows = [", ".join(f"{v:.3f}" for v in [frame.index, *(frame.expression * 2)]) for frame in samples]
+    (out / "au.csv").write_text("\n".join([header, *rows]))
+    return np.stack([frame.viewmat for frame in samples])
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_a_folder_of_the_relatives_becomes_the_same_shards(packed: tuple[Path, str, str], tmp_path: Path) -> None:
+    known = relatives_folder(packed[0], "deep", tmp_path / "folders" / "anna")
+    (tmp_path / "folders" / "broken").mkdir()
+    (tmp_path / "folders" / "broken" / "transforms_train.json").write_text("{}")
+    words = (
+        "--layout",
+        "instag",
+        "--size",
+        "128",
+        "--min-seconds",
+        "0.7",
+        "--jobs",
+        "1",
+        "--extractor",
+        "file:{folder}/aud_ds.npy",
+    )
+    done = fiag_dist("pack", tmp_path / "folders", "--out", tmp_path / "out", *words)
+    assert "broken: refused: " in done.stdout
+    assert read_manifest(str(tmp_path / "out")).audio == AudioFormat(extractor="file:aud_ds.npy", dim=29, window=16)
+    before, after = unpacked(packed[0], "deep")[0], unpacked(tmp_path / "out", "anna")[0]
+    assert [frame.split for frame in after] == [frame.split for frame in before]
+    found = np.stack([frame.viewmat for frame in after])
+    # The head frame is a convention, here that of the average face: a little turn and shift common to all frames is no error.
+    common = Rotation.from_matrix(found[:, :3, :3].transpose(0, 2, 1) @ known[:, :3, :3])
+    assert np.degrees(common.mean().magnitude()) < 3
+    assert np.degrees((common * common.mean().inv()).magnitude()).max() < 0.01
+    np.testing.assert_allclose(found[:, 2, 3], known[:, 2, 3], rtol=0.05)
+    for a, b in list(zip(before, after, strict=True))[::7]:
+        assert (a.labels == b.labels).mean() > 0.97
+        assert np.abs(a.alpha.astype(int) - b.alpha).mean() < 8
+        assert np.abs(a.image.astype(int) - b.image).mean() < 3
+        assert np.abs(a.landmarks.astype(float) - b.landmarks).max() < 0.03
