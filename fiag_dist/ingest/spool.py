@@ -13,7 +13,7 @@ from fiag_dist.errors import DataError
 
 
 class Spool:
-    """A growing list of uint8 [size, size] pictures on disk. Use as a context manager, or close it: the file vanishes with it."""
+    """A growing list of uint8 [size, size] pictures on disk. The file vanishes when it is closed, at the latest with this object."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -56,3 +56,6 @@ class Spool:
 
     def close(self) -> None:
         self._file.close()
+
+    def __del__(self) -> None:
+        self.close()

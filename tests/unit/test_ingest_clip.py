@@ -1,7 +1,9 @@
 """Whole clips: what comes out of a real one, and which are refused with a line."""
 
+from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -52,6 +54,48 @@ def test_a_real_clip_becomes_samples(clips: Path) -> None:
         assert frame.alpha[tuple(points[4].astype(int)[::-1])] == 255, "the nose is part of the head"
         np.testing.assert_array_equal(frame.audio[4], meta.speech[frame.index])
     assert contact_sheet(meta, samples[:3]).shape == (5 * 256, 3 * 256, 3)
+
+
+def record(path: Path, images: list[np.ndarray], wav: np.ndarray) -> Path:
+    with video.VideoWriter(path, 320, 320, 25, wav) as writer:
+        for image in images:
+            writer.write(cv2.resize(image, (320, 320), interpolation=cv2.INTER_AREA))
+    return path
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_a_splice_stays_in_and_a_cut_to_someone_else_ends_the_clip(clips: Path, tmp_path: Path) -> None:
+    someone = list(islice(video.read_frames(clips / "speaker_d.mp4", 25), 20))
+    spliced = list(
+        islice(video.read_frames(clips / "anchor_a.mp4", 25), 160, 200)
+    )  # seconds are missing before frame 176
+    wav = video.read_audio(clips / "speaker_b.mp4")[: 60 * 640]
+    path = record(tmp_path / "cuts.mp4", someone + spliced, wav)
+    meta, frames = pack_clip(path, PackConfig(size=128, min_seconds=1, extractor="mel"), "cuts")
+    assert (meta.report["start_s"], meta.report["seconds_used"]) == (0.8, 1.6)
+    assert meta.report["splices_s"] == [1.44]
+    assert meta.report["seconds_left_out"] == {"beyond a cut or a gap": 0.8}
+    assert len(list(frames)) == 40
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_sound_that_is_late_is_found_and_moved(clips: Path, tmp_path: Path) -> None:
+    images = list(video.read_frames(clips / "speaker_h.mp4", 25))
+    wav = video.read_audio(clips / "speaker_h.mp4")
+    late = record(tmp_path / "late.mp4", images, np.pad(wav, (3200, 0))[: len(wav)])
+    meta, frames = pack_clip(late, PackConfig(size=128, extractor="mel", fix_sync=True), "late")
+    frames.close()  # type: ignore[attr-defined]
+    found = meta.report["sound"]
+    assert found["fixed"]
+    assert found["sure"]
+    assert found["late_s"] == pytest.approx(0.2 + 0.03, abs=0.04), "the clip itself is 0.03 s late"
+    moved = round((found["late_s"] - 0.2) * 16_000)
+    there = min(len(meta.wav), len(wav) - 3200) - 4000
+    assert np.corrcoef(meta.wav[2000:there], wav[2000 + moved : there + moved])[0, 1] > 0.9, (
+        "but for AAC the same samples"
+    )
 
 
 @pytest.mark.clips
