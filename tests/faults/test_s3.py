@@ -164,13 +164,10 @@ def test_mistakes_in_the_settings_say_what_to_set(url: str, monkeypatch, forget_
 
 
 def test_a_profile_gives_key_and_endpoint(store: S3Storage, tmp_path: Path, monkeypatch, forget_clients) -> None:
-    (tmp_path / ".aws").mkdir()
     names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     endpoint, key, secret = (os.environ[name] for name in names)
-    (tmp_path / ".aws" / "config").write_text(f"[profile lab]\nendpoint_url = {endpoint}\nregion = us-east-1\n")
-    (tmp_path / ".aws" / "credentials").write_text(
-        f"[lab]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
-    )
+    (tmp_path / "config").write_text(f"[profile lab]\nendpoint_url = {endpoint}\nregion = us-east-1\n")
+    (tmp_path / "credentials").write_text(f"[lab]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
     for name in names:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_PROFILE", "lab")
