@@ -22,7 +22,7 @@ CUT_DIFFERENCE, CUT_BEHIND = 40.0, 15.0
 """Mean absolute difference of neighbouring frames, of 255, from which there was a cut: of the whole picture, of what is behind the person."""
 SPIKE, SPIKE_BEHIND = 4.0, 6.0
 """A splice or cut is one frame that differs from the one before by more than SPIKE times what its neighbours do (2.7 at most in continuous footage
-of 18 people, 7.2 at least at their five splices); it is a cut when what is behind the person differs by more than SPIKE_BEHIND too."""
+of 19 people, 7.2 at least at their five splices); it is a cut when what is behind the person differs by more than SPIKE_BEHIND too."""
 LEAST_SPIKE = 3.0
 """A smaller difference is no splice whatever the neighbours do: noise and coding in a still picture."""
 AROUND = 4
