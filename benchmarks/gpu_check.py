@@ -34,6 +34,7 @@ from make_demo import Demo, make_demo
 from fiag_dist import raster, ssim
 from fiag_dist.bench.machine import machine
 from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.kernels.warm import warm
 from fiag_dist.model import grid
 
 BUDGET_S = 520.0
@@ -94,6 +95,7 @@ def check(report: Report, device: torch.device, sizes: Sizes, folder: Path) -> N
     headed = (*drawn, "demo heads")
     if drawn:
         report.part(drawn[0], 330, lambda: build_gsplat(330))
+    report.part("CPU kernels compile", 240, _warm_kernels)
     report.part("backends", 60, lambda: _backends(device), *drawn)
     for name, pairs in PAIRS.items():
         report.part(f"{name}: same numbers", 120, partial(pairs, device), *(drawn if name == "raster" else ()))
@@ -133,6 +135,11 @@ def build_gsplat(limit_s: float) -> dict[str, Any]:
     if process.returncode:
         raise RuntimeError("; ".join([line for line in lines if "error" in line.lower()][:2] + lines[-1:]))
     return {"version": metadata.version("gsplat"), "said": lines[-1:]}
+
+
+def _warm_kernels() -> dict[str, Any]:
+    warm()
+    return {"threads": machine()["threads"]}
 
 
 def _demo_heads(shards: dict[int, str], sizes: Sizes) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_whole_check_on_the_cpu(tmp_path: Path) -> None:
     report = json.loads(out.read_text())
     assert report["passed"] is True
     assert {part["state"] for part in report["parts"].values()} == {"passed"}
-    assert len(report["parts"]) == 12
+    assert len(report["parts"]) == 13
     assert report["machine"]["torch"] == torch.__version__
     step = report["parts"]["step: same numbers"]
     assert "gradient of face_field.means" in step["errors"]
