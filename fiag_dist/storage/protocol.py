@@ -4,7 +4,7 @@ import hashlib
 import os
 from io import BufferedReader
 from pathlib import PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fiag_dist.errors import DataError
 
@@ -33,6 +33,7 @@ class Content(Protocol):
     def sha256(self) -> str: ...
 
 
+@runtime_checkable
 class Storage(Protocol):
     """A folder of files named by relative paths with forward slashes. Every method raises DataError with the full URL on failure."""
 
