@@ -1,8 +1,10 @@
 """fiag-dist render: an identity folder and speech in, a video of any length out, or its frames as PNG."""
 
 import json
+import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fiag_dist import provenance
+from fiag_dist.credentials import Credentials
 from fiag_dist.errors import ConfigError, DataError, guarded
 from fiag_dist.listening import num_frames
 from fiag_dist.sound import SAMPLE_RATE, Sound
@@ -38,6 +41,10 @@ class RenderCommand:
     out: Path
     """A name that ends in .mp4, or a new or empty folder for frames 000000.png, 000001.png .."""
     staging: Annotated[Staging, tyro.conf.arg(name="")] = field(default_factory=Staging)
+    certificates: Path | None = None
+    """Sign the video (C2PA Content Credentials): PEM file of your certificate chain; needs --key and the extra `sign`."""
+    key: Path | None = None
+    """PEM file of the private key of the first of these certificates."""
 
 
 class PngFolder:
@@ -80,6 +87,11 @@ def render(command: RenderCommand, console: Console) -> int:
         raise ConfigError(
             f"--background alpha --out {out}: H.264 has no alpha; give a folder for PNG frames: --out {out.with_suffix('')}"
         )
+    if (command.certificates is None) != (command.key is None) or (command.certificates and not is_video):
+        raise ConfigError(
+            "--certificates and --key: the rule is both of them or none, and a video; give --certificates CHAIN.pem --key KEY.pem"
+        )
+    credentials = Credentials(command.certificates, command.key) if command.certificates and command.key else None
     identity, sound = Identity.load(command.identity), Sound(command.audio)
     columns = (TextColumn("rendering"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -88,12 +100,30 @@ def render(command: RenderCommand, console: Console) -> int:
         def report(done: int) -> None:
             progress.update(task, completed=done)
 
+        if credentials:
+            return _signed_video(credentials, command, identity, sound, report)
         if is_video:
             return identity.write_video(sound, out, command.staging, report)
         folder = PngFolder(out)
         num = write_behind(identity.frames(sound, command.staging), folder.write, report)
         folder.close(provenance.statement(command.identity, identity.info))
         return num
+
+
+def _signed_video(
+    credentials: Credentials, command: RenderCommand, identity: Identity, sound: Sound, report: Callable[[int], None]
+) -> int:
+    """Renders beside the place of the video, and puts it there signed."""
+    out, mark = command.out, os.getpid()
+    plain, signed = (out.with_name(f".{out.stem}.{mark}.{state}.mp4") for state in ("plain", "signed"))
+    try:
+        num = identity.write_video(sound, plain, command.staging, report)
+        credentials.sign(plain, signed, out.name, provenance.statement(command.identity, identity.info))
+        signed.replace(out)
+    finally:
+        plain.unlink(missing_ok=True)
+        signed.unlink(missing_ok=True)
+    return num
 
 
 def main(argv: list[str]) -> int:

@@ -66,7 +66,7 @@ class Identity:
     def write_video(
         self,
         audio: str | Path | Float32[np.ndarray, " samples"] | Sound,
-        out: Path,
+        out: str | Path,
         staging: Staging | None = None,
         report: Callable[[int], None] = lambda done: None,
     ) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import wave
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import tiny_identity as tiny
 
-from fiag_dist import provenance, render, video
+from fiag_dist import cli, provenance, render, video
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.staging import Staging, nearest_to_mean, retargeted
 from fiag_dist.synthesize import Identity, write_behind
@@ -210,6 +211,28 @@ def test_the_library_is_light_until_it_is_used() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["fiag_dist.synthesize", "512"]
     assert done.stderr.splitlines()[-1].startswith("AttributeError: module 'fiag_dist' has no attribute 'Idendity'")
+
+
+def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "render.md").read_text()
+    blocks = [block.split("\n", 1) for block in page.split("```")[1::2]]
+    commands = [line for kind, text in blocks if kind == "" for line in text.splitlines()]
+    programs = [text for kind, text in blocks if kind == "python"]
+    assert len(commands) >= 9
+    assert len(programs) == 1
+    tiny.pack(tmp_path / "shards" / "local", "bert")
+    tiny.make_identity(tmp_path / "identities" / "anna", tiny.pack(tmp_path / "data", "anna"), "anna")
+    write_wav(tmp_path / "speech.wav", 1.3)
+    write_wav(tmp_path / "interview.mp4", 0.2)  # the name says nothing about what is in it
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert cli.main(command.split()[1:]) == 0, command
+        shutil.rmtree("frames", ignore_errors=True)
+    exec(
+        compile(programs[0].replace("    ...", "    assert image.shape == (512, 512, 3)\n    break"), "page", "exec"),
+        {},
+    )
+    assert {"talk.mp4", "green.mp4", "anna.ply", "smile.ply"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow
