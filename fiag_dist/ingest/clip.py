@@ -1,7 +1,7 @@
 """One clip file to one identity's samples: the whole way, in the order it happens.
 
 Three passes decode the clip: landmarks and mattes; flow tracks and the background; the samples. Memory grows with the clip's length by
-landmarks and sound only, some 4 KB a frame.
+landmarks and sound only, some 20 KB a frame.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def _poses(reel: Reel, cfg: PackConfig, use: span.Span, tracked: Tracked, clock:
             yield found
 
     scale = tracks.POSE_SIZE / cfg.size
-    landmarks = tracked.landmarks * np.float32(scale)
+    landmarks = tracked.landmarks if scale == 1 else tracked.landmarks * np.float32(scale)
     clock.part("head poses")
     followed = tracks.follow(grey(), landmarks, _Shrunk(tracked))
     poses = pose.solve(landmarks, tracked.matrices, timed(followed), cfg.focal_ratio * tracks.POSE_SIZE)

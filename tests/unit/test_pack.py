@@ -42,7 +42,8 @@ def told(path: Path, cfg: PackConfig, name: str, progress: Callable) -> tuple[Id
     still, K = np.diag([1, -1, -1, 1]).astype(np.float32), np.array([[150, 0, 16], [0, 150, 16], [0, 0, 1]], np.float32)
     still[2, 3] = 1.7
     report = {"clip": path.name, "timings": os.getpid()}
-    meta = dataclasses.replace(meta, report=report, K=K, rest_landmarks=meta.rest_landmarks * 0.05)
+    heard = np.zeros((FRAMES, 29 if what == "deaf" else 80, 4), np.float16)
+    meta = dataclasses.replace(meta, report=report, K=K, rest_landmarks=meta.rest_landmarks * 0.05, speech=heard)
 
     def stream() -> Iterator[Frame]:
         for frame in frames:
@@ -187,6 +188,14 @@ def test_what_cannot_be_read_is_refused_and_the_rest_goes_on(tmp_path: Path) -> 
     assert result.manifest.names == ["a"]
     assert "circle.mp4: can't be read (Too many levels of symbolic links)" in result.refused["circle"]
     assert "unreadable.mp4: can't be read (Input/output error)" in result.refused["unreadable"]
+
+
+def test_features_of_another_shape_are_refused(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "clips", a="ok", b="deaf")
+    result = pack([folder], str(tmp_path / "out"), CFG, lambda _: None, told)
+    assert result.refused == {
+        "b": "b.mp4: speech features [29, 4], the other clips have [80, 4]; make them by the same program"
+    }
 
 
 def test_a_refused_clip_leaves_nothing_behind(packed) -> None:
