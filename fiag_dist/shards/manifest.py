@@ -159,12 +159,8 @@ def check_sizes(storage: Storage, identities: list[IdentityEntry]) -> None:
             if file not in sizes:
                 raise DataError(f"shard {storage.url}/{file}: no such file, but the manifest names it; {mend(storage)}")
             if sizes[file] != expected:
-                raise wrong_size(storage, file, sizes[file], expected)
-
-
-def wrong_size(storage: Storage, file: str, found: int, expected: int) -> DataError:
-    """The error for a truncated or replaced file."""
-    return DataError(f"shard {storage.url}/{file}: {found} bytes found, {expected} in the manifest; {mend(storage)}")
+                found = f"{sizes[file]} bytes found, {expected} in the manifest"
+                raise DataError(f"shard {storage.url}/{file}: {found}; {mend(storage)}")
 
 
 def mend(storage: Storage) -> str:
