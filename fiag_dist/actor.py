@@ -22,7 +22,7 @@ from fiag_dist.config import MotionConfig, RasterBackend
 from fiag_dist.configfile import from_dict, to_dict
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.model.field import PARAMETERS
-from fiag_dist.model.head import Head, Performance, Person, perform
+from fiag_dist.model.head import Head, Performance, Person, act, film
 from fiag_dist.model.motion import Drive, PersonalNet
 from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.storage import open_storage
@@ -90,7 +90,7 @@ class Actor(nn.Module):
     ) -> Performance:
         """Performs one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1."""
         drive = Drive(self.universal.listener(audio_8CW), expression)
-        return perform(self.person, self.universal, self.personal, drive, camera, raster=raster)
+        return film([act(self.person, self.universal, self.personal, drive)], [camera], raster)[0]
 
 
 def save_actor(folder: Path, actor: Actor, info: IdentityInfo) -> None:

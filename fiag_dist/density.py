@@ -37,17 +37,17 @@ UNIT = 2.0**40
 class Statistics:
     """What was seen of one branch's Gaussians since the last update, over whichever identities were rendered."""
 
-    def __init__(self, capacity: int):
-        self.sums = torch.zeros(capacity, 5, dtype=torch.int64)
+    def __init__(self, capacity: int, device: torch.device | str = "cpu"):
+        self.sums = torch.zeros(capacity, 5, dtype=torch.int64, device=device)
         """Screen-space gradient, displacement x, y, z (all x UNIT), and number of views."""
-        self.opacity = torch.zeros(capacity)
+        self.opacity = torch.zeros(capacity, device=device)
         """Maximum over identities: a Gaussian that one person needs survives, whoever else does not."""
 
     @torch.no_grad()
     def observe(self, rendering: Rendering, canonical: Gaussians, person: Gaussians, scale: float) -> None:
         """Adds one rendered frame after its backward pass. `scale` undoes the frame's share in the loss."""
         n = len(canonical)
-        self.opacity[:n] = torch.maximum(self.opacity[:n], torch.sigmoid(person.opacities).cpu())
+        self.opacity[:n] = torch.maximum(self.opacity[:n], torch.sigmoid(person.opacities))
         gradient = rendering.means2d.grad
         if gradient is None:
             return
@@ -56,12 +56,13 @@ class Statistics:
         values = torch.cat(
             [gradient.norm(dim=1, keepdim=True) * (scale * half_image), person.means - canonical.means], 1
         )
-        self.sums[:n, :4] += (values.double() * seen * UNIT).round().long().cpu()
-        self.sums[:n, 4] += seen[:, 0].long().cpu()
+        self.sums[:n, :4] += (values.double() * seen * UNIT).round().long()
+        self.sums[:n, 4] += seen[:, 0].long()
 
     def means(self, n: int) -> tuple[Tensor, Tensor]:
         """Mean gradient [n], half images, and mean displacement [n, 3], metres, of the first n rows."""
-        mean = self.sums[:n, :4].double() / UNIT / self.sums[:n, 4:].clamp(min=1)
+        sums = self.sums[:n].cpu()
+        mean = sums[:, :4].double() / UNIT / sums[:, 4:].clamp(min=1)
         return mean[:, 0].float(), mean[:, 1:].float()
 
     def clear(self) -> None:
@@ -85,7 +86,8 @@ def regrow(
     n = len(field)
     old = {name: getattr(field, name)[:n].detach().cpu().clone() for name in PARAMETERS}
     # An identity that was not rendered since the last update has no say in `opacity`; unseen rows are kept until someone looked.
-    keep = (seen.opacity[:n] >= prune_below) | (seen.opacity[:n] == 0)
+    opacity = seen.opacity[:n].cpu()
+    keep = (opacity >= prune_below) | (opacity == 0)
     keep &= old["means"].abs().amax(1) <= BOUND_M
     if int(keep.sum()) < MIN_LIVE:
         keep = torch.ones(n, dtype=torch.bool)

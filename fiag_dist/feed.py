@@ -12,7 +12,7 @@ from fiag_dist.dist.ownership import Ownership, draw
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.storage import Storage
-from fiag_dist.types import Camera, Frame, IdentityMeta, Shot
+from fiag_dist.types import Camera, Frame, IdentityMeta, Label, Shot
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,7 @@ def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu"
         lips_rect=frame.lips_rect,
         mouth_open=frame.mouth_open,
         blink=frame.blink,
+        mouth_seen=bool((frame.labels == Label.MOUTH).any()),
     )
 
 

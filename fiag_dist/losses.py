@@ -1,19 +1,20 @@
 """What training asks of a performance (model.md 3): every term by name, weighted."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fiag_dist.config import LossConfig
-from fiag_dist.kernels.ssim import ssim
+from fiag_dist.config import LossConfig, SsimBackend
 from fiag_dist.landmarks import LIPS_AND_LIDS
 from fiag_dist.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
 from fiag_dist.model.motion import METRES, PersonalNet
 from fiag_dist.model.surface import NUM_MESH
+from fiag_dist.ssim import ssim
 from fiag_dist.stages import Stage
 from fiag_dist.types import Camera, Label, Shot
 
@@ -35,21 +36,32 @@ class Rival:
     """The other person's IM-Net."""
 
 
-def reconstruction(image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"], weight_ssim: float) -> Tensor:
-    """L1 + weight * (1 - SSIM)."""
-    return (image - target).abs().mean() + weight_ssim * (1 - ssim(image, target))
+@dataclass(frozen=True, eq=False)
+class Critic:
+    """How frames of one step are judged."""
+
+    config: LossConfig
+    ssim: SsimBackend = "auto"
+    landmark_weight: float = 0.0
+    """Of this step; `config.landmarks` is the first step's."""
+    perceptual: Lpips | None = None
+    """Compares a patch of the composite, in the fusion stage."""
+
+    def reconstruction(self, image: Float[Tensor, "3 h w"], target: Float[Tensor, "3 h w"]) -> Tensor:
+        """L1 + weight * (1 - SSIM)."""
+        return (image - target).abs().mean() + self.config.ssim * (1 - ssim(image, target, self.ssim))
 
 
 def face_terms(
-    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], critic: Critic
 ) -> dict[str, Tensor]:
     """The face branch against head pixels without the inside of the mouth, both over the same random colour."""
-    inside = (shot.labels == Label.MOUTH)[None]
-    mask = shot.alpha * ~inside
+    config = critic.config
+    mask = shot.alpha * (shot.labels != Label.MOUTH)[None]
     image = performance.face.image[:3] + (1 - performance.face.alpha) * backdrop
     target = shot.image * mask + backdrop * (1 - mask)
     coverage = ((1 - performance.face.alpha) * mask).mean() + (performance.face.alpha * (1 - mask)).mean()
-    terms = {"face": reconstruction(image, target, config.ssim), "face_coverage": config.coverage * coverage}
+    terms = {"face": critic.reconstruction(image, target), "face_coverage": config.coverage * coverage}
     if config.mouth_region != 1.0:
         x0, y0, x1, y1 = shot.lips_rect
         share = (y1 - y0) * (x1 - x0) / target[0].numel()
@@ -59,7 +71,7 @@ def face_terms(
 
 
 def mouth_terms(
-    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], critic: Critic
 ) -> dict[str, Tensor]:
     """The mouth branch against the inside of the mouth; lips hide it elsewhere in their square, and outside of that it must not be seen."""
     alpha = performance.mouth.alpha
@@ -68,30 +80,29 @@ def mouth_terms(
     x1, y1 = (min(v + MOUTH_MARGIN_PX, size) for v in shot.lips_rect[2:])
     inside = torch.zeros_like(alpha)
     inside[:, y0:y1, x0:x1] = 1
-    terms = {"mouth_coverage": config.coverage * (alpha * (1 - inside)).mean()}
-    seen = (shot.labels == Label.MOUTH)[None, y0:y1, x0:x1]
-    if bool(seen.any()):
+    coverage = (alpha * (1 - inside)).mean()
+    terms: dict[str, Tensor] = {}
+    if shot.mouth_seen:
+        seen = (shot.labels == Label.MOUTH)[None, y0:y1, x0:x1]
         image = (performance.mouth.image + (1 - alpha) * backdrop)[:, y0:y1, x0:x1]
         target = torch.where(seen, shot.image[:, y0:y1, x0:x1], image.detach())
-        terms["mouth"] = reconstruction(image, target, config.ssim)
-        terms["mouth_coverage"] = (
-            terms["mouth_coverage"] + config.coverage * ((1 - alpha[:, y0:y1, x0:x1]) * seen).mean()
-        )
-    return terms
+        terms["mouth"] = critic.reconstruction(image, target)
+        coverage = coverage + ((1 - alpha[:, y0:y1, x0:x1]) * seen).mean()
+    return terms | {"mouth_coverage": critic.config.coverage * coverage}
 
 
 def fusion_terms(
-    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], config: LossConfig, perceptual: Lpips | None
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], critic: Critic
 ) -> dict[str, Tensor]:
-    """The composite of both branches against the whole head; `perceptual` also compares a random patch of it."""
+    """The composite of both branches against the whole head, and a random patch of it as LPIPS sees it."""
     image = performance.over(backdrop)
     target = shot.image * shot.alpha + backdrop * (1 - shot.alpha)
-    terms = {"fusion": reconstruction(image, target, config.ssim)}
-    if perceptual is not None:
+    terms = {"fusion": critic.reconstruction(image, target)}
+    if critic.perceptual is not None:
         side = min(PATCH_PX, image.shape[-1])
         y, x = (int(torch.randint(image.shape[-1] - side + 1, ())) for _ in range(2))
         patches = (picture[None, :, y : y + side, x : x + side] for picture in (image, target))
-        terms["lpips"] = config.lpips * perceptual(*patches).mean()
+        terms["lpips"] = critic.config.lpips * critic.perceptual(*patches).mean()
     return terms
 
 
@@ -110,11 +121,12 @@ def attention_terms(performance: Performance, shot: Shot, config: LossConfig) ->
         return {}
     audio, expression = performance.face.image[3:5]
     x0, y0, x1, y1 = shot.lips_rect
-    hair = shot.labels == Label.HAIR
-    terms = {"attention_lips": config.attention_lips * expression[y0:y1, x0:x1].mean()}
-    if bool(hair.any()):
-        terms["attention_hair"] = config.attention_hair * (audio + expression)[hair].mean()
-    return terms
+    hair = (shot.labels == Label.HAIR).float()
+    on_hair = ((audio + expression) * hair).sum() / hair.sum().clamp(min=1)
+    return {
+        "attention_lips": config.attention_lips * expression[y0:y1, x0:x1].mean(),
+        "attention_hair": config.attention_hair * on_hair,
+    }
 
 
 def project(points_N3: Float[Tensor, "n 3"], camera: Camera) -> Float[Tensor, "n 2"]:
@@ -123,14 +135,21 @@ def project(points_N3: Float[Tensor, "n 3"], camera: Camera) -> Float[Tensor, "n
     return (seen @ camera.K.T)[:, :2] / seen[:, 2:]
 
 
+@lru_cache
+def _on_contours(device: torch.device) -> Tensor:
+    """Which of the 468 landmarks lie on lips and lids, bool [468]; brought to the device once."""
+    found = torch.zeros(NUM_MESH, dtype=torch.bool)
+    found[list(LIPS_AND_LIDS)] = True
+    return found.to(device)
+
+
 def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float) -> Tensor:
     """L_m: robust distance of the moved rest landmarks from the tracked ones, pixels of a 256-pixel frame."""
     at_256 = 256 / shot.camera.width
     found = project(shot.rest_landmarks[:NUM_MESH] + moved_V3, shot.camera)
     tracked = project(shot.landmarks[:NUM_MESH], shot.camera)
     distance2 = ((found - tracked) * at_256).square().sum(1)
-    weights = torch.ones_like(distance2)
-    weights[list(LIPS_AND_LIDS)] = contours
+    weights = torch.where(_on_contours(distance2.device), contours, 1.0)
     return (weights / weights.mean() * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
 
 
@@ -150,36 +169,32 @@ def contrast_term(head: Head, performance: Performance, shot: Shot, rival: Perso
     assert performance.motion is not None
     assert performance.motion.own is not None
     own = performance.motion.own
-    moving = (own.detach() != 0).any(1).nonzero()[:, 0]  # where the gate is shut nobody moves
-    points = performance.person.face.means.detach()[moving]
+    points = performance.person.face.means.detach()
+    count = len(points)
+    if not points.is_cuda:  # where the gate is shut nobody moves, and nobody is asked; a GPU would wait to know where
+        moving = (own.detach() != 0).any(1).nonzero()[:, 0]
+        points, own = points[moving], own[moving]
     with torch.no_grad():
         other = rival(points, head.drive(shot), head.universal.upper(points)).means
-    return F.relu((other * own[moving]).sum(1) / METRES**2).sum() / len(own)
+    return F.relu((other * own).sum(1) / METRES**2).sum() / count
 
 
 def compute(
-    head: Head,
-    performance: Performance,
-    shot: Shot,
-    stage: Stage,
-    config: LossConfig,
-    landmark_weight: float,
-    rival: Rival | None,
-    perceptual: Lpips | None = None,
+    head: Head, performance: Performance, shot: Shot, stage: Stage, critic: Critic, rival: Rival | None = None
 ) -> dict[str, Tensor]:
     """All weighted terms of one frame in its stage; their sum is what is minimised. Draws a random backdrop from torch's generator."""
+    config = critic.config
     backdrop = torch.rand(3, 1, 1, device=shot.image.device)
     if stage is Stage.FUSION:
-        return fusion_terms(performance, shot, backdrop, config, perceptual)
-    terms = face_terms(performance, shot, backdrop, config) | mouth_terms(performance, shot, backdrop, config)
+        return fusion_terms(performance, shot, backdrop, critic)
+    terms = face_terms(performance, shot, backdrop, critic) | mouth_terms(performance, shot, backdrop, critic)
     if stage is Stage.WARM_UP:
         terms.pop("face_coverage")
     else:
         terms |= motion_terms(performance, config) | attention_terms(performance, shot, config)
-    if performance.landmark_motion is not None and landmark_weight:
-        terms["landmarks"] = landmark_weight * landmark_term(
-            performance.landmark_motion, shot, config.landmarks_contours
-        )
+    if performance.landmark_motion is not None and critic.landmark_weight:
+        landmarks = landmark_term(performance.landmark_motion, shot, config.landmarks_contours)
+        terms["landmarks"] = critic.landmark_weight * landmarks
     if rival is not None and stage is Stage.IDENTITY and config.triplet:
         terms["triplet"] = config.triplet * triplet_term(head, shot, rival, config.triplet_margin)
     if rival is not None and rival.personal is not None and stage is Stage.MOTION and config.contrast:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from fiag_dist.config import TrainConfig
@@ -15,6 +16,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage
 from fiag_dist.types import BOUND_M, IdentityMeta, Label, Shot
 
@@ -48,7 +50,7 @@ def fresh_head(
         config.encoder,
         config.raster,
     )
-    head.universal.listener.fit(_speech(metas, rng))
+    head.universal.listener.fit(*_speech(metas, manifest.fps, rng))
     shots = [_look(storage, manifest, meta) for meta in metas]
     _plant(head, rest.numpy(), shots, rng)
     return head.to(device)
@@ -76,17 +78,28 @@ def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[s
     return head
 
 
-def _speech(metas: Sequence[IdentityMeta], rng: np.random.Generator) -> Tensor:
-    """Windows [frames, 8, dim, window] of training frames of all clips, at most AUDIO_FRAMES_FITTED."""
-    parts = []
+def _speech(metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Windows [frames, 8, dim, window] of training frames of all clips, at most AUDIO_FRAMES_FITTED, and presence of a voice in each [frames, 8]."""
+    windows, voiced = [], []
     for meta in metas:
-        track = np.asarray(meta.speech, np.float32)[: sum(s == "train" for s in meta.split)]
-        around = np.arange(len(track))[:, None] + np.arange(-4, 4)
-        parts.append(track[around.clip(0, len(track) - 1)])
-    windows = np.concatenate(parts)
-    if len(windows) > AUDIO_FRAMES_FITTED:
-        windows = windows[rng.choice(len(windows), AUDIO_FRAMES_FITTED, replace=False)]
-    return torch.from_numpy(windows)
+        num = sum(s == "train" for s in meta.split)
+        around = (np.arange(num)[:, None] + np.arange(-4, 4)).clip(0, num - 1)
+        windows.append(np.asarray(meta.speech, np.float32)[around])
+        voiced.append(_voiced(meta, fps)[around])
+    chosen = np.arange(sum(map(len, windows)))
+    if len(chosen) > AUDIO_FRAMES_FITTED:
+        chosen = rng.choice(chosen, AUDIO_FRAMES_FITTED, replace=False)
+    return torch.from_numpy(np.concatenate(windows)[chosen]), torch.from_numpy(np.concatenate(voiced)[chosen])
+
+
+def _voiced(meta: IdentityMeta, fps: int) -> Float32[np.ndarray, " frames"]:
+    """How far each frame's sound is from silence, 0..1: 0 from 35 dB below the clip's loud frames on (95th percentile), 1 from 20 dB below them."""
+    samples = SAMPLE_RATE / fps
+    power = np.concatenate([[0.0], np.cumsum(np.asarray(meta.wav, np.float64) ** 2)])
+    first = ((np.arange(len(meta.split)) - 0.5) * samples).round().astype(int).clip(0, len(power) - 1)
+    last = ((np.arange(len(meta.split)) + 1.5) * samples).round().astype(int).clip(0, len(power) - 1)
+    loudness_db = 10 * np.log10((power[last] - power[first]) / np.maximum(last - first, 1) + 1e-12)
+    return ((loudness_db - np.percentile(loudness_db, 95) + 35) / 15).clip(0, 1).astype(np.float32)
 
 
 def _look(storage: Storage, manifest: Manifest, meta: IdentityMeta) -> list[Shot]:

@@ -93,7 +93,7 @@ class Training:
         self._groups = list(self.head.groups())
         self._refused_in_a_row = 0
         self._regrown = {"pruned": 0, "grown": 0}
-        self.statistics = {name: density.Statistics(f.capacity) for name, f in self.head.fields.items()}
+        self.statistics = {name: density.Statistics(f.capacity, f.means.device) for name, f in self.head.fields.items()}
         named = self.head.named_parameters()
         self.averages = {n: p.detach().clone() for n, p in named if n.startswith(AVERAGED)}
 
@@ -110,7 +110,7 @@ class Training:
         named = rates(self.step, self.config, [*self._groups, *PERSONAL_GROUPS])
         self.engine.set_rates({name: rate for name, rate in named.items() if name not in PERSONAL_GROUPS})
         share = self.lanes / self.world  # a rank's loss is scaled so that the mean over ranks is the mean over lanes
-        tried = [self._perform(lesson) for lesson in lessons]
+        tried = self._perform(lessons)
         total = torch.stack([torch.stack(list(terms.values())).sum() for _, terms in tried]).sum() / share
         report = self.engine.backward_and_step(total)
         if report.finite:
@@ -130,23 +130,34 @@ class Training:
             self._regrow()
         return self._tags(tried, report, named)
 
-    def _perform(self, lesson: Lesson) -> tuple[Performance | None, dict[str, Tensor]]:
-        config, stage, shot = self.config, self.stage, lesson.shot
-        # The same draws at any number of ranks, and after a resume.
-        torch.manual_seed(_seed(config.seed, self.step, lesson.lane))
-        personal = self.pool[shot.identity]
+    def _perform(self, lessons: Sequence[Lesson]) -> list[tuple[Performance | None, dict[str, Tensor]]]:
+        """Each lesson's frame and its loss terms. The draws are the same at any number of ranks, and after a resume."""
+        config, stage = self.config, self.stage
+        shots, personals = [lesson.shot for lesson in lessons], [self.pool[lesson.shot.identity] for lesson in lessons]
+        seeds = [_seed(config.seed, self.step, lesson.lane) for lesson in lessons]
         if stage is Stage.LANDMARKS:
-            moved = self.engine.forward(shot, personal, rendered=False)
-            return None, {"landmarks": losses.landmark_term(moved, shot, config.loss.landmarks_contours)}
+            moved = self.engine.forward(shots, personals, seeds, rendered=False)
+            contours = config.loss.landmarks_contours
+            return [
+                (None, {"landmarks": losses.landmark_term(m, shot, contours)})
+                for m, shot in zip(moved, shots, strict=True)
+            ]
         with_landmarks = config.loss.landmarks > 0 and stage < Stage.FUSION
-        performance = self.engine.forward(shot, personal, moving=moving(stage, config), landmarks=with_landmarks)
-        rival = None
-        if lesson.rival is not None:
-            rival = Rival(lesson.positive, self.feed.embedding(lesson.rival), self.pool[lesson.rival])
-        weight = landmark_weight(self.step, config)
+        performances = self.engine.forward(
+            shots, personals, seeds, moving=moving(stage, config), landmarks=with_landmarks
+        )
         fusing = (progress(self.step, config) - config.stages.motion) / max(1 - config.stages.motion, 1e-6) > 0.5
-        perceptual = self.perceptual if fusing else None
-        return performance, losses.compute(self.head, performance, shot, stage, config.loss, weight, rival, perceptual)
+        critic = losses.Critic(
+            config.loss, config.ssim, landmark_weight(self.step, config), self.perceptual if fusing else None
+        )
+        tried = []
+        for performance, lesson in zip(performances, lessons, strict=True):
+            torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
+            rival = None
+            if lesson.rival is not None:
+                rival = Rival(lesson.positive, self.feed.embedding(lesson.rival), self.pool[lesson.rival])
+            tried.append((performance, losses.compute(self.head, performance, lesson.shot, stage, critic, rival)))
+        return tried
 
     def _observe(self, lessons: Sequence[Lesson], performances: Sequence[Performance | None], share: float) -> None:
         for performance in performances:
@@ -159,7 +170,7 @@ class Training:
     @torch.no_grad()
     def _average(self) -> None:
         parameters = dict(self.head.named_parameters())
-        current = [parameters[name] for name in self.averages]
+        current: list[Tensor] = [parameters[name] for name in self.averages]
         torch._foreach_lerp_(list(self.averages.values()), current, 1 - self.config.optim.ema)
 
     def _regrowth_is_due(self) -> bool:
@@ -204,11 +215,13 @@ class Training:
         named: Mapping[str, float],
     ) -> dict[str, float]:
         """Numbers of this step on this rank, by their name in the log; integers are states."""
+        names = [(k, term) for k, (_, terms) in enumerate(tried) for term in terms]
+        values = torch.stack([tried[k][1][term].detach() for k, term in names]).tolist()  # waits for the device once
         tags: dict[str, float] = {}
-        for term in sorted({term for _, terms in tried for term in terms}):
-            values = [float(terms[term].detach()) for _, terms in tried if term in terms]
-            tags[f"loss/{term}"] = sum(values) / len(values)
-        tags["loss/total"] = sum(float(value.detach()) for _, terms in tried for value in terms.values()) / len(tried)
+        for term in sorted({term for _, term in names}):
+            found = [value for (_, name), value in zip(names, values, strict=True) if name == term]
+            tags[f"loss/{term}"] = sum(found) / len(found)
+        tags["loss/total"] = sum(values) / len(tried)
         tags |= {f"rate/{name}": rate for name, rate in named.items()}
         tags |= {f"field/num_gaussians_{name}": len(f) for name, f in self.head.fields.items()}
         tags |= {"field/num_gaussians": sum(len(f) for f in self.head.fields.values())}
@@ -228,7 +241,7 @@ class Training:
         for name in self.feed.names:
             rows, errors = [], []
             for shot in self.feed.test_shots(name, frames):
-                performance = self.head(
+                performance = self.head.perform(
                     shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
                 )
                 image = performance.over(_behind(shot)).clamp(0, 1)
@@ -262,8 +275,8 @@ class Training:
         }
         shared |= {f"ema.{name}": average.cpu() for name, average in self.averages.items()}
         for name, seen in self.statistics.items():
-            optim[f"statistics.{name}.sums"] = process.all_reduce(seen.sums.clone(), "sum")
-            optim[f"statistics.{name}.opacity"] = process.all_reduce(seen.opacity.clone(), "max")
+            optim[f"statistics.{name}.sums"] = process.all_reduce(seen.sums.clone(), "sum").cpu()
+            optim[f"statistics.{name}.opacity"] = process.all_reduce(seen.opacity.clone(), "max").cpu()
         return shared, optim
 
     def restore(self, step: int, shared: Mapping[str, Tensor], optim: Mapping[str, Tensor], rank: int) -> None:

@@ -151,3 +151,5 @@ class Shot:
     lips_rect: tuple[int, int, int, int]
     mouth_open: float
     blink: float
+    mouth_seen: bool = True
+    """Whether any pixel shows the inside of the mouth: known on the host, so that nobody waits for a device to find out."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
@@ -150,23 +149,7 @@ class _Ssim(torch.autograd.Function):
 def ssim(image_CHW: Float[Tensor, "c h w"], target_CHW: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
     """Mean structural similarity over pixels and channels of two images in 0..1, at most 1; the loss and the metric alike.
 
-    Any device; gradient to image_CHW alone. CPU images are computed in float32. Numbers that
-    are not finite are refused in checked mode (`check`); else the value and the gradients around them are NaN.
+    CPU, float32; gradient to image_CHW alone. Numbers that are not finite are refused in checked mode (`check`); else the value and the gradients around them are NaN.
     """
     check("ssim", image=image_CHW, target=target_CHW)
-    if image_CHW.device.type == "cpu":
-        return _Ssim.apply(image_CHW.float(), target_CHW)  # type: ignore[return-value]
-    return ssim_by_convolution(image_CHW, target_CHW.detach())
-
-
-def ssim_by_convolution(image_CHW: Float[Tensor, "c h w"], target_CHW: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
-    """`ssim` in torch operations, for other devices."""
-    channels = image_CHW.shape[0]
-    taps = torch.as_tensor(_taps / _taps.sum()).to(image_CHW)
-    maps = torch.cat([image_CHW, target_CHW, image_CHW**2, target_CHW**2, image_CHW * target_CHW])[:, None]
-    rows = F.conv2d(maps, taps[None, None, None, :], padding=(0, WINDOW // 2))
-    blurred = F.conv2d(rows, taps[None, None, :, None], padding=(WINDOW // 2, 0))[:, 0]
-    mean_a, mean_b, square_a, square_b, product = blurred.split(channels)
-    top = (2 * mean_a * mean_b + C1) * (2 * (product - mean_a * mean_b) + C2)
-    bottom = (mean_a**2 + mean_b**2 + C1) * (square_a - mean_a**2 + square_b - mean_b**2 + C2)
-    return (top / bottom).mean()
+    return _Ssim.apply(image_CHW.float(), target_CHW)  # type: ignore[return-value]

@@ -27,28 +27,49 @@ def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim windo
     return audio_8CW[torch.arange(len(audio_8CW), device=audio_8CW.device).clamp(there[0], there[-1])]
 
 
-class Listener(nn.Module):
-    """What all networks of a model hear: whitened principal components, or standardised features. Fitted once, then frozen."""
+QUIET, CLEAR = 0.35, 0.75
+"""Estimated presence of a voice below which a window is silence, and above which it is heard as it is: estimates of silence by a linear map reach 0.4."""
+RIDGE = 300.0
 
+
+class Listener(nn.Module):
+    """What all networks of a model hear: whitened principal components, or standardised features. Fitted once, then frozen.
+
+    Where there is no voice it hears one and the same silence (`AudioConfig.silence`): a lip must not move with the noise of a room.
+    """
+
+    center: Tensor
+    voice: Tensor
     mean: Tensor
     basis: Tensor
 
     def __init__(self, config: AudioConfig, dim: int, window: int):
         super().__init__()
         self.config, self.dim, self.window = config, dim, window
-        self.register_buffer("mean", torch.zeros(len(TAPS) * dim if config.code == "pca" else dim))
+        self.register_buffer("center", torch.zeros(dim))
+        self.register_buffer("voice", torch.cat([torch.zeros(dim), torch.ones(1)]))
+        self.register_buffer("mean", torch.zeros(len(TAPS) * dim if config.code == "pca" else 0))
         self.register_buffer(
             "basis", torch.zeros(len(TAPS) * dim, config.dim) if config.code == "pca" else torch.ones(dim)
         )
 
     @torch.no_grad()
-    def fit(self, audio_T8CW: Float[Tensor, "frames 8 dim window"]) -> None:
-        """Takes mean and spread of the training frames of many clips."""
+    def fit(
+        self, audio_T8CW: Float[Tensor, "frames 8 dim window"], voiced_T8: Float[Tensor, "frames 8"] | None = None
+    ) -> None:
+        """Takes mean and spread of the training frames of many clips. voiced_T8: presence of a voice in each window, 0..1, which it learns to tell."""
+        self.center.copy_(audio_T8CW.mean((0, 1, 3)))
+        if voiced_T8 is not None and self.config.silence:
+            x_MC = (audio_T8CW.mean(-1) - self.center).flatten(0, 1).double()
+            y_M = voiced_T8.flatten().double()
+            scatter_CC = x_MC.T @ x_MC + RIDGE * torch.eye(self.dim, dtype=x_MC.dtype)
+            weights_C = torch.linalg.solve(scatter_CC, x_MC.T @ (y_M - y_M.mean()))
+            self.voice.copy_(torch.cat([weights_C, y_M.mean()[None]]))
+        clean_T8CW = self._clean(audio_T8CW)
         if self.config.code == "net":
-            self.mean.copy_(audio_T8CW.mean((0, 1, 3)))
-            self.basis.copy_(1 / (audio_T8CW.std((0, 1, 3)) + 1e-3))
+            self.basis.copy_(1 / (clean_T8CW.std((0, 1, 3)) + 1e-3))
             return
-        x_TD = taps(audio_T8CW)
+        x_TD = taps(clean_T8CW)
         self.mean.copy_(x_TD.mean(0))
         _, spread, directions = torch.linalg.svd((x_TD - self.mean).double(), full_matrices=False)
         count = int(
@@ -59,11 +80,18 @@ class Listener(nn.Module):
 
     def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
         """[pca dim] for code `pca`, [8, dim, window] for `net`."""
-        audio_8CW = held(audio_8CW)
+        clean_8CW = self._clean(held(audio_8CW))
         if self.config.code == "net":
-            return (audio_8CW - self.mean[:, None]) * self.basis[:, None]
-        code = (taps(audio_8CW) - self.mean) @ self.basis
+            return clean_8CW * self.basis[:, None]
+        code = (taps(clean_8CW) - self.mean) @ self.basis
         return code + self.config.noise * torch.randn_like(code) if self.training else code
+
+    def _clean(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8 dim window"]:
+        """Deviations from the mean window, 0 where nobody speaks."""
+        deviation = audio_8CW - self.center[:, None]
+        estimate_8 = deviation.mean(-1) @ self.voice[:-1] + self.voice[-1]
+        presence_8 = ((estimate_8 - QUIET) / (CLEAR - QUIET)).clamp(0, 1)
+        return deviation * presence_8[..., None, None]
 
 
 class AudioCode(nn.Module):

@@ -33,9 +33,14 @@ class GaussianField(nn.Module):
         self.sh_dc = nn.Parameter(torch.zeros(capacity, 3))
         self.sh_rest = nn.Parameter(torch.zeros(capacity, num_rest, 3))
         self.register_buffer("live", torch.zeros((), dtype=torch.int64))
+        self._counted: tuple[int, int, int] | None = None
 
     def __len__(self) -> int:
-        return int(self.live)
+        # Read from the device only after it changed: a GPU would have to be waited for.
+        key = (id(self.live), self.live._version)
+        if self._counted is None or self._counted[:2] != key:
+            self._counted = (*key, int(self.live))
+        return self._counted[2]
 
     @property
     def capacity(self) -> int:

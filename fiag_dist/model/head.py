@@ -1,5 +1,6 @@
 """A talking head: Gaussians of face and mouth, moved by speech and expression, and looked at through a camera."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -14,7 +15,7 @@ from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import Drive, Motion, PersonalNet, hook
 from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.model.universal import UniversalMotion
-from fiag_dist.raster import rasterize, view_colors
+from fiag_dist.raster import Splats, rasterize_frames, view_colors
 from fiag_dist.types import Camera, Gaussians, Rendering, Shot
 
 
@@ -50,40 +51,53 @@ class Performance:
         return 1 - (1 - self.face.alpha) * (1 - self.mouth.alpha)
 
 
-def perform(
+@dataclass(frozen=True, eq=False)
+class Act:
+    """One frame before the camera: where everything has moved to, and by what."""
+
+    person: Person
+    face: Gaussians
+    mouth: Gaussians
+    motion: Motion | None = None
+    mouth_motion: Float[Tensor, "m 3"] | None = None
+    landmark_motion: Float[Tensor, "468 3"] | None = None
+
+
+def act(
     person: Person,
     universal: UniversalMotion,
     personal: PersonalNet,
     drive: Drive | None,
-    camera: Camera,
     rest_landmarks: Float[Tensor, "478 3"] | None = None,
-    raster: RasterBackend = "auto",
-) -> Performance:
-    """Moves a person as `drive` says (None: at rest) and renders both branches. `rest_landmarks` are moved along when given."""
-    face, mouth, motion, mouth_motion, landmark_motion = person.face, person.mouth, None, None, None
-    if drive is not None:
-        points = face.means.detach()
-        if rest_landmarks is not None:
-            points = torch.cat([points, rest_landmarks[:NUM_MESH]])
-        motion = universal.move(points, personal, drive)
-        if rest_landmarks is not None:
-            landmark_motion, motion = motion.means[len(face) :], _first(motion, len(face))
-        mouth_motion = universal.mouth(mouth.means.detach(), drive.heard, hook(motion.means, universal.config.hook_k))
-        face = replace(
-            face,
-            means=face.means + motion.means,
-            quats=face.quats + motion.quats,
-            log_scales=face.log_scales + motion.log_scales,
-        )
-        mouth = replace(mouth, means=mouth.means + mouth_motion)
-    return Performance(
-        person=person,
-        motion=motion,
-        mouth_motion=mouth_motion,
-        landmark_motion=landmark_motion,
-        face=_render(face, camera, None if motion is None else motion.attention, raster),
-        mouth=_render(mouth, camera, None, raster),
+) -> Act:
+    """Moves a person as `drive` says (None: at rest). `rest_landmarks` are moved along when given."""
+    face, mouth, landmark_motion = person.face, person.mouth, None
+    if drive is None:
+        return Act(person, face, mouth)
+    points = face.means.detach()
+    if rest_landmarks is not None:
+        points = torch.cat([points, rest_landmarks[:NUM_MESH]])
+    motion = universal.move(points, personal, drive)
+    if rest_landmarks is not None:
+        landmark_motion, motion = motion.means[len(face) :], _first(motion, len(face))
+    mouth_motion = universal.mouth(mouth.means.detach(), drive.heard, hook(motion.means, universal.config.hook_k))
+    moved = replace(
+        face,
+        means=face.means + motion.means,
+        quats=face.quats + motion.quats,
+        log_scales=face.log_scales + motion.log_scales,
     )
+    return Act(person, moved, replace(mouth, means=mouth.means + mouth_motion), motion, mouth_motion, landmark_motion)
+
+
+def film(acts: Sequence[Act], cameras: Sequence[Camera], raster: RasterBackend = "auto") -> list[Performance]:
+    """Renders both branches of all frames: one call of the rasteriser for the faces, one for the mouths."""
+    faces = _render([a.face for a in acts], cameras, [a.motion.attention if a.motion else None for a in acts], raster)
+    mouths = _render([a.mouth for a in acts], cameras, [None] * len(acts), raster)
+    return [
+        Performance(a.person, a.motion, a.mouth_motion, a.landmark_motion, face, mouth)
+        for a, face, mouth in zip(acts, faces, mouths, strict=True)
+    ]
 
 
 def _first(motion: Motion, n: int) -> Motion:
@@ -91,14 +105,17 @@ def _first(motion: Motion, n: int) -> Motion:
     return Motion(**head)  # type: ignore[arg-type]
 
 
-def _render(g: Gaussians, camera: Camera, extra: Tensor | None, raster: RasterBackend) -> Rendering:
-    colors = view_colors(g.sh_dc, g.sh_rest, g.means, camera)
-    if extra is not None:
-        colors = torch.cat([colors, extra], 1)
-    black = torch.zeros(colors.shape[1], device=colors.device)
-    return rasterize(
-        g.means, g.quats, torch.exp(g.log_scales), torch.sigmoid(g.opacities), colors, camera, black, backend=raster
-    )  # type: ignore[arg-type]
+def _render(
+    people: Sequence[Gaussians], cameras: Sequence[Camera], extras: Sequence[Tensor | None], raster: RasterBackend
+) -> list[Rendering]:
+    splats = []
+    for g, camera, extra in zip(people, cameras, extras, strict=True):
+        colors = view_colors(g.sh_dc, g.sh_rest, g.means, camera)
+        if extra is not None:
+            colors = torch.cat([colors, extra], 1)
+        splats.append(Splats(g.means, g.quats, torch.exp(g.log_scales), torch.sigmoid(g.opacities), colors))
+    black = splats[0].colors.new_zeros(splats[0].colors.shape[1])
+    return rasterize_frames(splats, cameras, black, backend=raster)
 
 
 class Head(nn.Module):
@@ -143,14 +160,33 @@ class Head(nn.Module):
         return Drive(self.universal.listener(shot.audio), shot.expression)
 
     def forward(
-        self, shot: Shot, personal: PersonalNet, moving: bool = True, landmarks: bool = False, rendered: bool = True
-    ) -> Performance | Float[Tensor, "468 3"]:
-        """Performs one frame, at rest unless `moving`; `landmarks` are moved along. Not `rendered`: the motion of the rest landmarks alone."""
-        if not rendered:
-            return self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means
-        drive = self.drive(shot) if moving else None
-        rest = shot.rest_landmarks if moving and landmarks else None
-        return perform(self.person(shot.embedding), self.universal, personal, drive, shot.camera, rest, self.raster)
+        self,
+        shots: Sequence[Shot],
+        personals: Sequence[PersonalNet],
+        seeds: Sequence[int] = (),
+        moving: bool = True,
+        landmarks: bool = False,
+        rendered: bool = True,
+    ) -> list[Performance] | list[Float[Tensor, "468 3"]]:
+        """Performs frames, each of its own person, at rest unless `moving`; `landmarks` are moved along. Not `rendered`: the rest landmarks' motion alone.
+
+        seeds: torch's generator starts from these, frame by frame, so that a frame's noise depends on no other; none: it goes on.
+        """
+        acts, moved = [], []
+        for k, (shot, personal) in enumerate(zip(shots, personals, strict=True)):
+            if seeds:
+                torch.manual_seed(seeds[k])
+            if not rendered:
+                moved.append(self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means)
+                continue
+            drive = self.drive(shot) if moving else None
+            rest = shot.rest_landmarks if moving and landmarks else None
+            acts.append(act(self.person(shot.embedding), self.universal, personal, drive, rest))
+        return film(acts, [shot.camera for shot in shots], self.raster) if rendered else moved
+
+    def perform(self, shot: Shot, personal: PersonalNet, moving: bool = True, landmarks: bool = False) -> Performance:
+        """One frame."""
+        return cast(Performance, self([shot], [personal], moving=moving, landmarks=landmarks)[0])
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """The parameters by what their learning rate depends on (names are those of OptimConfig)."""

@@ -48,11 +48,14 @@ class UniversalMotion(nn.Module):
     def move(self, points_N3: Float[Tensor, "n 3"], personal: PersonalNet, drive: Drive) -> Motion:
         """Total motion of face points: theta - theta_i = d_IM + d_UM, with UM-Net asked at the points that IM-Net moved (paper Eq. 7).
 
-        The networks are asked only where the gate is open: hair and the back of the head, near half of all points, stand still anyway.
+        On the CPU the networks are asked only where the gate is open: hair and the back of the head, near half of all points, stand still anyway.
+        A GPU would have to wait to know where that is.
         """
-        gate_N1 = self.gate(points_N3)
-        open_M = (gate_N1[:, 0] > 0).nonzero()[:, 0]
-        points, gate = points_N3[open_M], gate_N1[open_M]
+        gate = self.gate(points_N3)
+        points, open_M = points_N3, None
+        if not points.is_cuda:
+            open_M = (gate[:, 0] > 0).nonzero()[:, 0]
+            points, gate = points_N3[open_M], gate[open_M]
         upper = self.upper(points)
         own, alignment = personal.aligned(points, drive, upper)
         where = points + alignment.offset
@@ -61,6 +64,8 @@ class UniversalMotion(nn.Module):
         shared = self.face(where, drive, upper)
 
         def placed(values_MD: Tensor) -> Tensor:
+            if open_M is None:
+                return values_MD * (gate > 0)
             still = values_MD.new_zeros(len(points_N3), values_MD.shape[1])
             return still.index_copy(0, open_M, values_MD)
 

@@ -23,10 +23,12 @@ def test_contrast_is_zero_for_opposed_motion_and_positive_for_the_same():
     head, shot = small_head(), small_shot()
     personal, opposed = head.universal.new_personal(), head.universal.new_personal()
     opposed.load_state_dict(personal.state_dict())
-    performance = head(shot, personal)
+    performance = head.perform(shot, personal)
     same = losses.contrast_term(head, performance, shot, opposed)
+    last = opposed.net[-1]
+    assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
-        opposed.net[-1].weight.neg_()
+        last.weight.neg_()
     assert losses.contrast_term(head, performance, shot, opposed) == 0
     assert same > 0
 
@@ -40,15 +42,15 @@ def test_landmark_term_vanishes_at_the_tracked_landmarks_only():
 
 def test_mouth_ignores_what_lips_hide():
     head, shot = small_head(), small_shot()
-    performance = head(shot, head.universal.new_personal(), moving=False)
+    performance = head.perform(shot, head.universal.new_personal(), moving=False)
     backdrop = torch.zeros(3, 1, 1)
     changed = shot.image.clone()
     changed[:, 20:29] = 0  # lips and cheeks, not the inside of the mouth
-    config = LossConfig()
-    before = losses.mouth_terms(performance, shot, backdrop, config)["mouth"]
-    assert losses.mouth_terms(performance, replace(shot, image=changed), backdrop, config)["mouth"] == before
-    closed = replace(shot, labels=torch.zeros_like(shot.labels))
-    assert "mouth" not in losses.mouth_terms(performance, closed, backdrop, config)
+    critic = losses.Critic(LossConfig())
+    before = losses.mouth_terms(performance, shot, backdrop, critic)["mouth"]
+    assert losses.mouth_terms(performance, replace(shot, image=changed), backdrop, critic)["mouth"] == before
+    closed = replace(shot, labels=torch.zeros_like(shot.labels), mouth_seen=False)
+    assert "mouth" not in losses.mouth_terms(performance, closed, backdrop, critic)
 
 
 def test_stages_follow_each_other_and_freeze_what_they_should():

@@ -47,13 +47,13 @@ def test_two_embeddings_make_two_people():
         head.face_identity.grid.table.uniform_(-1, 1)
     shots = [small_shot("anna", 1), small_shot("ben", 2)]
     personal = head.universal.new_personal()
-    images = [head(shot, personal, moving=False).face.image for shot in shots]
+    images = [head.perform(shot, personal, moving=False).face.image for shot in shots]
     assert (images[0] - images[1]).abs().max() > 1e-3
 
 
 def test_personal_nets_move_differently():
     head, shot = small_head(), small_shot()
-    moved = [head(shot, head.universal.new_personal()).motion.means for _ in range(2)]
+    moved = [head.perform(shot, head.universal.new_personal()).motion.means for _ in range(2)]
     assert (moved[0] - moved[1]).abs().max() > 1e-5
 
 
@@ -61,7 +61,7 @@ def test_baked_performs_like_unbaked():
     head, shot = small_head().eval(), small_shot()
     personal = head.universal.new_personal()
     with torch.no_grad():
-        unbaked = head(shot, personal).over(torch.zeros(3, 48, 48))
+        unbaked = head.perform(shot, personal).over(torch.zeros(3, 48, 48))
     baked = Actor.bake(head, personal, shot.embedding)(shot.audio, shot.expression, shot.camera).over(
         torch.zeros(3, 48, 48)
     )
@@ -97,7 +97,7 @@ def test_the_gate_is_open_on_the_face_and_shut_on_hair():
 def test_every_shared_and_personal_parameter_learns(form, order, code):
     head = small_head(small_config(form=form, order=order, audio=AudioConfig(code=code, noise=0.0)))
     personal = head.universal.new_personal()
-    performance = head(small_shot(), personal, landmarks=True)
+    performance = head.perform(small_shot(), personal, landmarks=True)
     loss = performance.over(torch.rand(3, 48, 48)).square().sum() + performance.landmark_motion.sum() * 100
     if form == "attention":
         assert performance.face.image.shape[0] == 5
@@ -125,6 +125,22 @@ def test_listener_whitens():
     assert taps(audio).shape == (400, 30)
 
 
+def test_silence_is_heard_as_one_and_speech_as_it_is():
+    rng = torch.Generator().manual_seed(0)
+    voiced = (torch.rand(400, 8, generator=rng) > 0.4).float()
+    # Channel 0 tells voice from silence; the others carry speech, and in silence the noise of a room.
+    audio = torch.randn(400, 8, 6, 2, generator=rng)
+    audio[:, :, 0] = 4 * voiced[..., None] + 0.3 * audio[:, :, 0]
+    hearing, deaf = (Listener(AudioConfig(dim=8, noise=0.0, silence=s), 6, 2) for s in (True, False))
+    hearing.fit(audio, voiced)
+    deaf.fit(audio, voiced)
+    silence, speech = audio[:2].clone(), audio[:2].clone()
+    silence[:, :, 0], speech[:, :, 0] = 0.0, 4.0
+    torch.testing.assert_close(hearing(silence[0]), hearing(silence[1]))
+    assert (hearing(speech[0]) - hearing(speech[1])).norm() > 0.5
+    assert (deaf(silence[0]) - deaf(silence[1])).norm() > 0.5
+
+
 def test_windows_beyond_the_clip_hear_its_last_frame():
     audio = torch.randn(8, 6, 2)
     ended = audio.clone()
@@ -147,7 +163,7 @@ def test_embedding_of_unit_length_is_all_that_names_a_person():
     head, shot = small_head().eval(), small_shot()
     same = replace(shot, identity="somebody else")
     personal = head.universal.new_personal()
-    torch.testing.assert_close(head(shot, personal).face.image, head(same, personal).face.image)
+    torch.testing.assert_close(head.perform(shot, personal).face.image, head.perform(same, personal).face.image)
 
 
 def test_points_outside_the_cube_have_no_features():
