@@ -65,10 +65,10 @@ def longest(looks: list[Look]) -> Span:
     """The longest usable run."""
     reasons = [look.reason for look in looks]
     changed = np.array([look.changed for look in looks])
-    spikes = _spikes(changed)
+    jumps = spikes(changed)
     runs, since = [], 0
     for i in range(1, len(looks) + 1):
-        ends = i == len(looks) or reasons[i] or reasons[i - 1] or _cut(looks[i - 1], looks[i], bool(spikes[i]))
+        ends = i == len(looks) or reasons[i] or reasons[i - 1] or _cut(looks[i - 1], looks[i], bool(jumps[i]))
         if ends:
             runs.append((since, i))
             since = i
@@ -76,7 +76,7 @@ def longest(looks: list[Look]) -> Span:
     first, stop = max(usable, key=lambda run: run[1] - run[0], default=(0, 0))
     left_out = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons) if reason}
     left_out["beyond a cut or a gap"] = len(looks) - sum(left_out.values()) - (stop - first)
-    splices = tuple(int(i) for i in np.flatnonzero(spikes) if first < i < stop)
+    splices = tuple(int(i) for i in np.flatnonzero(jumps) if first < i < stop)
     return Span(first, stop, {reason: count for reason, count in left_out.items() if count}, splices)
 
 
@@ -125,10 +125,10 @@ def turn_deg(matrix: Float64[np.ndarray, "4 4"]) -> float:
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
-def _spikes(changed: np.ndarray) -> np.ndarray:
-    """Frames that differ from the one before far more than their neighbours do."""
+def spikes(changed: np.ndarray, least: float = LEAST_SPIKE) -> np.ndarray:
+    """Frames that differ from the one before far more than their neighbours do, and by more than `least`."""
     found = np.zeros(len(changed), bool)
-    for i in np.flatnonzero(changed > LEAST_SPIKE):
+    for i in np.flatnonzero(changed > least):
         neighbours = np.concatenate([changed[max(1, i - AROUND) : i], changed[i + 1 : i + 1 + AROUND]])
         found[i] = len(neighbours) > 0 and changed[i] > SPIKE * neighbours.max()
     return found

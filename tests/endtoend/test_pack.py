@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -114,31 +116,24 @@ def contents(out: Path) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if not Path(name).name.startswith(".part-")}
 
 
-def pack_killed_after(seconds: float, words: list[str]) -> bool:
-    """Starts packing and kills it, and what it started, without warning. Returns whether it was still at work."""
+def pack_killed(clips: Path, out: Path, when: Callable[[float], bool]) -> bool:
+    """Packs, and kills it without warning when `when` says so of the seconds since the start. Returns whether it was still at work."""
+    words = [sys.executable, "-m", "fiag_dist.cli", "pack", str(clips), "--out", str(out), *QUICK]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    try:
-        running.wait(seconds)
-    except subprocess.TimeoutExpired:
-        running.send_signal(signal.SIGKILL)  # its workers end with it: that is part of what is tested
-        running.wait()
-        return True
+    began = time.monotonic()
+    while running.poll() is None:
+        if when(time.monotonic() - began):
+            running.send_signal(signal.SIGKILL)  # its workers end with it: that is part of what is tested
+            running.wait()
+            return True
+        time.sleep(0.005)
+    assert running.returncode == 0
     return False
 
 
-def kill_and_repeat(clips: Path, out: Path, kills: int) -> None:
-    """Packs undisturbed, then with `kills` kills at moments spread over the run, and compares every byte."""
-    calm, rough = out / "calm", out / "rough"
-    words = [sys.executable, "-m", "fiag_dist.cli", "pack", str(clips), *QUICK, "--out"]
-    began = time.monotonic()
-    assert not pack_killed_after(600, [*words, str(calm)])
-    whole = time.monotonic() - began
-    moments = np.random.default_rng(0).uniform(0.1, 1.0, kills) * whole
-    killed = sum(pack_killed_after(float(moment), [*words, str(rough)]) for moment in moments)
-    assert killed > 0, "every run was over before it was killed"
-    assert not pack_killed_after(600, [*words, str(rough)])
-    assert contents(rough) == contents(calm)
+def never(_: float) -> bool:
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +148,14 @@ def pair(cut: tuple[list[np.ndarray], np.ndarray], tmp_path_factory: pytest.Temp
 @pytest.mark.weights
 @pytest.mark.clips
 def test_killed_twice_the_shards_are_the_same(pair: Path, tmp_path: Path) -> None:
-    kill_and_repeat(pair, tmp_path, kills=2)
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    assert not pack_killed(pair, calm, never)
+    assert pack_killed(pair, rough, lambda _: any(rough.glob("a/*.tar"))), "in the middle of the first clip's files"
+    assert pack_killed(pair, rough, lambda _: (rough / "a" / "entry.json").exists()), "in the second clip"
+    first = (rough / "a" / "entry.json").stat().st_mtime_ns
+    assert not pack_killed(pair, rough, never)
+    assert (rough / "a" / "entry.json").stat().st_mtime_ns == first, "what is finished is kept"
+    assert contents(rough) == contents(calm)
 
 
 @pytest.mark.slow
@@ -161,7 +163,19 @@ def test_killed_twice_the_shards_are_the_same(pair: Path, tmp_path: Path) -> Non
 @pytest.mark.clips
 @pytest.mark.timeout(1800)
 def test_killed_twenty_times_the_shards_are_the_same(pair: Path, tmp_path: Path) -> None:
-    kill_and_repeat(pair, tmp_path, kills=20)
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    began = time.monotonic()
+    assert not pack_killed(pair, calm, never)
+    moments = np.random.default_rng(0).uniform(0.1, 1.0, 20) * (time.monotonic() - began)
+    killed = 0
+    for moment in moments:
+        killed += pack_killed(pair, rough, lambda seconds, moment=moment: seconds > moment)
+        if (rough / "manifest.json").exists():  # all is packed: from the start again
+            assert contents(rough) == contents(calm)
+            shutil.rmtree(rough)
+    assert killed > 5
+    assert not pack_killed(pair, rough, never)
+    assert contents(rough) == contents(calm)
 
 
 @pytest.mark.weights
