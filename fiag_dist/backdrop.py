@@ -1,8 +1,9 @@
 """What a head is rendered over: the clip's own torso and background with the head taken out, and how the head was held meanwhile."""
 
 import io
+import itertools
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from fiag_dist.errors import DataError
+from fiag_dist.ingest.span import spikes
 from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta
 from fiag_dist.video import VideoWriter, read_frames
 
 VIDEO, POSES = "backdrop.mp4", "poses.npz"
 _HEAD_ABOVE = 2
 """An alpha value from which a pixel may show some of the head, of 255."""
+LEAST_JUMP_M = 0.006
+"""A head that moves less from one frame to the next does not jump, whatever its neighbours do; metres."""
 _CRF = 10
 """Near lossless: the backdrop is encoded a second time in every rendered video."""
 _MEMORY_BYTES = 256 * 2**20
@@ -90,7 +94,7 @@ def write_backdrop(folder: Path, frames: Iterable[Frame], meta: IdentityMeta, fp
 
 
 def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
-    """The longest run of frames without a gap in time, as much of it as memory may hold.
+    """The longest run of frames without a gap in time or a splice, as much of it as memory may hold.
 
     size, fps: of the identity. Raises DataError when a file is missing, damaged or of another size.
     """
@@ -124,4 +128,21 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
         raise DataError(
             f"identity {folder}: {VIDEO} has {found}, {POSES} asks for {len(longest)} of {(size, size, 3)}; {again}"
         )
-    return Loop(images, poses["viewmats"][longest], poses["K"], poses["expressions"][longest])
+    take = longest_take(poses["viewmats"][longest], images)
+    chosen = longest[take]
+    return Loop(images[take], poses["viewmats"][chosen], poses["K"], poses["expressions"][chosen])
+
+
+def longest_take(
+    viewmats: Float32[np.ndarray, "frames 4 4"], images: Sequence[UInt8[np.ndarray, "size size 3"]] = ()
+) -> slice:
+    """The longest run of consecutive frames in which neither the head nor, where images are given, the picture is suddenly elsewhere.
+
+    Where it is, seconds were taken out of the clip (a splice).
+    """
+    moved_m = np.linalg.norm(np.diff(viewmats[:, :3, 3], axis=0), axis=1)
+    jumps = spikes(np.array([0.0, *moved_m]), LEAST_JUMP_M)
+    if images:
+        jumps |= spikes(np.array([0.0, *(float(cv2.absdiff(a, b).mean()) for a, b in itertools.pairwise(images))]))
+    edges = [0, *(int(i) for i in np.flatnonzero(jumps)), len(viewmats)]
+    return slice(*max(itertools.pairwise(edges), key=lambda edge: edge[1] - edge[0]))

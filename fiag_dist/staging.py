@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from fiag_dist.backdrop import Loop, bounce
+from fiag_dist.backdrop import Loop, bounce, longest_take
 from fiag_dist.errors import ConfigError
 from fiag_dist.rehearsal import Layer
 from fiag_dist.shards.manifest import read_manifest
@@ -80,6 +80,7 @@ class Stage:
         if staging.pose:
             self._still = nearest_to_mean(loop.viewmats)
             viewmats, rate = _borrowed(staging.pose, "pose", "viewmats")
+            viewmats = viewmats[longest_take(viewmats)]
             self._viewmats, self._pose_rate = retargeted(viewmats, loop.viewmats[self._still]), rate / fps
         if staging.expression:
             self._expressions, rate = _borrowed(staging.expression, "expression", "expressions")

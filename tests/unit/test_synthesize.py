@@ -1,5 +1,6 @@
 """Speech to video: any length, in bounded memory, over a backdrop without jumps; and what is said when something is missing."""
 
+import dataclasses
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,19 @@ def test_damaged_identities_are_refused(home: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"backdrop\.mp4 has 40 frames"):
         read_backdrop(folder, 2 * info.size, info.fps)
     Identity.load(folder)
+
+
+def test_a_splice_is_not_looped_over(tmp_path: Path) -> None:
+    meta, frames = tiny.clip("ball")
+    cut_out = [
+        *frames[:12],
+        *frames[24:40],
+    ]  # one take, half a second of it taken out: the ball jumps by 3 pixels, 10 mm
+    numbered = [dataclasses.replace(frame, index=i) for i, frame in enumerate(cut_out)]
+    write_backdrop(tmp_path, numbered, meta, tiny.FPS)
+    loop = read_backdrop(tmp_path, tiny.SIZE, tiny.FPS)
+    np.testing.assert_array_equal(loop.viewmats, meta.viewmats[24:40])
+    assert len(loop) == len(loop.images) == len(loop.expressions) == 16
 
 
 def test_a_gap_in_time_is_not_looped_over(tmp_path: Path) -> None:
