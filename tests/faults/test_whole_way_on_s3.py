@@ -30,6 +30,16 @@ train:
   model:
     field: {{num_face: 600, num_mouth: 100, capacity_face: 700, capacity_mouth: 140}}
 """
+ADAPT = """
+train:
+  steps: 6
+  frames_per_step: 1
+  log_every: 2
+  images_every: 0
+  checkpoint_every: 6
+  stages: {landmark_steps: 1}
+  loss: {triplet: 0.0, contrast: 0.0}
+"""
 PASSING = (
     Fault("status"),
     Fault("status", status=500, code="InternalError"),
@@ -68,7 +78,7 @@ def test_a_clip_is_packed_to_the_same_bytes_as_on_disk(clips: Path, url: str, tm
     assert "unchanged" in run(*pack, url)
 
 
-def test_training_reads_its_shards_through_faults(url: str, tmp_path: Path, proxy: Proxy) -> None:
+def test_training_and_adaptation_read_their_shards_through_faults(url: str, tmp_path: Path, proxy: Proxy) -> None:
     run("shards/make_demo.py", "--out", url, "--identities", "3", "--seconds", "1", "--size", "64")
     for name, data in (("near", tmp_path / "near"), ("far", url)):
         if name == "near":
@@ -83,6 +93,15 @@ def test_training_reads_its_shards_through_faults(url: str, tmp_path: Path, prox
     step = "far/checkpoints/step-00000012"
     for file in (checkpoint.SHARED, checkpoint.OPTIM):
         assert (tmp_path / "near" / step / file).read_bytes() == (tmp_path / "far" / step / file).read_bytes()
+    for copy in (tmp_path / "cache" / "objects").glob("*.tar"):
+        copy.unlink()
+    proxy.calm()
+    proxy.choose = at_random(2, 0.3, *PASSING)
+    (tmp_path / "adapt.yaml").write_text(ADAPT)
+    to = ("--from", tmp_path / "near" / "far", "--out", tmp_path / "people", "--config", tmp_path / "adapt.yaml")
+    run("-m", "fiag_dist.cli", "adapt", url, *to, "--names", "demo_02")
+    assert (tmp_path / "people" / "demo_02" / "identity.safetensors").is_file()
+    assert proxy.count("^GET .*demo_02.*tar") >= 2
     proxy.choose = always("^GET .*demo_01-000000.tar", Fault("truncated"))
     for copy in (tmp_path / "cache" / "objects").glob("*demo_01*"):
         copy.unlink()
