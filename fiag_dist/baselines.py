@@ -33,16 +33,16 @@ class Pasted:
 
 def nearest(
     meta: IdentityMeta,
-    mouth_open: Float32[np.ndarray, " frames"],
+    mouth_open: Float32[np.ndarray, " frames"] | None,
     train: Int[np.ndarray, " n"],
     test: Int[np.ndarray, " m"],
 ) -> Int[np.ndarray, " m"]:
     """For each test position the training position nearest in head pose and expression, both in deviations over the training frames.
 
-    mouth_open: of all frames of the clip; without it the baseline could not choose by the mouth at all.
+    mouth_open: of all frames of the clip. None chooses by pose and upper face alone, blind to the mouth: what lips that follow speech must beat.
     """
     place = _placements(meta)
-    face = np.concatenate([meta.expressions, mouth_open[:, None]], 1)
+    face = meta.expressions if mouth_open is None else np.concatenate([meta.expressions, mouth_open[:, None]], 1)
     pose_floor = np.repeat([_STILL_DEG, _STILL_PX], 3)
     features = np.concatenate(
         [

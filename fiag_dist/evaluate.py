@@ -1,171 +1,66 @@
-"""fiag-dist evaluate: how near an identity's rendered heads come to the frames that it was not trained on."""
+"""fiag-dist evaluate: how near identities come to the frames that they were not trained on, and whether their mouths follow a voice."""
 
-import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import cv2
 import numpy as np
-import torch
 import tyro
-from jaxtyping import Bool, UInt8
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fiag_dist import baselines
-from fiag_dist.actor import INFO, Actor, load_actor, load_info
-from fiag_dist.backdrop import behind
+from fiag_dist import report
+from fiag_dist.actor import INFO, load_info
 from fiag_dist.bake import bake_run
-from fiag_dist.baselines import Pasted
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError, guarded
-from fiag_dist.feed import shot_of
-from fiag_dist.kernels.ssim import ssim
+from fiag_dist.examine import METRICS, PROTOCOL, STRIP, Evaluation, evaluate_identity
+from fiag_dist.ingest.identity import MODEL
+from fiag_dist.metrics.panel import ALL, IMAGE, Panel
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.shards.reader import read_meta
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import to_image
-from fiag_dist.types import Frame, IdentityMeta
 
-METRICS, STRIP, REPORT, SCRATCH = "metrics.json", "strip.png", "evaluation.md", "scratch"
-TRAIN_EVERY = 5
-STRIP_FRAMES = 6
-PROTOCOL = (
-    "Each frame is rendered with its own camera, speech and upper-face expression, put over the true frame with its head taken out and filled in, "
-    "rounded to 8 bits, and not encoded. Means over frames. head: pixels with alpha > 127; mouth: the lip rectangle; full: all pixels. "
-    "SSIM: 11 x 11 Gaussian window, sigma 1.5, zero padding, mean over RGB; head_ssim over the bounding box of the head."
+__all__ = ["EvaluateCommand", "evaluate_identity", "identities_in", "main"]
+
+REPORT, SCRATCH = "evaluation.md", "scratch"
+METHODS = (
+    "Faces are found in render and truth alike by the landmark model that also prepared the clips, and whose landmarks supervised training: PSNR, SSIM and "
+    "LPIPS do not depend on it. Left empty where the truth hardly moves. AUE is taken from blendshapes. docs/metrics.md defines every number."
 )
-"""What the numbers mean; written beside them."""
-Row = Mapping[str, float | None]
-"""The numbers of one identity, by column of the table."""
-COLUMNS = {
-    "head": "head",
-    "head_scratch": "from scratch",
-    "head_nearest_warped": "nearest + warp",
-    "gain": "gain over it",
-    "head_nearest": "nearest",
-    "head_train": "train frames",
-    "mouth": "mouth",
-    "mouth_nearest_warped": "mouth, nearest + warp",
-    "full": "full",
-    "head_ssim": "head SSIM",
-    "full_ssim": "full SSIM",
-}
-ON_SCREEN = ("head", "head_scratch", "head_nearest_warped", "gain", "head_nearest", "mouth", "full", "head_ssim")
-"""What fits a terminal of 80 columns."""
 
 
-@dataclass(frozen=True, eq=False)
-class Truth:
-    """A frame to compare with, and what all heads are put over."""
-
-    frame: Frame
-    backdrop: UInt8[np.ndarray, "size size 3"]
-    head: Bool[np.ndarray, "size size"]
-
-    @classmethod
-    def of(cls, frame: Frame) -> "Truth":
-        return cls(frame, behind(frame.image, frame.alpha), frame.alpha > 127)
-
-    def scores(self, image: UInt8[np.ndarray, "size size 3"]) -> dict[str, float]:
-        """The metrics of one composed frame. A frame that shows no head scores its full frame as its head."""
-        error = np.square(image.astype(np.float64) - self.frame.image).mean(2) / 255**2
-        head = self.head if self.head.any() else np.ones_like(self.head)
-        ys, xs = np.flatnonzero(head.any(1)), np.flatnonzero(head.any(0))
-        box = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
-        x0, y0, x1, y1 = self.frame.lips_rect
-        return {
-            "head_psnr_db": psnr(error[head].mean()),
-            "full_psnr_db": psnr(error.mean()),
-            "mouth_psnr_db": psnr(error[y0:y1, x0:x1].mean()),
-            "head_ssim": similarity(image[box], self.frame.image[box]),
-            "full_ssim": similarity(image, self.frame.image),
-        }
-
-
-def psnr(error: float) -> float:
-    """Decibels of a mean squared error of values in 0..1; 100 at most."""
-    return float(-10 * np.log10(max(error, 1e-10)))
-
-
-def similarity(image: UInt8[np.ndarray, "h w 3"], truth: UInt8[np.ndarray, "h w 3"]) -> float:
-    """SSIM of two 8-bit images."""
-    image_CHW, truth_CHW = (torch.from_numpy(x).permute(2, 0, 1).float() / 255 for x in (image, truth))
-    return float(ssim(image_CHW, truth_CHW))
-
-
-def composed(actor: Actor, frame: Frame, meta: IdentityMeta, backdrop: np.ndarray) -> UInt8[np.ndarray, "size size 3"]:
-    """The actor in the place of a frame's head."""
-    device = next(actor.buffers()).device
-    shot = shot_of(frame, meta, device)
-    behind_3HW = torch.from_numpy(backdrop).to(device).permute(2, 0, 1).float() / 255
-    return to_image(actor(shot.audio, shot.expression, shot.camera).over(behind_3HW))
-
-
-def evaluate_identity(folder: str | Path) -> dict[str, Any]:
-    """Scores an identity on all test frames of its clip, beside the baselines, and on every fifth training frame. Writes metrics.json and strip.png.
-
-    Returns what metrics.json holds: `head_psnr_db`, `full_psnr_db`, `mouth_psnr_db`, `head_ssim`, `full_ssim` of the identity, the same by name
-    under `baselines` and `train`, `train_head_psnr_db`, and the protocol. Raises DataError when the folder or its clip's shards can't be read.
-    """
-    folder = Path(folder)
-    info = load_info(folder)
-    actor = load_actor(folder, info)
-    actor = actor.cuda() if torch.cuda.is_available() else actor
-    storage = open_storage(info.data)
-    entry = read_manifest(storage, check=False).entry(info.name)
-    meta, reader = read_meta(storage, entry), FrameReader(storage, entry)
-    if not len(reader.test):
-        raise DataError(
-            f"identity {folder}: its clip {info.name} in {info.data} has no test frames; pack a longer clip"
-        )
-    rows: dict[str, list[dict[str, float]]] = {"model": [], "nearest": [], "nearest_warped": []}
-    shown = set(np.linspace(0, len(reader.test) - 1, STRIP_FRAMES).round().astype(int).tolist())
-    pairs = []
-    neighbours = baselines.nearest(meta, reader.mouth_open, reader.train, reader.test)
-    for i, (position, neighbour) in enumerate(zip(reader.test, neighbours, strict=True)):
-        truth, source = Truth.of(reader.frame(int(position))), reader.frame(int(neighbour))
-        image = composed(actor, truth.frame, meta, truth.backdrop)
-        rows["model"].append(truth.scores(image))
-        rows["nearest"].append(truth.scores(Pasted(source.image, source.alpha).over(truth.backdrop)))
-        rows["nearest_warped"].append(truth.scores(baselines.warped(source, truth.frame).over(truth.backdrop)))
-        if i in shown:
-            pairs.append(np.concatenate([truth.frame.image, image]))
-    train = []
-    for position in reader.train[::TRAIN_EVERY]:
-        truth = Truth.of(reader.frame(int(position)))
-        train.append(truth.scores(composed(actor, truth.frame, meta, truth.backdrop)))
-    means = {name: _mean(scores) for name, scores in rows.items()}
-    metrics = {
-        "name": info.name,
-        **means.pop("model"),
-        "train_head_psnr_db": _mean(train)["head_psnr_db"],
-        "train": _mean(train),
-        "baselines": means,
-        "test_frames": len(reader.test),
-        "train_frames_scored": len(train),
-        "protocol": PROTOCOL,
-    }
-    _write_strip(folder / STRIP, pairs)
-    open_storage(folder).write(METRICS, json.dumps(_stored(folder) | metrics, indent=1).encode())
-    return metrics
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluateCommand:
     """Scores identities on the frames of their clips that they were not trained on, beside what any head must beat: the nearest training frame."""
 
     folders: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="IDENTITY_OR_DIR...")] = ()
     """Identity folders, or folders of them; each of the latter gets an evaluation.md. A pretraining's run folder stands for its own identities."""
+    fast: bool = False
+    """Only PSNR and SSIM: a few seconds an identity instead of half a minute."""
+    metrics: str = ""
+    """Only these, separated by commas, of psnr, ssim, lpips, lmd, mouth, eyes, aue, identity, speech; none: all that this installation can measure."""
+    audio: Path | None = None
+    """The voice for the speech metrics: any file with a sound track. Without it, that of the longest other clip in the same shards."""
+    encoded: bool = False
+    """Score test frames through an H.264 video as well, render and truth alike."""
+    data: str = ""
+    """Where the shards are, when they are no longer where the identities were adapted from."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The metrics asked for. Raises ConfigError when `fast` and `metrics` are both given."""
+        if self.fast and self.metrics:
+            raise ConfigError(f"--fast and --metrics {self.metrics}: give one of them")
+        if self.metrics:
+            return tuple(name.strip() for name in self.metrics.split(","))
+        return IMAGE if self.fast else ALL
 
 
 def main(argv: list[str]) -> int:
-    """The command. Returns 0. Raises ConfigError or DataError."""
+    """The command. Returns 0. Raises ConfigError, WeightsError or DataError."""
     command = tyro.cli(EvaluateCommand, args=argv, prog="fiag-dist evaluate")
     if not command.folders:
         raise ConfigError(
@@ -175,18 +70,36 @@ def main(argv: list[str]) -> int:
     groups = {folder: identities_in(folder) for folder in folders}
     todo = list(dict.fromkeys(identity for group in groups.values() for identity in group))
     console = Console(highlight=False)
-    rows: dict[Path, Row] = {}
-    for identity in track(todo, "evaluating", console=console, transient=True):
-        scratch = identity / SCRATCH
-        metrics = evaluate_identity(identity)
-        rows[identity] = _row(metrics, evaluate_identity(scratch) if (scratch / INFO).is_file() else None)
-    console.print(_table([(identity.resolve().name, row) for identity, row in rows.items()]))
+    strict = bool(command.metrics)
+    rows: dict[Path, report.Row] = {}
+    notes: list[str] = []
+    with Panel(command.names, strict) as panel, _progress(console) as bar:
+        task = bar.add_task("", total=len(todo))
+        evaluation = Evaluation(panel, audio=command.audio, encoded=command.encoded, data=command.data, strict=strict)
+        people = {folder: _people(group, evaluation) for folder, group in groups.items()}
+        for number, identity in enumerate(todo):
+            home = next(folder for folder, group in groups.items() if identity in group)
+
+            def moved(what: str, share: float, name: str = identity.name, number: int = number) -> None:
+                bar.update(task, completed=number + 0.9 * share, description=f"{name}: {what}")
+
+            metrics = evaluate_identity(identity, evaluation, people[home], moved)
+            scratch = None
+            if (identity / SCRATCH / INFO).is_file():
+                scratch = evaluate_identity(identity / SCRATCH, evaluation, people[home], moved)
+            rows[identity] = report.row_of(metrics, scratch)
+            notes += [f"{identity.resolve().name}: {note}" for note in metrics["notes"]]
+    notes += panel.left_out
+    for table in report.tables([(identity.resolve().name, row) for identity, row in rows.items()]):
+        console.print(table)
+    for note in notes:
+        console.print(note, soft_wrap=True)
     console.print(f"{METRICS} and {STRIP} (truth above render) are in each identity's folder")
     for folder, group in groups.items():
         if group != [folder]:
-            open_storage(folder).write(
-                REPORT, _markdown([(identity.name, rows[identity]) for identity in group]).encode()
-            )
+            remarks = [PROTOCOL, *([METHODS] if panel.sees_faces else []), *notes]
+            text = report.markdown([(identity.name, rows[identity]) for identity in group], remarks)
+            open_storage(folder).write(REPORT, text.encode())
             console.print(f"table: {folder / REPORT}", soft_wrap=True)
     return 0
 
@@ -202,85 +115,23 @@ def identities_in(folder: Path) -> list[Path]:
     return found
 
 
-def _row(metrics: Mapping[str, Any], scratch: Mapping[str, Any] | None) -> Row:
-    """The numbers of one line of the table, by column."""
-    nearest, warped = metrics["baselines"]["nearest"], metrics["baselines"]["nearest_warped"]
-    return {
-        "head": metrics["head_psnr_db"],
-        "head_scratch": scratch["head_psnr_db"] if scratch else None,
-        "head_nearest_warped": warped["head_psnr_db"],
-        "head_nearest": nearest["head_psnr_db"],
-        "gain": metrics["head_psnr_db"] - warped["head_psnr_db"],
-        "head_train": metrics["train_head_psnr_db"],
-        "mouth": metrics["mouth_psnr_db"],
-        "mouth_nearest_warped": warped["mouth_psnr_db"],
-        "full": metrics["full_psnr_db"],
-        "head_ssim": metrics["head_ssim"],
-        "full_ssim": metrics["full_ssim"],
-    }
-
-
-def _lines(rows: Sequence[tuple[str, Row]], wanted: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells of the table; columns without a number are left out, and several identities have a mean."""
-    columns = [name for name in wanted if any(row[name] is not None for _, row in rows)]
-    if len(rows) > 1:
-        known = {name: [value for _, row in rows if (value := row[name]) is not None] for name in columns}
-        rows = [*rows, ("mean", {name: float(np.mean(values)) for name, values in known.items()})]
-    cells = [[name, *(_cell(column, row[column]) for column in columns)] for name, row in rows]
-    return ["identity", *(COLUMNS[name] for name in columns)], cells
-
-
-def _cell(column: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4f}" if column.endswith("ssim") else f"{value:+.2f}" if column == "gain" else f"{value:.2f}"
-
-
-def _table(rows: Sequence[tuple[str, Row]]) -> Table:
-    titles, cells = _lines(rows, ON_SCREEN)
-    table = Table(
-        title="test frames: PSNR in dB, of the head where no region is named", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for title in titles:
-        is_name = title == "identity"
-        table.add_column(title, justify="left" if is_name else "right", no_wrap=is_name)
-    for line in cells:
-        table.add_row(*line, style="bold" if line[0] == "mean" else None)
-    return table
-
-
-def _markdown(rows: Sequence[tuple[str, Row]]) -> str:
-    titles, cells = _lines(rows, COLUMNS)
-    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *cells]
-    return "\n".join(
-        [
-            "# Test frames: PSNR in dB, of the head where no region is named, and SSIM",
-            "",
-            *(f"| {' | '.join(line)} |" for line in lines),
-            "",
-            PROTOCOL,
-            "",
-        ]
-    )
-
-
-def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
-
-
-def _stored(folder: Path) -> dict[str, Any]:
-    """What metrics.json holds already: times and the like, which others put there."""
-    try:
-        return json.loads((folder / METRICS).read_text())
-    except (OSError, ValueError):
+def _people(group: Sequence[Path], evaluation: Evaluation) -> Mapping[str, np.ndarray]:
+    """Embeddings of the people of several identities, from their clips' training frames; none when nobody asks, or another recogniser made them."""
+    if "identity" not in evaluation.panel.names or len(group) < 2:
         return {}
+    people = {}
+    for folder in group:
+        info = load_info(folder)
+        storage = open_storage(evaluation.data_of(info))
+        manifest = read_manifest(storage, check=False)
+        if manifest.id_embedding.model == MODEL:
+            people[info.name] = read_meta(storage, manifest.entry(info.name)).embedding
+    return people
 
 
-def _write_strip(path: Path, pairs: Sequence[np.ndarray]) -> None:
-    """PNG of pairs, truth above render, side by side."""
-    done, data = cv2.imencode(".png", np.ascontiguousarray(np.concatenate(pairs, 1)[..., ::-1]))
-    assert done
-    open_storage(path.parent).write(path.name, data.tobytes())
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("evaluating"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console, transient=True)
 
 
 if __name__ == "__main__":

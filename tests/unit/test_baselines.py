@@ -46,7 +46,9 @@ def test_expression_decides_between_equal_poses(clip) -> None:
     train, test = np.arange(5), np.array([5])
     assert baselines.nearest(meta, np.zeros(6, np.float32), train, test).tolist() == [3]
     opening = np.array([0, 0, 1, 0, 0, 1], np.float32)
-    assert baselines.nearest(replace(meta, expressions=0 * expressions), opening, train, test).tolist() == [2]
+    still = replace(meta, expressions=0 * expressions)
+    assert baselines.nearest(still, opening, train, test).tolist() == [2]
+    assert baselines.nearest(still, None, train, test).tolist() == [1]  # blind to the mouth: the first of equal poses
 
 
 def test_only_training_frames_are_chosen(clip) -> None:

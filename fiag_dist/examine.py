@@ -1,0 +1,250 @@
+"""One identity under examination: rendered in the place of true frames, measured beside baselines, and given another person's voice."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+
+from fiag_dist import baselines
+from fiag_dist.actor import TENSORS, Actor, IdentityInfo, load_actor, load_info
+from fiag_dist.backdrop import behind
+from fiag_dist.baselines import Pasted
+from fiag_dist.crossdriven import SpeechTest
+from fiag_dist.errors import DataError, FiagError
+from fiag_dist.feed import shot_of
+from fiag_dist.metrics.encoded import ThroughVideo
+from fiag_dist.metrics.panel import Look, Numbers, Panel
+from fiag_dist.metrics.regions import Truth
+from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.storage import open_storage
+from fiag_dist.synthesize import Identity, to_image
+from fiag_dist.types import Frame, IdentityMeta
+
+METRICS, STRIP = "metrics.json", "strip.png"
+TRAIN_EVERY = 5
+STRIP_FRAMES = 6
+EMBED_FRAMES = 8
+"""Test frames that the face recogniser sees, of render and truth."""
+NOTED = ("seconds", "steps")
+"""What adaptation notes in metrics.json beside the scores."""
+PROTOCOL = (
+    "Each frame is rendered with its own camera, speech and upper-face expression, put over the true frame with its head taken out and filled in, "
+    "rounded to 8 bits, and not encoded. Means over frames. head: pixels with alpha > 127; mouth: the lip rectangle; full: all pixels. "
+    "SSIM: 11 x 11 Gaussian window, sigma 1.5, zero padding, mean over RGB; head_ssim over the bounding box of the head."
+)
+"""What the numbers mean; written beside them."""
+
+
+class Evaluation:
+    """How identities are to be scored, with the tools opened once for all. panel: the metrics. strict: what can't be measured is an error, no note."""
+
+    def __init__(
+        self, panel: Panel, *, audio: Path | None = None, encoded: bool = False, data: str = "", strict: bool = False
+    ) -> None:
+        self.panel, self.encoded, self.strict = panel, encoded, strict
+        self._audio, self._data = audio, data
+        self._speech: dict[str, SpeechTest] = {}
+
+    def data_of(self, info: IdentityInfo) -> str:
+        """Where the shards of an identity's clip are now."""
+        return self._data or info.data
+
+    def speech_test(self, url: str) -> SpeechTest:
+        """The test of other people's voices for identities of one set of shards; its judge is trained once."""
+        if url not in self._speech:
+            self._speech[url] = SpeechTest(url, self._audio)
+        return self._speech[url]
+
+
+def composed(actor: Actor, frame: Frame, meta: IdentityMeta, backdrop: np.ndarray) -> UInt8[np.ndarray, "size size 3"]:
+    """The actor in the place of a frame's head."""
+    device = next(actor.buffers()).device
+    shot = shot_of(frame, meta, device)
+    behind_3HW = torch.from_numpy(backdrop).to(device).permute(2, 0, 1).float() / 255
+    return to_image(actor(shot.audio, shot.expression, shot.camera).over(behind_3HW))
+
+
+def evaluate_identity(
+    folder: str | Path,
+    evaluation: Evaluation | None = None,
+    people: Mapping[str, Float32[np.ndarray, " id_dim"]] | None = None,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> dict[str, Any]:
+    """Scores an identity on all test frames of its clip, beside the baselines, and on every fifth training frame. Writes metrics.json and strip.png.
+
+    evaluation: which metrics; PSNR and SSIM without one. people: whose embeddings the render's are compared with. progress: called with what is
+    being done and its share. Returns what this call adds to metrics.json: the metrics by key (docs/metrics.md), the same by name under `baselines`,
+    `train` and `encoded`, `train_head_psnr_db`, notes and the protocol. Raises DataError when the folder or its clip's shards can't be read.
+    """
+    if evaluation is None:
+        with Panel() as panel:
+            return evaluate_identity(folder, Evaluation(panel), people, progress)
+    folder, panel = Path(folder), evaluation.panel
+    info = load_info(folder)
+    actor = load_actor(folder, info)
+    actor = actor.cuda() if torch.cuda.is_available() else actor
+    storage = open_storage(evaluation.data_of(info))
+    entry = read_manifest(storage, check=False).entry(info.name)
+    meta, reader = read_meta(storage, entry), FrameReader(storage, entry)
+    if not len(reader.test):
+        raise DataError(
+            f"identity {folder}: its clip {info.name} in {storage.url} has no test frames; pack a longer clip"
+        )
+    with ExitStack() as stack:
+        video = stack.enter_context(ThroughVideo(info.size, info.fps)) if evaluation.encoded else None
+        looks, pairs = _test_frames(actor, meta, reader, panel, video, progress)
+        metrics: Numbers = {"name": info.name, **panel.numbers(looks["model"], looks["truth"], info.size, people)}
+        if video:
+            metrics["encoded"] = _encoded(video, reader, panel, info.size)
+    metrics["baselines"] = {
+        name: panel.numbers(looks[name], looks["truth"], info.size)
+        for name in ("nearest", "nearest_warped", "mouth_blind_warped")
+    }
+    train = _train_frames(actor, meta, reader, panel, progress)
+    metrics["train"] = panel.numbers(train["model"], train["truth"], info.size)
+    if "head_psnr_db" in metrics["train"]:
+        metrics["train_head_psnr_db"] = metrics["train"]["head_psnr_db"]
+    notes = []
+    if panel.sees_faces:
+        seen = {name: sum(look.face is not None for look in looks[name]) for name in ("truth", "model")}
+        metrics |= {"faces_found_true_frames": seen["truth"], "faces_found_rendered_frames": seen["model"]}
+        num = len(reader.test)
+        if min(seen.values()) < num:
+            notes.append(
+                f"no face found in {num - seen['truth']} of {num} true test frames and {num - seen['model']} of {num} rendered ones"
+            )
+        if "speech" in panel.names and seen["truth"] and seen["model"]:
+            try:
+                metrics |= _speech(folder, evaluation, storage.url, progress)
+            except FiagError as error:
+                if evaluation.strict:
+                    raise
+                notes.append(f"speech metrics left out: {error}")
+    metrics |= {
+        "test_frames": len(reader.test),
+        "train_frames_scored": len(train["model"]),
+        "notes": notes,
+        "protocol": PROTOCOL,
+        "tensors_sha256": hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest(),
+    }
+    _write_strip(folder / STRIP, pairs)
+    stored = json.dumps(_merged(_stored(folder), metrics), indent=1)
+    open_storage(folder).write(METRICS, stored.encode())
+    return metrics
+
+
+def _test_frames(
+    actor: Actor,
+    meta: IdentityMeta,
+    reader: FrameReader,
+    panel: Panel,
+    video: ThroughVideo | None,
+    progress: Callable[[str, float], None],
+) -> tuple[dict[str, list[Look]], list[np.ndarray]]:
+    """What was measured of the model, the truth and each baseline, frame by frame, and pictures of a few: truth above render."""
+    num = len(reader.test)
+    shown = _spread(num, STRIP_FRAMES)
+    embedded = _spread(num, EMBED_FRAMES)
+    looks: dict[str, list[Look]] = {
+        n: [] for n in ("model", "truth", "nearest", "nearest_warped", "mouth_blind_warped")
+    }
+    pairs = []
+    sighted = baselines.nearest(meta, reader.mouth_open, reader.train, reader.test)
+    blind = baselines.nearest(meta, None, reader.train, reader.test)
+    for i, position in enumerate(reader.test):
+        frame = reader.frame(int(position))
+        truth, backdrop = Truth.of(frame), behind(frame.image, frame.alpha)
+        image = composed(actor, frame, meta, backdrop)
+        near, far = reader.frame(int(sighted[i])), reader.frame(int(blind[i]))
+        looks["truth"].append(panel.look_at_truth(frame.image, embed=i in embedded))
+        looks["model"].append(panel.look(image, truth, perceptual=True, face=True, embed=i in embedded))
+        looks["nearest"].append(panel.look(Pasted(near.image, near.alpha).over(backdrop), truth))
+        warped = baselines.warped(near, frame).over(backdrop)
+        looks["nearest_warped"].append(panel.look(warped, truth, perceptual=True, face=True))
+        blinded = baselines.warped(far, frame).over(backdrop)
+        looks["mouth_blind_warped"].append(panel.look(blinded, truth, face=True))
+        if video:
+            video.write(image, frame.image)
+        if i in shown:
+            pairs.append(np.concatenate([frame.image, image]))
+        progress("test frames", (i + 1) / num)
+    return looks, pairs
+
+
+def _train_frames(
+    actor: Actor, meta: IdentityMeta, reader: FrameReader, panel: Panel, progress: Callable[[str, float], None]
+) -> dict[str, list[Look]]:
+    """The same of the model and the truth in every fifth training frame; LPIPS is left to test frames."""
+    looks: dict[str, list[Look]] = {"model": [], "truth": []}
+    positions = reader.train[::TRAIN_EVERY]
+    for i, position in enumerate(positions):
+        frame = reader.frame(int(position))
+        image = composed(actor, frame, meta, behind(frame.image, frame.alpha))
+        looks["model"].append(panel.look(image, Truth.of(frame), face=True))
+        looks["truth"].append(panel.look_at_truth(frame.image))
+        progress("training frames", (i + 1) / len(positions))
+    return looks
+
+
+def _encoded(video: ThroughVideo, reader: FrameReader, panel: Panel, size: int) -> Numbers:
+    """The metrics of test frames when render and truth have both been through H.264."""
+    looks: dict[str, list[Look]] = {"model": [], "truth": []}
+    for position, (image, true_image) in zip(reader.test, video.pairs(), strict=True):
+        truth = replace(Truth.of(reader.frame(int(position))), image=true_image)
+        looks["model"].append(panel.look(image, truth, perceptual=True, face=True))
+        looks["truth"].append(panel.look_at_truth(true_image))
+    numbers = panel.numbers(looks["model"], looks["truth"], size)
+    return {key: value for key, value in numbers.items() if not key.startswith("identity_")}
+
+
+def _speech(folder: Path, evaluation: Evaluation, url: str, progress: Callable[[str, float], None]) -> Numbers:
+    frames = 0
+
+    def find(image: np.ndarray) -> Any:
+        nonlocal frames
+        frames += 1
+        progress(f"another voice, frame {frames}", 1.0)
+        return evaluation.panel.find(image)
+
+    return evaluation.speech_test(url).numbers(Identity.load(folder), find)
+
+
+def _spread(num: int, wanted: int) -> set[int]:
+    """Up to `wanted` of 0 .. num-1, evenly."""
+    return set(np.linspace(0, num - 1, wanted).round().astype(int).tolist())
+
+
+def _merged(stored: Mapping[str, Any], metrics: Numbers) -> Numbers:
+    """Stored scores stay beside new ones while the identity is the same; of another one only what adaptation noted stays."""
+    if stored.get("tensors_sha256") != metrics["tensors_sha256"]:
+        return {key: stored[key] for key in NOTED if key in stored} | metrics
+    return _over(stored, metrics)
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both trees in one, the second on top."""
+    nested = {k: _over(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **nested}
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / METRICS).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_strip(path: Path, pairs: Sequence[np.ndarray]) -> None:
+    """PNG of pairs, truth above render, side by side."""
+    done, data = cv2.imencode(".png", np.ascontiguousarray(np.concatenate(pairs, 1)[..., ::-1]))
+    assert done
+    open_storage(path.parent).write(path.name, data.tobytes())
