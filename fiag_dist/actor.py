@@ -28,7 +28,10 @@ from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.storage import open_storage
 from fiag_dist.types import Camera, Gaussians
 
-VERSION = 1
+VERSION = 2
+"""Raised whenever a program that knows only the one before could not read the folder."""
+OLDEST = 1
+"""From this version on, folders are brought up to date as they are loaded."""
 INFO, TENSORS = "identity.json", "identity.safetensors"
 MAX_SIZE = 4096
 """Largest side of an identity's images, pixels: a damaged file must not ask for all memory."""
@@ -113,7 +116,7 @@ def load_info(folder: Path) -> IdentityInfo:
         values: Mapping[str, Any] = json.loads(path.read_text())
         if type(values["version"]) is not int:
             raise TypeError(f"version {values['version']!r}")
-        if values["version"] != VERSION:
+        if not OLDEST <= values["version"] <= VERSION:
             raise DataError(_other_version(folder, values))
         hints = typing.get_type_hints(IdentityInfo)
         for key, value in values.items():
@@ -131,7 +134,7 @@ def load_info(folder: Path) -> IdentityInfo:
 
 def _other_version(folder: Path, values: Mapping[str, Any]) -> str:
     """What to do about a folder of another format."""
-    said = f"identity {folder}: format version {values['version']}, this fiag_dist reads version {VERSION}"
+    said = f"identity {folder}: format version {values['version']}, this fiag_dist reads versions {OLDEST} to {VERSION}"
     if values["version"] > VERSION:
         return f"{said}; it is from a newer fiag_dist: pip install -U fiag-dist"
     clip = values.get("source") or "CLIP"
@@ -142,7 +145,7 @@ def _other_version(folder: Path, values: Mapping[str, Any]) -> str:
 def load_actor(folder: Path, info: IdentityInfo) -> Actor:
     """The actor of an identity folder. Raises DataError when its tensors are missing or damaged."""
     try:
-        tensors = safetensors.torch.load_file(folder / TENSORS)
+        tensors = _up_to_date(safetensors.torch.load_file(folder / TENSORS), info)
         universal = UniversalMotion(info.motion, info.audio_dim, info.audio_window, tensors["universal.rest_landmarks"])
         branches = ({name: tensors[f"{branch}_{name}"] for name in PARAMETERS} for branch in ("face", "mouth"))
         actor = Actor(Person(*(Gaussians(**values) for values in branches)), universal, universal.new_personal())
@@ -152,3 +155,14 @@ def load_actor(folder: Path, info: IdentityInfo) -> Actor:
             f"identity {folder}: {TENSORS} is missing or damaged ({' '.join(str(error).split())[:160]}); adapt the clip again"
         ) from error
     return actor.eval()
+
+
+def _up_to_date(tensors: dict[str, Tensor], info: IdentityInfo) -> dict[str, Tensor]:
+    """The tensors as this version has them."""
+    center, mean, voice = (f"universal.listener.{name}" for name in ("center", "mean", "voice"))
+    if center not in tensors:  # version 1: a listener took the mean away at once, and heard everything as voice
+        is_net = info.motion.audio.code == "net"
+        tensors[center] = tensors[mean] if is_net else torch.zeros(info.audio_dim)
+        tensors[mean] = torch.zeros(0) if is_net else tensors[mean]
+        tensors[voice] = torch.cat([torch.zeros(info.audio_dim), torch.ones(1)])
+    return tensors

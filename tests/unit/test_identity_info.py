@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_identity as tiny
+import torch
+from safetensors.torch import load_file, save_file
 
 from fiag_dist import identity_info
 from fiag_dist.actor import VERSION, load_info
@@ -14,6 +17,7 @@ from fiag_dist.errors import DataError
 from fiag_dist.shards.manifest import read_manifest, write_manifest
 from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
+from fiag_dist.synthesize import Identity
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,24 @@ def test_other_versions_are_refused_with_what_helps(data: str, tmp_path: Path) -
     del before["consent"]
     path.write_text(json.dumps(before))
     assert load_info(folder).consent == "", "one written before there were notes still loads"
+
+
+def test_a_folder_of_version_1_shows_what_it_showed(data: str, tmp_path: Path) -> None:
+    folder = tiny.make_identity(tmp_path / "ball", data, motion_scale=3.0)
+    path, name = folder / "identity.safetensors", "universal.listener."
+    tensors = load_file(path)
+    dim = len(tensors[name + "center"])
+    tensors[name + "voice"] = torch.cat([torch.zeros(dim), torch.ones(1)])
+    save_file(tensors, path)
+    expected = list(Identity.load(folder).frames(tiny.voice(0.2)))
+    # Version 1 took one mean away from the five windows, and knew nothing of silence.
+    tensors[name + "mean"] += tensors[name + "center"].repeat(5)
+    del tensors[name + "center"], tensors[name + "voice"]
+    save_file(tensors, path)
+    info = json.loads((folder / "identity.json").read_text()) | {"version": 1}
+    (folder / "identity.json").write_text(json.dumps(info))
+    for old, new in zip(Identity.load(folder).frames(tiny.voice(0.2)), expected, strict=True):
+        assert np.abs(old.astype(int) - new).max() <= 2
 
 
 def test_a_note_of_consent_goes_from_the_manifest_into_the_identity(data: str, tmp_path: Path) -> None:
