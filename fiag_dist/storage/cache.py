@@ -46,7 +46,7 @@ class Cache:
         self.folder, self.bound = folder, bound
         self._locks = folder / "locks"
 
-    def open(self, name: str, size: int, fetch: Callable[[Path], None]) -> BufferedReader:
+    def open(self, name: str, size: int, fetch: Callable[[Path], object]) -> BufferedReader:
         """The copy called `name`, opened: it stays readable when it is dropped. When there is none, `fetch(path)` makes it, of `size` bytes.
 
         What `fetch` raises leaves nothing behind.

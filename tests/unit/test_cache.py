@@ -47,7 +47,7 @@ def test_the_copy_used_longest_ago_goes_first(tmp_path: Path) -> None:
 
 def test_a_dropped_copy_stays_readable_where_it_is_open(tmp_path: Path) -> None:
     cache = Cache(tmp_path, 150)
-    with cache.open("a", 100, lambda part: part.write_bytes(content("a", 100)) and None) as stream:
+    with cache.open("a", 100, lambda part: part.write_bytes(content("a", 100))) as stream:
         take(cache, "b")
         assert copies(cache) == {"b"}
         assert stream.read() == content("a", 100)
@@ -123,7 +123,7 @@ from fiag_dist.storage.cache import Cache
 cache, rng = Cache(Path(sys.argv[1]), 5000), random.Random(sys.argv[2])
 for _ in range(150):
     name = str(rng.randrange(12))
-    with cache.open(name, 1000, lambda part: part.write_bytes(random.Random(name).randbytes(1000)) and None) as stream:
+    with cache.open(name, 1000, lambda part: part.write_bytes(random.Random(name).randbytes(1000))) as stream:
         assert stream.read() == random.Random(name).randbytes(1000)
     held = 0
     for file in Path(sys.argv[1]).iterdir():
