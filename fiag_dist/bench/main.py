@@ -11,6 +11,7 @@ BENCHMARKS = {
     "encoder": "tri-plane features and back, against the torch backend",
     "ssim": "structural similarity and back, against pytorch-msssim",
     "step": "one training step of the whole model, and where its time goes",
+    "dist": "a step of pretraining with several ranks, against one rank alone on one core",
     "render": "frames/s of a finished identity, without and with H.264",
 }
 """File of this folder that measures -> its line in the help. A new benchmark is a line here and a file with a class `Bench` in it."""

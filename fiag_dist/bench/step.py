@@ -2,7 +2,7 @@
 
 import statistics
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Bench(Benchmark):
     """
 
     num_gaussians: int = 10_000
-    """Of the face; the mouth has a tenth of it."""
+    """Of both branches; one in eleven is the mouth's."""
     size: int = 256
     """Side of the demo heads' frames, pixels; with --data, theirs counts."""
     data: str = ""
@@ -76,16 +76,9 @@ class Bench(Benchmark):
             return self._timed(training, manifest) | {"data": self.data or "demo", "device": str(device)}
 
     def _config(self) -> TrainConfig:
-        field, num_mouth = FieldConfig(), self.num_gaussians // 10
-        capacity_face = self.num_gaussians * field.capacity_face // field.num_face
-        capacity_mouth = num_mouth * field.capacity_mouth // field.num_mouth
-        field = replace(
-            field,
-            num_face=self.num_gaussians,
-            num_mouth=num_mouth,
-            capacity_face=capacity_face,
-            capacity_mouth=capacity_mouth,
-        )
+        mouth = self.num_gaussians // 11
+        face = self.num_gaussians - mouth
+        field = FieldConfig(num_face=face, num_mouth=mouth, capacity_face=face, capacity_mouth=mouth)
         return TrainConfig(
             steps=STEPS,
             frames_per_step=1,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import fiag_dist
+from commands import fiag_dist
 
 from fiag_dist import video
 from fiag_dist.synthesize import Identity

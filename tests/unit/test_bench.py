@@ -129,7 +129,7 @@ def test_step(capsys: pytest.CaptureFixture[str], demo: str) -> None:
     assert all(value > 0 for value in found["parts_ms"].values()), found["parts_ms"]
     assert 0.3 < sum(found["parts_ms"].values()) / found["parts_step_ms"] < 2  # medians, not of one step
     assert {"face", "mouth_coverage", "motion", "landmarks", "contrast"} <= set(found["terms"])
-    assert (found["stage"], found["num_gaussians"]) == ("motion", {"face": 300, "mouth": 30})
+    assert (found["stage"], found["num_gaussians"]) == ("motion", {"face": 273, "mouth": 27})
 
 
 def test_parts_of_a_step_add_up_and_leave_the_training_as_it_was(demo: str) -> None:
@@ -165,6 +165,15 @@ def test_inner_parts_are_not_the_outer_ones(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = {"rest": 2250, "losses": 2000, "forward_raster": 750, "forward_motion": 4000}
     assert {name: found for name, found in watch.take().items() if found} == wanted
     assert next(clock_s, None) is None
+
+
+@pytest.mark.slow
+def test_dist(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--num-gaussians", "330", "--size", "64", "--stages", "1", "--warm-up", "10", "--repeat", "2")
+    found = measured(capsys, "dist", *words)
+    of_stage = found["zero_1"]
+    assert of_stage["ratio"] == pytest.approx(of_stage["step_ms"] / of_stage["one_rank_ms"], rel=1e-2)
+    assert found["ranks"] == 2
 
 
 def test_render_makes_an_identity(capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,7 +288,7 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (("rastr",), "unknown benchmark 'rastr'; did you mean 'raster'?"),
-        (("xyz",), "unknown benchmark 'xyz'; known: raster, encoder, ssim, step, render"),
+        (("xyz",), "unknown benchmark 'xyz'; known: raster, encoder, ssim, step, dist, render"),
         (("raster", "--backend", "gspalt"), "--backend 'gspalt': no such backend; did you mean 'gsplat'?"),
         (("encoder", "--backend", "cuda"), "no such backend; known: auto, cpu, torch, tcnn"),
         (("step", "--encoder", "tccn"), "--encoder 'tccn': no such encoder; did you mean 'tcnn'?"),

@@ -15,7 +15,7 @@ import clipmaker
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT, fiag_dist
+from commands import ROOT, fiag_dist
 from scipy.spatial.transform import Rotation
 
 from fiag_dist.shards.manifest import AudioFormat, read_manifest
