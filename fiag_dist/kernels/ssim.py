@@ -149,7 +149,8 @@ class _Ssim(torch.autograd.Function):
 def ssim(image_CHW: Float[Tensor, "c h w"], target_CHW: Float[Tensor, "c h w"]) -> Float[Tensor, ""]:
     """Mean structural similarity over pixels and channels of two images in 0..1, at most 1; the loss and the metric alike.
 
-    CPU, float32; gradient to image_CHW alone. Numbers that are not finite are refused in checked mode (`check`); else the value and the gradients around them are NaN.
+    CPU, float32; gradient to image_CHW alone. Numbers that are not finite are refused in checked mode (`check`); else the value and the gradients
+    around them are NaN.
     """
     check("ssim", image=image_CHW, target=target_CHW)
     return _Ssim.apply(image_CHW.float(), target_CHW)  # type: ignore[return-value]
