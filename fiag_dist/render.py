@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import cv2
+import numba
 import numpy as np
 import torch
 import tyro
@@ -129,9 +130,8 @@ def _signed_video(
 def main(argv: list[str]) -> int:
     """The command. Returns 0."""
     command = tyro.cli(RenderCommand, args=argv, prog="fiag-dist render")
-    torch.set_num_threads(
-        1
-    )  # the rest are the raster kernels' and the encoder's: a frame's networks are too small to be worth sharing out
+    torch.set_num_threads(1)  # a frame's networks are too small to be worth sharing out
+    numba.set_num_threads(max(1, min(numba.get_num_threads() - 1, 8)))  # one core is the encoder's
     console, began = Console(highlight=False), time.perf_counter()
     num = render(command, console)
     took = time.perf_counter() - began
