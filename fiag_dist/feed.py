@@ -1,11 +1,14 @@
 """Which frame is trained when: each identity's own endless stream, ready a step ahead."""
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from fiag_dist.dist.ownership import Ownership, draw
@@ -27,30 +30,54 @@ class Lesson:
     """Another identity of the lane to tell this one from, if it has one."""
 
 
-def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu") -> Shot:
-    """A packed frame as tensors on `device`."""
+@dataclass(frozen=True, eq=False)
+class Resident:
+    """A packed frame on the device, its pictures as bytes: what can stay there from epoch to epoch."""
+
+    image: UInt8[Tensor, "3 size size"]
+    alpha: UInt8[Tensor, "1 size size"]
+    others: dict[str, Any]
+    """All other fields of a Shot."""
+
+    @property
+    def bytes(self) -> int:
+        """Of the pictures, labels among them: nearly all there is."""
+        return self.image.numel() + 2 * self.alpha.numel()
+
+    def shot(self) -> Shot:
+        """The frame with its pictures as floats."""
+        return Shot(image=(self.image.float() / 255).contiguous(), alpha=self.alpha.float() / 255, **self.others)
+
+
+def resident_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu") -> Resident:
+    """A packed frame brought to `device`."""
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
 
     size = frame.image.shape[0]
-    return Shot(
-        identity=frame.identity,
-        index=frame.index,
-        image=(torch.from_numpy(frame.image).to(device).permute(2, 0, 1).float() / 255).contiguous(),
-        alpha=torch.from_numpy(frame.alpha).to(device)[None].float() / 255,
-        labels=torch.from_numpy(frame.labels).to(device),
-        audio=tensor(frame.audio),
-        embedding=tensor(frame.embedding),
-        expression=tensor(frame.expression),
-        landmarks=tensor(frame.landmarks),
-        rest_landmarks=tensor(meta.rest_landmarks),
-        camera=Camera(tensor(frame.viewmat), tensor(frame.K), size, size),
-        lips_rect=frame.lips_rect,
-        mouth_open=frame.mouth_open,
-        blink=frame.blink,
-        mouth_seen=bool((frame.labels == Label.MOUTH).any()),
-    )
+    others = {
+        "identity": frame.identity,
+        "index": frame.index,
+        "labels": torch.from_numpy(frame.labels).to(device),
+        "audio": tensor(frame.audio),
+        "embedding": tensor(frame.embedding),
+        "expression": tensor(frame.expression),
+        "landmarks": tensor(frame.landmarks),
+        "rest_landmarks": tensor(meta.rest_landmarks),
+        "camera": Camera(tensor(frame.viewmat), tensor(frame.K), size, size),
+        "lips_rect": frame.lips_rect,
+        "mouth_open": frame.mouth_open,
+        "blink": frame.blink,
+        "mouth_seen": bool((frame.labels == Label.MOUTH).any()),
+    }
+    image = torch.from_numpy(frame.image).to(device).permute(2, 0, 1)
+    return Resident(image, torch.from_numpy(frame.alpha).to(device)[None], others)
+
+
+def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu") -> Shot:
+    """A packed frame as tensors on `device`."""
+    return resident_of(frame, meta, device).shot()
 
 
 class IdentityStream:
@@ -71,6 +98,10 @@ class IdentityStream:
         return int(self._order[place])
 
 
+RESIDENT_MIB = 2048
+"""Frames that stay on a GPU, as bytes; on a CPU the compressed ones in the readers' caches are enough."""
+
+
 class Feed:
     """The lessons of one rank's lanes, step by step. Reads and decodes the next step while this one is computed."""
 
@@ -83,7 +114,9 @@ class Feed:
         seed: int,
         device: torch.device | str = "cpu",
         cache_mib: float = 64.0,
+        resident_mib: float | None = None,
     ):
+        """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing."""
         self._ownership, self._seed, self._device = ownership, seed, device
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
@@ -92,6 +125,10 @@ class Feed:
         self._streams = {name: IdentityStream(self.readers[name].train, seed, name) for name in self.names}
         self.counts = dict.fromkeys(self.names, 0)
         """Frames drawn so far: all the state there is, saved with each identity."""
+        if resident_mib is None:
+            resident_mib = RESIDENT_MIB if torch.device(device).type == "cuda" else 0.0
+        self._room = int(resident_mib * 2**20)
+        self._residents: OrderedDict[tuple[str, int], Resident] = OrderedDict()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="feed")
         self._ahead: tuple[int, Future[list[Lesson]]] | None = None
 
@@ -132,11 +169,19 @@ class Feed:
         name = draw(self._seed, step, lane, names)
         others = [n for n in names if n != name]
         rival = others[np.random.default_rng((self._seed, step, lane, 1)).integers(len(others))] if others else None
-        stream, reader, count = self._streams[name], self.readers[name], counts[name]
-        shot = shot_of(reader.frame(stream.position(count)), self.metas[name], self._device)
+        stream, count = self._streams[name], counts[name]
+        shot = self._resident(name, stream.position(count)).shot()
         # The frame before it in the stream is another one of the same person, and lies in the cache.
-        before = reader.frame(stream.position(count - 1)) if count else None
-        positive = (
-            shot.embedding if before is None else torch.from_numpy(before.embedding.astype(np.float32)).to(self._device)
-        )
-        return Lesson(lane, shot, positive, rival)
+        before = self._resident(name, stream.position(count - 1)) if count else None
+        return Lesson(lane, shot, shot.embedding if before is None else before.others["embedding"], rival)
+
+    def _resident(self, name: str, position: int) -> Resident:
+        """A frame on the device, from there if it stayed; the least recently used go first."""
+        found = self._residents.pop((name, position), None)
+        if found is None:
+            found = resident_of(self.readers[name].frame(position), self.metas[name], self._device)
+            self._room -= found.bytes
+        self._residents[name, position] = found
+        while self._room < 0 and self._residents:
+            self._room += self._residents.popitem(last=False)[1].bytes
+        return found

@@ -1,0 +1,71 @@
+"""The feed: every frame once an epoch, the same wherever it is kept, and kept where it was asked to."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+from made_shards import FRAMES, SIZE, write_two
+
+from fiag_dist.dist.ownership import assign
+from fiag_dist.feed import Feed, Lesson
+from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.storage import open_storage
+
+TRAINED = FRAMES - 3
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> str:
+    write_two(open_storage(tmp_path))
+    return str(tmp_path)
+
+
+def feed_of(url: str, resident_mib: float) -> Feed:
+    storage = open_storage(url)
+    manifest = read_manifest(storage)
+    ownership = assign(manifest.names, dict.fromkeys(manifest.names, TRAINED), 1, 1)
+    return Feed(storage, manifest, ownership, 0, seed=3, resident_mib=resident_mib)
+
+
+def lessons(feed: Feed, steps: int) -> list[Lesson]:
+    with closing(feed):
+        return [feed.next(step)[0] for step in range(steps)]
+
+
+def test_each_frame_comes_once_an_epoch(shards: str) -> None:
+    seen: dict[str, list[int]] = {}
+    for lesson in lessons(feed_of(shards, 0.0), 8 * TRAINED):
+        seen.setdefault(lesson.shot.identity, []).append(lesson.shot.index)
+    for indices in seen.values():
+        assert len(indices) > TRAINED
+        assert len(set(indices[:TRAINED])) == TRAINED
+
+
+def test_frames_that_stay_are_the_same_and_are_read_once(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    passing, staying = feed_of(shards, 0.0), feed_of(shards, 100.0)
+    reads = {id(feed): 0 for feed in (passing, staying)}
+    for feed in (passing, staying):
+        for reader in feed.readers.values():
+            original = reader.frame
+
+            def counted(position: int, original=original, feed=feed):
+                reads[id(feed)] += 1
+                return original(position)
+
+            monkeypatch.setattr(reader, "frame", counted)
+    steps = 6 * TRAINED
+    for a, b in zip(lessons(passing, steps), lessons(staying, steps), strict=True):
+        assert (a.shot.identity, a.shot.index, a.rival) == (b.shot.identity, b.shot.index, b.rival)
+        assert torch.equal(a.shot.image, b.shot.image)
+        assert torch.equal(a.shot.alpha, b.shot.alpha)
+        assert torch.equal(a.positive, b.positive)
+    assert reads[id(staying)] <= len(staying.names) * TRAINED
+    assert reads[id(passing)] > steps
+
+
+def test_no_more_stays_than_there_is_room_for(shards: str) -> None:
+    room_mib = 3.5 * (5 * SIZE * SIZE) / 2**20
+    feed = feed_of(shards, room_mib)
+    lessons(feed, 2 * TRAINED)
+    assert len(feed._residents) == 3
