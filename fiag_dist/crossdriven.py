@@ -1,6 +1,6 @@
 """Another person's voice in an identity's mouth: does the mouth follow that sound, when, better than a rolled one, and does silence close it?"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ VOICE_S, SHORTEST_S = 12.0, 3.0
 """How much of a voice is spoken at most, and what is too short to roll."""
 SILENCE_S, SETTLING_S = 2.0, 0.5
 """Digital silence after the voice, and the part of it in which the mouth may still be closing."""
+CLOSED_PERCENT = 5
+"""Of a person's true frames: so far open the mouth counts as closed."""
 _MOST_PEOPLE = 32
 """True videos that the judge learns from."""
 _FOUND_SHARE = 0.8
@@ -48,16 +50,25 @@ class SpeechTest:
         self._manifest, self._sound = read_manifest(self._storage, check=False), sound
         self._voices: dict[str | None, _Voice] = {}
 
-    def numbers(self, identity: Identity, find: Callable[[UInt8[np.ndarray, "size size 3"]], Seen | None]) -> Numbers:
+    def numbers(
+        self,
+        identity: Identity,
+        find: Callable[[UInt8[np.ndarray, "size size 3"]], Seen | None],
+        progress: Callable[[float], None] = lambda share: None,
+    ) -> Numbers:
         """Renders the identity with the voice and digital silence after it, over its own loop of poses, and scores the mouth.
 
-        find: the face of a picture. Keys begin with `speech_`; openings are distances between the outer eye corners. Raises DataError when there
-        is no other voice, the sound is too short, or hardly a face is found in what was rendered.
+        find: the face of a picture. progress: called with the share of frames done. Keys begin with `speech_`; openings are distances between the
+        outer eye corners. Raises DataError when there is no other voice, the sound is too short, or hardly a face is found in what was rendered.
         """
         voice, fps = self._voice(identity.info.name), identity.info.fps
         wav = np.concatenate([voice.wav, np.zeros(round(SILENCE_S * SAMPLE_RATE), np.float32)])
-        mouth = _track(identity.info.name, (find(image) for image in identity.frames(wav)))
         num = len(voice.expected)
+        faces = []
+        for image in identity.frames(wav):
+            faces.append(find(image))
+            progress(len(faces) / (num + SILENCE_S * fps))
+        mouth = _track(identity.info.name, faces)
         speaking, silent = mouth[:num], mouth[num + round(SETTLING_S * fps) :]
         best = lipsync.match(speaking, voice.expected, fps)
         chance = lipsync.rolled(speaking, voice.expected, fps)
@@ -70,6 +81,9 @@ class SpeechTest:
             "speech_score_true_video": voice.true_score,
             "speech_opening_eye_distances": float(speaking.mean()),
             "speech_opening_in_silence_eye_distances": float(silent.mean()),
+            "speech_opening_closed_eye_distances": float(
+                np.percentile(self._openings(identity.info.name), CLOSED_PERCENT)
+            ),
         }
 
     def _voice(self, name: str) -> _Voice:
@@ -119,7 +133,7 @@ class SpeechTest:
         return FrameReader(self._storage, self._manifest.entry(name)).mouth_open
 
 
-def _track(name: str, faces: Iterable[Seen | None]) -> Float64[np.ndarray, " frames"]:
+def _track(name: str, faces: Sequence[Seen | None]) -> Float64[np.ndarray, " frames"]:
     """Mouth openings of rendered frames; those without a face lie on the line between their neighbours."""
     opening = np.array([np.nan if face is None else motion.openings([face])[0] for face in faces])
     known = np.isfinite(opening)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -74,21 +74,28 @@ def main(argv: list[str]) -> int:
     rows: dict[Path, report.Row] = {}
     notes: list[str] = []
     with Panel(command.names, strict) as panel, _progress(console) as bar:
-        task = bar.add_task("", total=len(todo))
+        scratches = {identity: identity / SCRATCH for identity in todo if (identity / SCRATCH / INFO).is_file()}
+        task = bar.add_task("", total=len(todo) + len(scratches))
         evaluation = Evaluation(panel, audio=command.audio, encoded=command.encoded, data=command.data, strict=strict)
         people = {folder: _people(group, evaluation) for folder, group in groups.items()}
-        for number, identity in enumerate(todo):
-            home = next(folder for folder, group in groups.items() if identity in group)
 
-            def moved(what: str, share: float, name: str = identity.name, number: int = number) -> None:
-                bar.update(task, completed=number + 0.9 * share, description=f"{name}: {what}")
+        def scored(identity: Path, home: Path, name: str) -> dict[str, Any]:
+            before = round(bar.tasks[task].completed)
+
+            def moved(what: str, share: float) -> None:
+                bar.update(task, completed=before + share, description=f"{name}: {what}")
 
             metrics = evaluate_identity(identity, evaluation, people[home], moved)
-            scratch = None
-            if (identity / SCRATCH / INFO).is_file():
-                scratch = evaluate_identity(identity / SCRATCH, evaluation, people[home], moved)
+            bar.update(task, completed=before + 1)
+            return metrics
+
+        for identity in todo:
+            home = next(folder for folder, group in groups.items() if identity in group)
+            name = identity.resolve().name
+            metrics = scored(identity, home, name)
+            scratch = scored(scratches[identity], home, f"{name} from scratch") if identity in scratches else None
             rows[identity] = report.row_of(metrics, scratch)
-            notes += [f"{identity.resolve().name}: {note}" for note in metrics["notes"]]
+            notes += [f"{name}: {note}" for note in metrics["notes"]]
     notes += panel.left_out
     for table in report.tables([(identity.resolve().name, row) for identity, row in rows.items()]):
         console.print(table)

@@ -34,6 +34,8 @@ TRAIN_EVERY = 5
 STRIP_FRAMES = 6
 EMBED_FRAMES = 8
 """Test frames that the face recogniser sees, of render and truth."""
+TEST_SHARE, TRAIN_SHARE = 0.4, 0.1
+"""Of the time that an identity takes with all metrics; the voice takes the rest."""
 NOTED = ("seconds", "steps")
 """What adaptation notes in metrics.json beside the scores."""
 PROTOCOL = (
@@ -176,7 +178,7 @@ def _test_frames(
             video.write(image, frame.image)
         if i in shown:
             pairs.append(np.concatenate([frame.image, image]))
-        progress("test frames", (i + 1) / num)
+        progress("test frames", TEST_SHARE * (i + 1) / num)
     return looks, pairs
 
 
@@ -191,7 +193,7 @@ def _train_frames(
         image = composed(actor, frame, meta, behind(frame.image, frame.alpha))
         looks["model"].append(panel.look(image, Truth.of(frame), face=True))
         looks["truth"].append(panel.look_at_truth(frame.image))
-        progress("training frames", (i + 1) / len(positions))
+        progress("training frames", TEST_SHARE + TRAIN_SHARE * (i + 1) / len(positions))
     return looks
 
 
@@ -207,15 +209,12 @@ def _encoded(video: ThroughVideo, reader: FrameReader, panel: Panel, size: int) 
 
 
 def _speech(folder: Path, evaluation: Evaluation, url: str, progress: Callable[[str, float], None]) -> Numbers:
-    frames = 0
-
-    def find(image: np.ndarray) -> Any:
-        nonlocal frames
-        frames += 1
-        progress(f"another voice, frame {frames}", 1.0)
-        return evaluation.panel.find(image)
-
-    return evaluation.speech_test(url).numbers(Identity.load(folder), find)
+    before = TEST_SHARE + TRAIN_SHARE
+    return evaluation.speech_test(url).numbers(
+        Identity.load(folder),
+        evaluation.panel.find,
+        lambda share: progress("another voice", before + (1 - before) * share),
+    )
 
 
 def _spread(num: int, wanted: int) -> set[int]:

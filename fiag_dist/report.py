@@ -58,16 +58,16 @@ GROUPS = (
         "Face: LMD in px at 512; tracks of mouth opening and eye closure against the truth",
         (
             Column("LMD", "lmd_px_at_512"),
-            Column("from scratch", "scratch.lmd_px_at_512", screen=False),
+            Column("LMD from scratch", "scratch.lmd_px_at_512", screen=False),
             Column("mouth blind", "baselines.mouth_blind_warped.lmd_px_at_512"),
             Column("ratio", "lmd_ratio"),
             Column("mouth corr.", "mouth_opening_correlation"),
-            Column("slope", "mouth_opening_slope"),
-            Column("on train frames", "train.mouth_opening_correlation", screen=False),
-            Column("from scratch", "scratch.mouth_opening_correlation", screen=False),
+            Column("mouth slope", "mouth_opening_slope"),
+            Column("mouth corr. on train frames", "train.mouth_opening_correlation", screen=False),
+            Column("mouth corr. from scratch", "scratch.mouth_opening_correlation", screen=False),
             Column("eyes corr.", "eye_closure_correlation"),
-            Column("slope", "eye_closure_slope"),
-            Column("on train frames", "train.eye_closure_correlation", screen=False),
+            Column("eyes slope", "eye_closure_slope"),
+            Column("eyes corr. on train frames", "train.eye_closure_correlation", screen=False),
             Column("AUE upper", "aue_upper_intensity2", ".3f", screen=False),
             Column("AUE lower", "aue_lower_intensity2", ".3f", screen=False),
             Column("likeness", "identity_cosine", ".3f"),
@@ -82,9 +82,10 @@ GROUPS = (
             Column("rolls beaten", "speech_rolls_beaten_share", ".0%"),
             Column("true video", "speech_score_true_video"),
             Column("lag", "speech_lag_ms", "+.0f"),
-            Column("from scratch", "scratch.speech_score", screen=False),
+            Column("score from scratch", "scratch.speech_score", screen=False),
             Column("opening", "speech_opening_eye_distances", ".3f"),
             Column("in silence", "speech_opening_in_silence_eye_distances", ".3f"),
+            Column("closed", "speech_opening_closed_eye_distances", ".3f", screen=False),
         ),
     ),
 )
@@ -105,7 +106,8 @@ def tables(rows: Sequence[tuple[str, Row]]) -> list[Table]:
         table = Table(title=group.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
         for title in titles:
             is_name = title == "identity"
-            table.add_column(title, justify="left" if is_name else "right", no_wrap=is_name)
+            longest = max(len(word) for word in title.split())
+            table.add_column(title, justify="left" if is_name else "right", no_wrap=is_name, min_width=longest)
         for line in lines:
             table.add_row(*line, style="bold" if line[0] == "mean" else None)
         out.append(table)

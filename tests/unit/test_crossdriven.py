@@ -89,6 +89,8 @@ def test_a_mouth_that_follows_late_is_told_from_chance_and_from_silence(
     assert numbers["speech_score"] > numbers["speech_score_rolled"] + 0.3
     assert numbers["speech_rolls_beaten_share"] == 1.0
     assert numbers["speech_opening_in_silence_eye_distances"] == pytest.approx(0.01)
+    closed = numbers["speech_opening_closed_eye_distances"]
+    assert closed == pytest.approx(np.percentile(openings_of(shards, "demo_00"), 5))
     assert numbers["speech_opening_eye_distances"] == pytest.approx(np.nanmean(speaking), rel=0.1)
 
 
