@@ -54,7 +54,7 @@ step "5 of 6: a voice to video"
 fiag-dist render "$work/identities/${newcomers[0]}" --audio "$work/speech.wav" --out "$work/talking_head.mp4"
 
 step "6 of 6: evaluation on frames that were never trained on"
-fiag-dist evaluate "$work/runs/pretrain" "$work/identities"
+fiag-dist evaluate --fast "$work/runs/pretrain" "$work/identities"
 
 step "done"
 cat <<END
@@ -62,5 +62,6 @@ video          $work/talking_head.mp4 (${newcomers[0]} says what is in $work/spe
 identities     $work/identities/NAME: preview.mp4, metrics.json
 metrics table  $work/identities/evaluation.md (and results.csv beside it), of the people in pretraining: $work/runs/pretrain/identities/evaluation.md
 pictures       strip.png in each identity's folder: truth above render, frames that were never trained on
+more metrics   .venv/bin/fiag-dist evaluate $work/identities: lips, eyes, likeness, another person's voice (half a minute a person)
 TensorBoard    .venv/bin/tensorboard --logdir $work
 END
