@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from scipy.spatial import KDTree
 
 from fiag_dist import __version__
 from fiag_dist.errors import ConfigError, guarded
@@ -28,6 +29,8 @@ from fiag_dist.synthesize import Identity
 from fiag_dist.types import Gaussians
 
 Branch = Literal["merged", "face", "mouth"]
+_NEAR_M, _SHEET_M, _BEHIND_M, _MOST_SETBACK_M = 0.006, 0.02, 0.002, 0.06
+"""In front of a mouth's Gaussian are the face's within 6 mm across, no deeper than 2 cm behind the foremost of them; 2 mm behind these is behind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +48,33 @@ class ExportCommand:
     audio: Path | None = None
     """Speech that moves the lips. Without it the identity hears silence, and brows and lids are those of the clip's frame."""
     branch: Branch = "merged"
-    """`face` or `mouth` alone, or both in one file. Rendering lays the face over the mouth; a viewer sorts a merged file by depth, nearly the same."""
+    """`face` or `mouth` alone, or both in one file, the mouth set back behind the lips: rendering lays the face over the mouth, a viewer sorts by depth."""
 
 
-def chosen(person: Person, branch: Branch) -> Gaussians:
-    """One branch's Gaussians, or the face's and then the mouth's."""
+def chosen(person: Person, branch: Branch, setback_m: float = 0.0) -> Gaussians:
+    """One branch's Gaussians, or the face's and then the mouth's, moved back by `setback_m`."""
     if branch != "merged":
         return person.face if branch == "face" else person.mouth
     pairs = {name: (getattr(person.face, name), getattr(person.mouth, name)) for name in PARAMETERS}
+    back = person.mouth.means.new_tensor([0.0, 0.0, -setback_m])
+    pairs["means"] = (person.face.means, person.mouth.means + back)
     return Gaussians(**{name: torch.cat(pair) for name, pair in pairs.items()})
+
+
+def setback_m(rest: Person) -> float:
+    """How far the mouth must move back to lie behind the face's front everywhere, metres.
+
+    Rendering lays the face over the mouth whatever the depths, so nothing has kept the mouth's Gaussians from growing through the lips; a viewer
+    that sorts by depth would show them.
+    """
+    face, mouth = (branch.means.detach().double().cpu().numpy() for branch in (rest.face, rest.mouth))
+    near = KDTree(face[:, :2]).query_ball_point(mouth[:, :2], _NEAR_M)
+    needed = [0.0]
+    for z, indices in zip(mouth[:, 2], near, strict=True):
+        if indices:
+            sheet = face[indices, 2]
+            needed.append(z - sheet[sheet > sheet.max() - _SHEET_M].min() + _BEHIND_M)
+    return min(max(needed), _MOST_SETBACK_M)
 
 
 def to_rows(gaussians: Gaussians) -> np.ndarray:
@@ -128,12 +149,14 @@ def main(argv: list[str]) -> int:
             f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
         )
     identity = Identity.load(command.identity)
-    people = [Rehearsal(identity.actor).rest] if command.frame == "neutral" and not command.sequence else None
+    rest = Rehearsal(identity.actor).rest
+    people = [rest] if command.frame == "neutral" and not command.sequence else None
+    back_m = setback_m(rest) if command.branch == "merged" else 0.0
     said = f"fiag_dist {__version__}, synthetic, identity {identity.info.name}"
     num, size = 0, 0
     for person in people or frames(identity, command.audio, first, stop):
         path = command.out / f"{first + num:06d}.ply" if command.sequence else command.out
-        gaussians = chosen(person, command.branch)
+        gaussians = chosen(person, command.branch, back_m)
         at = "neutral" if people else f"frame {first + num}"
         write_ply(path, gaussians, f"{said}, {at}, {command.branch}; metres, y up, z out of the face")
         num, size = num + 1, len(gaussians)

@@ -1,5 +1,6 @@
 """Exported .ply files: read by another reader and rendered, they are what we render."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +74,25 @@ def test_read_back_a_file_renders_what_we_render(home: Path, ball: Identity, tmp
     for branch in ("face", "mouth", "merged"):
         out = tmp_path / f"{branch}.ply"
         assert export.main([str(home / "ball"), "--out", str(out), "--branch", branch]) == 0
-        same(out, export.chosen(rest, branch))
+        same(out, export.chosen(rest, branch, export.setback_m(rest)))
     merged = read(tmp_path / "merged.ply")
     assert len(merged) == len(rest.face) + len(rest.mouth)
     torch.testing.assert_close(merged.quats.norm(dim=1), torch.ones(len(merged)))
+
+
+def test_a_merged_mouth_does_not_grow_through_the_lips(ball: Identity) -> None:
+    rest = Rehearsal(ball.actor).rest
+    grown = replace(rest.mouth, means=rest.mouth.means + torch.tensor([0.0, 0.0, 0.05]), sh_dc=rest.mouth.sh_dc + 5)
+    person = Person(rest.face, grown)
+    face, mouth = rendered(person.face), rendered(grown)
+    layered = face.image + (1 - face.alpha) * mouth.image
+    plain, set_back = (
+        (rendered(export.chosen(person, "merged", back)).image - layered).abs().mean()
+        for back in (0.0, export.setback_m(person))
+    )
+    assert plain > 0.003
+    assert set_back < 0.2 * plain
+    assert 0.05 < export.setback_m(person) <= 0.06
 
 
 def test_a_frame_is_that_of_the_rendering(home: Path, ball: Identity, tmp_path: Path) -> None:
