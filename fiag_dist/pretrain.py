@@ -15,6 +15,7 @@ from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.errors import guarded
 from fiag_dist.feed import Feed
 from fiag_dist.loop import run
+from fiag_dist.mirror import Mirror
 from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import total_steps
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> int:
         run_storage.write("config.yaml", to_yaml(config, command).encode())
         run_storage.write("command.txt", (" ".join(["fiag-dist pretrain", *argv]) + "\n").encode())
     process.barrier()
-    with closing(Monitor(folder, here, training.step, total_steps(config.train))) as monitor:
+    mirror = Mirror(folder, here)
+    with closing(Monitor(mirror.folder, here, training.step, total_steps(config.train))) as monitor:
 
         def save() -> None:
             fingerprint = training.fingerprint()
@@ -53,12 +55,14 @@ def main(argv: list[str]) -> int:
                 config.train.keep,
             )
             monitor.say(f"checkpoint {folder}/{at} (shared parameters {fingerprint} on all {here.world} ranks)")
+            mirror.publish()
 
         with closing(process.StopSignal()) as stop:
             finished = run(training, monitor, save, lambda: stop.agreed(here.device))
         monitor.say(
-            f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {config.runs}"
+            f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {mirror.folder.parent}"
         )
+    mirror.publish()
     training.feed.close()
     process.finish()
     return 0

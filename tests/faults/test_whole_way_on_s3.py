@@ -1,5 +1,6 @@
 """The commands as a user runs them, with everything on S3 and a connection that fails again and again."""
 
+import json
 import os
 import subprocess
 import sys
@@ -93,6 +94,14 @@ def test_training_and_adaptation_read_their_shards_through_faults(url: str, tmp_
     step = "far/checkpoints/step-00000012"
     for file in (checkpoint.SHARED, checkpoint.OPTIM):
         assert (tmp_path / "near" / step / file).read_bytes() == (tmp_path / "far" / step / file).read_bytes()
+    (tmp_path / "there.yaml").write_text(TINY.format(data=url, runs=f"{url}/runs"))
+    for _ in range(2):  # a run that lives there, and the same again: it has ended
+        run("-m", "fiag_dist.cli", "pretrain", tmp_path / "there.yaml")
+    there = open_storage(f"{url}/runs/far")
+    assert [line["step"] for line in map(json.loads, there.read("metrics.jsonl").splitlines())][-1] == 14
+    assert any(name.startswith("events.out") for name in there.children("tb"))
+    assert there.read("logs/rank0.log")
+    assert not (ROOT / "s3:").exists()
     for copy in (tmp_path / "cache" / "objects").glob("*.tar"):
         copy.unlink()
     proxy.calm()

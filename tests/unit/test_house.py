@@ -34,7 +34,7 @@ ROWS = (
     ("actor", "stages"),
     ("losses", "density", "rehearsal", "provenance", "credentials"),
     ("dist",),
-    ("monitor", "feed", "backdrop"),
+    ("monitor", "mirror", "feed", "backdrop"),
     ("staging",),
     ("baselines", "metrics", "pack", "start", "training"),
     ("loop", "bake"),

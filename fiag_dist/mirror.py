@@ -1,0 +1,47 @@
+"""A run folder on S3: what grows line by line is written on this machine, and copied to where the run lives at every checkpoint."""
+
+from pathlib import Path
+
+from fiag_dist.dist.process import Process
+from fiag_dist.storage import open_storage
+from fiag_dist.storage.cache import cache_folder
+
+RECORDS = ("metrics.jsonl",)
+"""Files that a run which goes on adds to."""
+
+
+class Mirror:
+    """The local folder of a run's logs and pictures. Of a run on local disk it is the run folder itself, and nothing is copied."""
+
+    def __init__(self, url: str, process: Process) -> None:
+        """Brings what a run that goes on adds to here, if it is not."""
+        self._remote = open_storage(url) if "://" in url else None
+        self._rank = process.rank
+        self._published: dict[str, tuple[int, int]] = {}
+        self.folder = Path(url) if self._remote is None else cache_folder() / "runs" / url.partition("://")[2]
+        if self._remote is None or not process.is_first:
+            return
+        for name in RECORDS:
+            if not (self.folder / name).exists() and self._remote.exists(name):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).write_bytes(self._remote.read(name))
+
+    def publish(self) -> None:
+        """Copies what changed since the last time. Raises DataError when the place can't be reached."""
+        if self._remote is None:
+            return
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+            name, seen = path.relative_to(self.folder).as_posix(), path.stat()
+            state = seen.st_size, seen.st_mtime_ns
+            if self._writer_of(name) == self._rank and self._published.get(name) != state:
+                self._remote.write(name, path.read_bytes())
+                self._published[name] = state
+
+    @staticmethod
+    def _writer_of(name: str) -> int:
+        """The rank that writes a file: its own log and the pictures below its own folder; everything else is rank 0's."""
+        for part in name.split("/"):
+            number = part.removeprefix("rank").removesuffix(".log")
+            if part.startswith("rank") and number.isdigit():
+                return int(number)
+        return 0
