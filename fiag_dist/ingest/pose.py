@@ -27,7 +27,7 @@ STABLE = tuple(sorted({
 }))  # fmt: skip
 """Landmarks that speech and expression hardly move: eye corners, nose, forehead, cheekbones, upper oval."""
 
-WINDOW, OVERLAP = 200, 50
+WINDOW, OVERLAP = 250, 50
 """Frames solved together; neighbouring windows share OVERLAP frames, over which one fades into the next."""
 
 _LANDMARK_WEIGHT, _OVAL_WEIGHT = 0.3, 0.09

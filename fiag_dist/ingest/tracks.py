@@ -18,7 +18,7 @@ POSE_SIZE = 256
 """Poses are solved on crops of this side whatever the sample's size; all pixel settings here and in pose.py mean it."""
 KEYFRAME_STEP, REACH = 50, 100
 """A keyframe every so many frames; its points are followed this far to both sides, so that the cost grows with the clip's length only."""
-GRID_PX, MAX_POINTS = 6, 112
+GRID_PX, MAX_POINTS = 6, 160
 FLOW_TOLERANCE_PX = 0.5
 """Forward-backward error at which a track's weight has fallen to 1/e."""
 
@@ -58,7 +58,7 @@ def follow(
     grey: the frames in order; landmarks: in pixels of them; mattes[k]: the person's matte of frame k, 0..255.
     """
     # DIS keeps scratch buffers, so one object serves all pairs.
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     num_frames = len(landmarks)
     waiting = deque(range(min(KEYFRAME_STEP, num_frames) // 2, num_frames, KEYFRAME_STEP))
     held: dict[int, np.ndarray] = {}
