@@ -67,7 +67,7 @@ def _verify(storage: Storage) -> int:
         print("\n".join(lines or [f"{entry.name}: ok, {entry.num_frames} frames in {files} files"]), flush=True)
     if bad:
         fix = f"pack again: fiag-dist pack CLIPS --out {storage.url}, and delete what is extra"
-        print(f"{storage.url}: {len(bad)} faults, named above; {fix}", file=sys.stderr)
+        print(f"{storage.url}: {len(bad)} fault{'s' if len(bad) > 1 else ''}, named above; {fix}", file=sys.stderr)
         return 2
     print(f"all {len(manifest.identities)} identities are whole")
     return 0

@@ -145,7 +145,7 @@ def broken(adapted: Path, shards: Path, pretrained: Path, tmp_path_factory: pyte
         ("adapt {folder}/truncated --from {run} --out {folder}/out", "manifest"),
         ("pack {folder}/missing --out {folder}/packed", "missing"),
         ("evaluate {folder}/missing", "missing"),
-        ("shards verify {folder}/truncated", "manifest"),
+        ("shards verify {folder}/truncated", "1 fault, named above"),
         ("shards ls {folder}", "manifest.json"),
         ("rendr", "render"),
     ],

@@ -37,7 +37,7 @@ def verify(store: LocalStorage, capsys: pytest.CaptureFixture) -> list[str]:
     printed = capsys.readouterr()
     lines = [line for line in printed.out.splitlines() if ": ok, " not in line and "are whole" not in line]
     assert status == (2 if lines else 0)
-    assert (f"{len(lines)} faults, named above; pack again" in printed.err) == bool(lines)
+    assert (f"{len(lines)} fault{'s' * (len(lines) > 1)}, named above; pack again" in printed.err) == bool(lines)
     return lines
 
 
