@@ -1,5 +1,6 @@
 """A talking head: Gaussians of face and mouth, moved by speech and expression, and looked at through a camera."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import cast
@@ -17,6 +18,9 @@ from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.raster import Splats, rasterize_frames, view_colors
 from fiag_dist.types import Camera, Gaussians, Rendering, Shot
+
+MOUTH_SCALE_M = 0.006
+"""Largest standard deviation of the mouth's Gaussians: behind the face nothing keeps them short, and needles came out beside the cheeks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,9 +155,10 @@ class Head(nn.Module):
 
     def person(self, embedding: Float[Tensor, " id_dim"]) -> Person:
         """theta_i of both branches for one identity embedding."""
+        mouth = self.mouth_identity(self.mouth_field.gaussians(), embedding)
         return Person(
             self.face_identity(self.face_field.gaussians(), embedding),
-            self.mouth_identity(self.mouth_field.gaussians(), embedding),
+            replace(mouth, log_scales=mouth.log_scales.clamp(max=math.log(MOUTH_SCALE_M))),
         )
 
     def drive(self, shot: Shot) -> Drive:

@@ -169,3 +169,12 @@ def test_embedding_of_unit_length_is_all_that_names_a_person():
 def test_points_outside_the_cube_have_no_features():
     head = small_head()
     assert head.universal.face.grid(torch.tensor([[0.0, BOUND_M * 1.01, 0.0]])).abs().max() == 0
+
+
+def test_no_gaussian_of_the_mouth_is_a_needle():
+    head, shot = small_head(), small_shot()
+    with torch.no_grad():
+        head.mouth_field.log_scales[:, 0] = 0.0  # a metre long
+    person = head.person(shot.embedding)
+    assert float(person.mouth.log_scales.exp().max().detach()) <= 0.006 * (1 + 1e-6)
+    assert len(person.mouth.log_scales) == len(head.mouth_field)
