@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fiag_dist.bench.rounding import rounded
+
 LEAST_S = 5.0
 """A part is not begun with less time left than this."""
 
@@ -56,7 +58,7 @@ class Report:
     def _write(self) -> None:
         self._out.parent.mkdir(parents=True, exist_ok=True)
         part = self._out.with_name(f".part-{self._out.name}")
-        part.write_text(json.dumps(_rounded(self.content), indent=1) + "\n")
+        part.write_text(json.dumps(rounded(self.content), indent=1) + "\n")
         part.replace(self._out)
 
 
@@ -96,14 +98,3 @@ def _where(error: BaseException) -> list[str]:
     """The last calls before the error, outermost first."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     return [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to four significant digits; what is not finite as text, which JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _rounded(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}") if abs(value) < float("inf") else str(value)
-    return value

@@ -1,10 +1,7 @@
 """A run folder on S3: what grows line by line is written on this machine, and copied to where the run lives at every checkpoint."""
 
-from pathlib import Path
-
 from fiag_dist.dist.process import Process
-from fiag_dist.storage import open_storage
-from fiag_dist.storage.cache import cache_folder
+from fiag_dist.storage import LocalStorage, cache_folder, open_storage
 
 RECORDS = ("metrics.jsonl",)
 """Files that a run which goes on adds to."""
@@ -15,10 +12,12 @@ class Mirror:
 
     def __init__(self, url: str, process: Process) -> None:
         """Brings what a run that goes on adds to here, if it is not."""
-        self._remote = open_storage(url) if "://" in url else None
+        storage = open_storage(url)
+        is_local = isinstance(storage, LocalStorage)
+        self._remote = None if is_local else storage
+        self.folder = storage.folder if is_local else cache_folder() / "runs" / url.partition("://")[2]
         self._rank = process.rank
         self._published: dict[str, tuple[int, int]] = {}
-        self.folder = Path(url) if self._remote is None else cache_folder() / "runs" / url.partition("://")[2]
         if self._remote is None or not process.is_first:
             return
         for name in RECORDS:

@@ -94,8 +94,9 @@ class Training:
         self._refused_in_a_row = 0
         self._regrown = {"pruned": 0, "grown": 0}
         self.statistics = {name: density.Statistics(f.capacity, f.means.device) for name, f in self.head.fields.items()}
-        named = self.head.named_parameters()
-        self.averages = {n: p.detach().clone() for n, p in named if n.startswith(AVERAGED)}
+        averaged = {n: p for n, p in self.head.named_parameters() if n.startswith(AVERAGED)}
+        self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
+        self._averaged: list[Tensor] = list(averaged.values())
 
     @property
     def done(self) -> bool:
@@ -169,9 +170,7 @@ class Training:
 
     @torch.no_grad()
     def _average(self) -> None:
-        parameters = dict(self.head.named_parameters())
-        current: list[Tensor] = [parameters[name] for name in self.averages]
-        torch._foreach_lerp_(list(self.averages.values()), current, 1 - self.config.optim.ema)
+        torch._foreach_lerp_(list(self.averages.values()), self._averaged, 1 - self.config.optim.ema)
 
     def _regrowth_is_due(self) -> bool:
         images = self.step - self.config.stages.landmark_steps

@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from fiag_dist.bench.machine import machine
+from fiag_dist.bench.rounding import rounded
 from fiag_dist.errors import ConfigError
 from fiag_dist.storage import open_storage
 
@@ -48,7 +49,7 @@ class Benchmark(ABC):
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "out"}
         command = " ".join(["fiag-dist bench", name, *argv])
         report = {"benchmark": name} | numbers | {"settings": settings, "machine": about, "command": command}
-        text = json.dumps(_rounded(report), indent=1)
+        text = json.dumps(rounded(report), indent=1)
         print(text)
         if self.out is not None:
             open_storage(self.out.parent).write(self.out.name, (text + "\n").encode())
@@ -98,14 +99,3 @@ def _threads(num: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(before[0])
         numba.set_num_threads(before[1])
-
-
-def _rounded(value: Any) -> Any:
-    """Floats to four significant digits, what JSON lacks as text."""
-    if isinstance(value, dict):
-        return {key: _rounded(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    return str(value) if isinstance(value, Path) else value

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fiag_dist.config import FieldConfig
 from fiag_dist.model.field import GaussianField
 from fiag_dist.types import Camera
 
@@ -12,6 +13,13 @@ SCALE_M = 2.0e-3
 SHRUNK = 0.35
 """How much smaller a trained Gaussian is than a fresh one, in the median: logarithm."""
 FOCAL_RATIO, DISTANCE_M = 4.7, 1.6
+
+
+def field_of(num: int) -> FieldConfig:
+    """A field of `num` Gaussians in all, one in eleven of them the mouth's, without room to grow."""
+    mouth = num // 11
+    face = num - mouth
+    return FieldConfig(num_face=face, num_mouth=mouth, capacity_face=face, capacity_mouth=mouth)
 
 
 def head_scene(num: int, channels: int, size: int, seed: int = 0) -> tuple[list[Tensor], Camera]:

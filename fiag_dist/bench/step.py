@@ -12,7 +12,8 @@ from fiag_dist.bench.benchmark import Benchmark, at_least, choose, device_for, s
 from fiag_dist.bench.contest import now_s, spread
 from fiag_dist.bench.demo import demo_shards
 from fiag_dist.bench.parts import watched
-from fiag_dist.config import DensityConfig, FieldConfig, ModelConfig, StageConfig, TrainConfig
+from fiag_dist.bench.scene import field_of
+from fiag_dist.config import DensityConfig, ModelConfig, StageConfig, TrainConfig
 from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool
@@ -76,13 +77,10 @@ class Bench(Benchmark):
             return self._timed(training, manifest) | {"data": self.data or "demo", "device": str(device)}
 
     def _config(self) -> TrainConfig:
-        mouth = self.num_gaussians // 11
-        face = self.num_gaussians - mouth
-        field = FieldConfig(num_face=face, num_mouth=mouth, capacity_face=face, capacity_mouth=mouth)
         return TrainConfig(
             steps=STEPS,
             frames_per_step=1,
-            model=ModelConfig(field=field),
+            model=ModelConfig(field=field_of(self.num_gaussians)),
             stages=StageConfig(landmark_steps=0),
             density=DensityConfig(start=2 * STEPS),  # the field neither grows nor shrinks meanwhile
             raster=choose("backend", self.backend, ("auto", "cpu", "gsplat")),

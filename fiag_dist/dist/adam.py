@@ -53,7 +53,7 @@ class PiecewiseAdamW(torch.optim.Optimizer):
         self.rates = {group["name"]: group["lr"] for group in groups}
         self.steps = dict.fromkeys(self.settings, 0.0)
         """Updates of each group so far."""
-        self._pieces: list[Piece] = []
+        self._pieces: dict[str, list[Piece]] = {}
 
     def make_state(self) -> None:
         """Moments exist before the first step, of whatever tensors an engine has made of the parameters."""
@@ -62,7 +62,9 @@ class PiecewiseAdamW(torch.optim.Optimizer):
 
     def cut(self, pieces: Iterable[Piece]) -> None:
         """Says what is updated."""
-        self._pieces = list(pieces)
+        self._pieces = {name: [] for name in self.settings}
+        for piece in pieces:
+            self._pieces[piece.group].append(piece)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -70,8 +72,7 @@ class PiecewiseAdamW(torch.optim.Optimizer):
             if not self.rates[name]:
                 continue
             self.steps[name] += 1
-            found = [(p, p.grad) for p in self._pieces if p.group == name]
-            pieces = [(p, grad) for p, grad in found if grad is not None]
+            pieces = [(p, grad) for p in self._pieces[name] if (grad := p.grad) is not None]
             if not pieces:
                 continue
             counters = torch.full(

@@ -24,7 +24,7 @@ from fiag_dist.ingest.assemble import Solved, assemble
 from fiag_dist.ingest.face import find_crop
 from fiag_dist.ingest.footage import Progress, Reel, Stopwatch, Tracked, shrunk
 from fiag_dist.ingest.masks import PersonMatte
-from fiag_dist.ingest.spool import Spool
+from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.types import Frame, IdentityMeta
 
 SEARCH_STEP = 10
@@ -69,12 +69,8 @@ def pack_clip(
     crop = find_crop(islice(video.read_frames(path, cfg.fps, cfg.max_seconds), 0, None, SEARCH_STEP), path.name)
     heard = len(wav) / video.SAMPLE_RATE
     reel = Reel(path, cfg.fps, crop, min(cfg.max_seconds or heard, heard))
-    mattes = Spool(cfg.size)
-    try:
+    with handed_on(cfg.size) as mattes:
         return _watch_and_solve(reel, cfg, name, wav, mattes, clock)
-    except BaseException:
-        mattes.close()
-        raise
 
 
 def _watch_and_solve(

@@ -23,7 +23,7 @@ from fiag_dist.ingest.face_model import canonical_vertices
 from fiag_dist.ingest.footage import Progress, Stopwatch, Tracked
 from fiag_dist.ingest.masks import Masks
 from fiag_dist.ingest.prepared import Prepared
-from fiag_dist.ingest.spool import Spool
+from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.tracks import POSE_SIZE
 from fiag_dist.types import Frame, IdentityMeta, Label
 
@@ -54,12 +54,8 @@ def pack_prepared(
     clock.stage("sound", 0.0)
     folder = prepared.read(Path(path))
     wav = video.read_audio(Path(path) / "aud.wav")
-    mattes = Spool(cfg.size)
-    try:
+    with handed_on(cfg.size) as mattes:
         return _import(folder, cfg, name, wav, mattes, clock)
-    except BaseException:
-        mattes.close()
-        raise
 
 
 def head_in_world(

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import numpy as np
 from jaxtyping import UInt8
 
 from fiag_dist.errors import DataError
+
+
+@contextmanager
+def handed_on(size: int) -> Iterator[Spool]:
+    """A spool that whoever the body gives it to must close; closed here only when the body fails."""
+    spool = Spool(size)
+    try:
+        yield spool
+    except BaseException:
+        spool.close()
+        raise
 
 
 class Spool:

@@ -28,6 +28,11 @@ class LocalStorage:
         self._root = Path(folder).expanduser()
         self._inspection = Inspection()
 
+    @property
+    def folder(self) -> Path:
+        """Where it lies, with ~ filled in."""
+        return self._root
+
     def read(self, path: str) -> bytes:
         return self._try("reading", path, self._at(path).read_bytes)
 

@@ -167,6 +167,11 @@ def test_inner_parts_are_not_the_outer_ones(monkeypatch: pytest.MonkeyPatch) -> 
     assert next(clock_s, None) is None
 
 
+def test_dist_refuses_what_its_ranks_would_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ranks share the cores among themselves" in refused(capsys, "dist", "--threads", "1")
+    assert "the choices are 0, 1 and 2" in refused(capsys, "dist", "--stages", "3")
+
+
 @pytest.mark.slow
 def test_dist(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--num-gaussians", "330", "--size", "64", "--stages", "1", "--warm-up", "10", "--repeat", "2")
