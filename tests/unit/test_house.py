@@ -21,7 +21,7 @@ ROWS = (
     ("types", "landmarks"),
     ("config",),
     ("configfile",),
-    ("storage",),
+    ("storage", "cluster"),
     ("weights", "container", "lpips"),
     ("sound",),
     ("video",),

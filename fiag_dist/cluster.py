@@ -1,0 +1,44 @@
+"""Ray, started quietly: on this machine alone, or as part of a cluster that is there."""
+
+import logging
+import os
+
+from fiag_dist.errors import DistributedError
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own table
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What Ray reads from the environment when it is imported."""
+OBJECT_STORE_BYTES = 256 * 2**20
+"""What tasks hand one another is small; Ray would keep 30 % of the memory for it."""
+
+
+def start_ray(address: str = "") -> None:
+    """Connects this process to Ray, once: to the cluster at `address` (host:port, ray://host:port or `auto`), else to RAY_ADDRESS, else to a Ray of its own.
+
+    A Ray of its own has the cores that this process may use, and ends with it. Raises DistributedError when nothing answers at the address.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray  # here: it reads the environment, and takes seconds that other commands need not wait for
+
+    if ray.is_initialized():
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    own = {
+        "address": "local",
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }
+    options = {"address": address} if address else own
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise DistributedError(
+            f"Ray {'at ' + address if address else 'on this machine'} did not answer ({said:.200}); "
+            + ("start it: ray start --head, or leave --address out" if address else "run the command again")
+        ) from error
