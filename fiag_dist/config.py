@@ -34,7 +34,7 @@ class PackConfig:
     frames_per_shard: int = 1000
     """Samples in one tar file, at most."""
     jobs: int = 0
-    """Clips packed at the same time; 0: one for each core."""
+    """Clips packed at the same time, at most; 0: as many as there are cores and memory for, 1.5 GB each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +223,8 @@ class TrainConfig:
     checkpoint_every: int = 500
     keep: int = 2
     """Newest checkpoints that are kept."""
+    keep_every: int = 0
+    """Checkpoints at multiples of this many steps are kept for good; 0: none."""
     raster: RasterBackend = "auto"
     encoder: EncoderBackend = "auto"
     ssim: SsimBackend = "auto"
@@ -246,6 +248,20 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlateauConfig:
+    """When an identity has learnt what its clip can teach it: its motion stage then ends early, and fusion follows. Each is judged by itself."""
+
+    every: int = 100
+    """Steps between two looks at the frames that are held out."""
+    patience: int = 5
+    """Looks in a row without a rise that make a plateau; 0: every identity trains for all of its steps."""
+    rise_db: float = 0.05
+    """Less than this over the best look so far is no rise."""
+    frames: int = 6
+    """Training frames that are held out, the last ones before the test part; a tenth of them at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
     """One new identity from a pretrained checkpoint."""
 
@@ -259,5 +275,10 @@ class AdaptConfig:
     )
     nearest_personal: bool = True
     """Start the new IM-Net from the pretrained identity nearest by embedding, else fresh."""
-    cpus_per_trial: int = 1
-    gpus_per_trial: float = 0.0
+    plateau: PlateauConfig = PlateauConfig()
+    retries: int = 2
+    """How often an identity that died is tried again, from its last checkpoint."""
+    cpus_per_trial: int = 0
+    """Cores of one identity's trial; 0: as many as are of use to it, by a measurement on the first one."""
+    gpus_per_trial: float | None = None
+    """Share of a GPU that a trial takes; none: by what the first one needs of its memory; 0: trains on CPUs."""

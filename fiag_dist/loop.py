@@ -7,9 +7,16 @@ from fiag_dist.training import Training
 
 
 def run(
-    training: Training, monitor: Monitor, save: Callable[[], None], stopped: Callable[[], bool] = lambda: False
+    training: Training,
+    monitor: Monitor,
+    save: Callable[[], None],
+    stopped: Callable[[], bool] = lambda: False,
+    between: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Trains to the end, or until `stopped`, which all ranks must answer alike; saves on the way and at the end. Returns whether the end was reached."""
+    """Trains to the end, or until `stopped`, which all ranks must answer alike; saves on the way and at the end. Returns whether the end was reached.
+
+    between: called after each step by all ranks.
+    """
     config, clock = training.config, Clock()
     if training.done:  # a finished run that was started again
         return True
@@ -17,6 +24,7 @@ def run(
         with clock.data():
             lessons = training.feed.next(training.step)
         tags = training.learn(lessons)
+        between()
         monitor.add(training.step, tags | clock.step(training.lanes), config.log_every)
         if _due(training, config.images_every) and not training.done:
             look(training, monitor)

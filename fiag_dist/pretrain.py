@@ -12,6 +12,7 @@ from fiag_dist.dist import checkpoint, process
 from fiag_dist.dist.engine import ZeroEngine
 from fiag_dist.dist.ownership import Ownership, assign
 from fiag_dist.dist.pool import PersonalPool
+from fiag_dist.dist.saving import Saved, Saver
 from fiag_dist.errors import guarded
 from fiag_dist.feed import Feed
 from fiag_dist.loop import run
@@ -39,26 +40,23 @@ def main(argv: list[str]) -> int:
     mirror = Mirror(folder, here)
     with closing(Monitor(mirror.folder, here, training.step, total_steps(config.train))) as monitor:
 
+        def say_saved(saved: Saved) -> None:
+            monitor.say(
+                f"checkpoint {folder}/{saved.folder}: {saved.seconds:.2f} s, for {saved.waited_s:.2f} s of which training stood still "
+                f"(shared parameters {saved.fingerprint} on all {here.world} ranks)"
+            )
+
+        train = config.train
+        saver = Saver(run_storage, checkpoint.FOLDER, here, train.keep, train.keep_every, mirror.publish, say_saved)
+
         def save() -> None:
-            fingerprint = training.fingerprint()
             shared, optim = training.shared()
             identities = {name: identity_tensors(training, name) for name in training.feed.names}
-            at = checkpoint.save(
-                run_storage,
-                checkpoint.FOLDER,
-                training.step,
-                shared,
-                optim,
-                identities,
-                _info(config, training),
-                here,
-                config.train.keep,
-            )
-            monitor.say(f"checkpoint {folder}/{at} (shared parameters {fingerprint} on all {here.world} ranks)")
-            mirror.publish()
+            saver.begin(training.step, shared, optim, identities, _info(config, training))
 
         with closing(process.StopSignal()) as stop:
-            finished = run(training, monitor, save, lambda: stop.agreed(here.device))
+            finished = run(training, monitor, save, lambda: stop.agreed(here.device), saver.poll)
+            saver.finish()
         monitor.say(
             f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {mirror.folder.parent}"
         )

@@ -1,6 +1,5 @@
 """The one training loop: pretraining over many ranks and adaptation in one process differ only in what they pass in."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -232,39 +231,36 @@ class Training:
         }
         return tags
 
-    @torch.no_grad()
     def examine(self, frames: int = 4) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """PSNR of the head on test frames of each identity of this rank, and for each a picture of ground truth beside render."""
-        self.head.eval()
         scores, pictures = {}, {}
         for name in self.feed.names:
-            rows, errors = [], []
-            for shot in self.feed.test_shots(name, frames):
-                performance = self.head.perform(
-                    shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
-                )
-                image = performance.over(_behind(shot)).clamp(0, 1)
-                on_head = shot.alpha > 0.5
-                errors.append(float(((image - shot.image).square() * on_head).sum() / (3 * on_head.sum().clamp(min=1))))
-                rows.append(torch.cat([shot.image, image], 2))
-            scores[f"eval/psnr_db/{name}"] = float(np.mean([-10 * math.log10(max(error, 1e-10)) for error in errors]))
+            score, rows = self._compare(name, self.feed.test_shots(name, frames))
+            scores[f"eval/psnr_db/{name}"] = score
             pictures[f"identities/{name}"] = (
                 (torch.cat(rows[:2], 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
             )
-        self.head.train()
         return scores, pictures
 
-    def fingerprint(self) -> str:
-        """A hash of all shared parameters as this rank has them. Raises DistributedError when another rank's differ."""
-        digest = hashlib.sha256()
-        for parameter in self.head.parameters():
-            digest.update(parameter.detach().cpu().numpy().tobytes())
-        found = process.all_gather_object(digest.hexdigest()[:16])
-        if len(set(found)) > 1:
-            raise DistributedError(
-                f"step {self.step}: shared parameters differ between ranks ({', '.join(found)}); go on from the last checkpoint, and report this"
+    def validate(self, name: str) -> float:
+        """PSNR of the head, dB, on the training frames of an identity of this rank that its feed holds out."""
+        return self._compare(name, self.feed.held_out_shots(name))[0]
+
+    @torch.no_grad()
+    def _compare(self, name: str, shots: Sequence[Shot]) -> tuple[float, list[Tensor]]:
+        """Mean PSNR of the head in `shots` of one identity, and each truth beside its render [3, size, 2 size]."""
+        self.head.eval()
+        rows, errors = [], []
+        for shot in shots:
+            performance = self.head.perform(
+                shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
             )
-        return found[0]
+            image = performance.over(_behind(shot)).clamp(0, 1)
+            on_head = shot.alpha > 0.5
+            errors.append(float(((image - shot.image).square() * on_head).sum() / (3 * on_head.sum().clamp(min=1))))
+            rows.append(torch.cat([shot.image, image], 2))
+        self.head.train()
+        return float(np.mean([-10 * math.log10(max(error, 1e-10)) for error in errors])), rows
 
     def shared(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The shared tensors of a checkpoint, and the optimiser's: the same on all ranks, which all call it."""

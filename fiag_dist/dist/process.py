@@ -112,6 +112,11 @@ def all_reduce(tensor: torch.Tensor, op: Literal["sum", "mean", "max", "min"] = 
     return tensor
 
 
+def all_true(value: bool, device: torch.device | None = None) -> bool:
+    """Whether `value` holds on every rank: the same answer on all of them. Raises DistributedError when a rank is lost."""
+    return value if _world() == 1 else bool(all_reduce(torch.tensor(float(value), device=device), "min").item())
+
+
 class StopSignal:
     """Turns SIGTERM, SIGUSR1 and SIGINT into a flag, so that a run ends at a step's end with a checkpoint.
 
@@ -129,9 +134,7 @@ class StopSignal:
 
     def agreed(self, device: torch.device | None = None) -> bool:
         """Whether any rank was asked to stop: the same answer on all ranks, which must all call it."""
-        if _world() == 1:
-            return self.requested
-        return bool(all_reduce(torch.tensor(float(self.requested), device=device), "max").item())
+        return not all_true(not self.requested, device)
 
     def close(self) -> None:
         """Puts the former signal handlers back."""

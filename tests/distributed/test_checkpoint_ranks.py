@@ -6,11 +6,13 @@ import pytest
 import torch
 from ranks import Ranks
 
-from fiag_dist.dist.checkpoint import load, newest, save
+from fiag_dist.dist.checkpoint import load, newest
 from fiag_dist.dist.process import Process
+from fiag_dist.dist.saving import save
 from fiag_dist.errors import CheckpointError, DataError
 from fiag_dist.storage import LocalStorage, open_storage
 
+SHARED = {"weight": torch.arange(4.0)}
 NAMES = {0: ("anna", "carl"), 1: ("bob",)}
 
 
@@ -25,12 +27,10 @@ class NoRoom(LocalStorage):
 
 def save_own(me: Process, url: str, step: int, full: bool = False) -> str:
     storage = NoRoom(url) if full and me.rank == 1 else open_storage(url)
-    shared, people = (
-        {"rank": torch.tensor([me.rank])},
-        {name: {"owner": torch.tensor([me.rank])} for name in NAMES[me.rank]},
-    )
+    own = {"rank": torch.tensor([me.rank])}
+    people = {name: {"owner": torch.tensor([me.rank])} for name in NAMES[me.rank]}
     try:
-        return save(storage, "checkpoints", step, shared, shared, people, {"note": "x"}, me, keep=1)
+        return save(storage, "checkpoints", step, SHARED, own, people, {"note": "x"}, me, keep=1)
     except CheckpointError as error:
         return str(error)
 
@@ -39,7 +39,8 @@ def test_every_rank_writes_its_own_and_anyone_reads_all(two: Ranks, tmp_path: Pa
     assert two.run(save_own, str(tmp_path), 3) == ["checkpoints/step-00000003"] * 2
     found = load(open_storage(tmp_path), "checkpoints/step-00000003")
     assert (found.world, found.info) == (2, {"note": "x"})
-    assert found.shared["rank"] == 0
+    assert torch.equal(found.shared["weight"], SHARED["weight"])
+    assert found.optim["rank"] == 0
     assert {name: int(found.identities[name]["owner"]) for name in found.identities} == {"anna": 0, "carl": 0, "bob": 1}
 
 

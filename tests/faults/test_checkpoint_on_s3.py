@@ -9,8 +9,9 @@ import torch
 from fault_proxy import Fault, Proxy, always, every_third
 
 from fiag_dist.dist import checkpoint
-from fiag_dist.dist.checkpoint import load, newest, resolve, save
+from fiag_dist.dist.checkpoint import load, newest, resolve
 from fiag_dist.dist.process import Process
+from fiag_dist.dist.saving import save
 from fiag_dist.errors import CheckpointError
 from fiag_dist.storage import S3Storage, UnreachableError
 
@@ -118,8 +119,8 @@ def test_damaged_ones_are_passed_over_with_a_line(
 
 KILLED = """
 import sys, torch
-from fiag_dist.dist.checkpoint import save
 from fiag_dist.dist.process import Process
+from fiag_dist.dist.saving import save
 from fiag_dist.storage import open_storage
 
 save(open_storage(sys.argv[1]), "checkpoints", 2, {"a": torch.ones(3)}, {}, {"anna": {}}, {}, Process(), keep=1)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from fiag_dist.dist import checkpoint
-from fiag_dist.dist.checkpoint import load, newest, resolve, save
+from fiag_dist.dist.checkpoint import load, newest, resolve
 from fiag_dist.dist.process import Process
+from fiag_dist.dist.saving import save
 from fiag_dist.errors import CheckpointError, DataError
 from fiag_dist.storage import LocalStorage, open_storage
 
@@ -188,7 +189,7 @@ def test_a_save_that_fails_leaves_the_one_before(tmp_path: Path, word: str) -> N
 
 KILLED = """
 import os, signal, sys, torch
-from fiag_dist.dist import checkpoint
+from fiag_dist.dist import saving
 from fiag_dist.dist.process import Process
 from fiag_dist.storage import LocalStorage
 
@@ -198,7 +199,7 @@ class Killed(LocalStorage):
             os.kill(os.getpid(), signal.SIGKILL)
         super().write(path, data)
 
-checkpoint.save(Killed(sys.argv[1]), "checkpoints", 2, {"a": torch.ones(3)}, {}, {"anna": {}}, {}, Process(), keep=1)
+saving.save(Killed(sys.argv[1]), "checkpoints", 2, {"a": torch.ones(3)}, {}, {"anna": {}}, {}, Process(), keep=1)
 """
 
 
