@@ -41,6 +41,7 @@ COMMANDS = {
         "CONFIG.yaml [--a.b value]",
         "shards of many people -> a run folder with checkpoints (several ranks: torchrun)",
     ),
+    "runs": Command("runs", "ls [DIR]", "runs in a folder or at s3:// -> state, step, last loss, and how the state is known"),
     "adapt": Command(
         "adapt",
         "CLIPS_OR_SHARDS --from CHECKPOINT --out DIR",

@@ -21,6 +21,7 @@ from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import total_steps
 from fiag_dist.start import fresh_head, load_head
+from fiag_dist.status import told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 
@@ -38,7 +39,11 @@ def main(argv: list[str]) -> int:
         run_storage.write("command.txt", (" ".join(["fiag-dist pretrain", *argv]) + "\n").encode())
     process.barrier()
     mirror = Mirror(folder, here)
-    with closing(Monitor(mirror.folder, here, training.step, total_steps(config.train))) as monitor:
+    steps = total_steps(config.train)
+    with (
+        closing(Monitor(mirror.folder, here, training.step, steps)) as monitor,
+        told(run_storage, here, training.step, steps) as status,
+    ):
 
         def say_saved(saved: Saved) -> None:
             monitor.say(
@@ -50,6 +55,7 @@ def main(argv: list[str]) -> int:
         saver = Saver(run_storage, checkpoint.FOLDER, here, train.keep, train.keep_every, mirror.publish, say_saved)
 
         def save() -> None:
+            status.say("running", training.step)
             shared, optim = training.shared()
             identities = {name: identity_tensors(training, name) for name in training.feed.names}
             saver.begin(training.step, shared, optim, identities, _info(config, training))
@@ -57,6 +63,7 @@ def main(argv: list[str]) -> int:
         with closing(process.StopSignal()) as stop:
             finished = run(training, monitor, save, lambda: stop.agreed(here.device), saver.poll)
             saver.finish()
+        status.say("finished" if finished else "stopped", training.step)
         monitor.say(
             f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {mirror.folder.parent}"
         )
