@@ -1,9 +1,8 @@
-"""fiag-dist pack: clips in, shards and a manifest out. One worker process a core; a bad clip is refused with its reason and the others go on."""
+"""fiag-dist pack: clips in, shards and a manifest out. One Ray task a clip; a bad clip is refused with its reason and the others go on."""
 
 import dataclasses
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,7 +30,8 @@ from fiag_dist.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from fiag_dist.shards.workers import MARK, Done, Packer, Work, pack_all
+from fiag_dist.shards.packing import MARK, Done, Packer, Work
+from fiag_dist.shards.workers import pack_all
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES
 
@@ -50,6 +50,9 @@ class PackCommand:
     """Folder or s3://bucket/prefix for the shards; identities that are there already stay."""
     consent: str = ""
     """What the people in these clips agreed to, in free text: kept in the manifest, in each identity made of them, and in every rendered video."""
+    address: str = ""
+    """Ray cluster to work on (host:port, ray://host:port or auto); none: RAY_ADDRESS, else this machine. Clips must then lie where every node finds them
+    by the same path, weights and S3 credentials be on every node, and --out be on S3 or a folder that all share."""
     settings: Annotated[PackConfig, tyro.conf.arg(name="")] = field(default_factory=PackConfig)
 
 
@@ -64,7 +67,13 @@ class PackResult:
 def main(argv: Sequence[str]) -> int:
     """The command. Returns 0 when at least one clip is usable."""
     command = tyro.cli(PackCommand, args=list(argv), prog="fiag-dist pack")
-    pack([Path(c) for c in command.clips], command.out, command.settings, consent=command.consent)
+    pack(
+        [Path(c) for c in command.clips],
+        command.out,
+        command.settings,
+        consent=command.consent,
+        address=command.address,
+    )
     return 0
 
 
@@ -75,12 +84,15 @@ def pack(
     report: Callable[[str], None] = print,
     packer: Packer = pack_any,
     consent: str = "",
+    address: str = "",
 ) -> PackResult:
     """Packs clips, and the clips in folders, to a folder or s3:// prefix, and merges them into the manifest there.
 
-    `report` gets one line a clip as it finishes, now and then how far all are, and a table at the end; `packer` makes the samples, in worker processes.
-    `consent` becomes the note of all these clips; without it, unchanged ones keep theirs.
-    Raises DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format are there already.
+    `report` gets one line a clip as it finishes, now and then how far all are, and a table at the end; `packer` makes the samples, in Ray's workers.
+    `consent` becomes the note of all these clips; without it, unchanged ones keep theirs. `address` is that of a Ray cluster; a Ray that this process is
+    connected to already is used, and one that is started ends with the process.
+    Raises DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format are there already, DistributedError
+    when the cluster does not answer.
     """
     cfg = cfg or PackConfig()
     found = (find_prepared if cfg.layout == "instag" else find_clips)([Path(c) for c in clips])
@@ -96,7 +108,8 @@ def pack(
             done[name] = Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
             continue
         try:
-            work = Work(paths[0], name, out, cfg, _source(paths[0], cfg), (formats.audio.dim, formats.audio.window))
+            shape = (formats.audio.dim, formats.audio.window)
+            work = Work(paths[0].absolute(), name, _everywhere(out), cfg, _source(paths[0], cfg), shape)
         except DataError as error:
             done[name] = Done(None, str(error))
             continue
@@ -109,10 +122,17 @@ def pack(
         report(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
     if todo and FILE in sizes:  # what the manifest names must be complete at every moment
         _write(storage, formats, others, done)
-    for work, result in pack_all(todo, cfg.jobs or len(os.sched_getaffinity(0)), packer, report):
-        entry = result.entry and dataclasses.replace(result.entry, consent=consent)
-        done[work.name] = dataclasses.replace(result, entry=entry)
-        report(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
+    try:
+        for work, result in pack_all(todo, cfg.jobs, packer, report, address):
+            result = _arrived(storage, result)
+            entry = result.entry and dataclasses.replace(result.entry, consent=consent)
+            done[work.name] = dataclasses.replace(result, entry=entry)
+            report(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
+    except KeyboardInterrupt:
+        report(
+            f"stopped: {len(done)} of {len(found)} clips are finished and stay; the same command goes on with the others"
+        )
+        raise
     table = _table({name: done[name] for name in found}, {work.name for work in todo})
     report(table)
     refused = {name: done[name].reason for name in found if done[name].reason}
@@ -178,6 +198,22 @@ def _finished(storage: Storage, sizes: dict[str, int], work: Work) -> IdentityEn
     whole = all(sizes.get(file) == size for file, size in entry.files.items())
     same = entry.source and dataclasses.replace(entry.source, file=work.source.file) == work.source
     return entry if whole and same else None
+
+
+def _everywhere(out: str) -> str:
+    """The same place for a process with another working folder."""
+    return out if "://" in out else str(Path(out).expanduser().absolute())
+
+
+def _arrived(storage: Storage, result: Done) -> Done:
+    """Refuses shards that a worker wrote where this process does not see them."""
+    entry = result.entry
+    if entry is None or storage.sizes(entry.name).items() >= entry.files.items():
+        return result
+    return Done(
+        None,
+        f"packed by a node whose {storage.url} is not this one's; give an --out that all nodes share: s3://bucket/prefix or a shared folder",
+    )
 
 
 def _write(storage: Storage, formats: Manifest, others: list[IdentityEntry], done: dict[str, Done]) -> Manifest:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,18 +12,33 @@ import pytest
 from test_shards import FRAMES, SIZE, make
 
 from fiag_dist import pack as pack_module
+from fiag_dist.cluster import start_ray
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError, WeightsError
 from fiag_dist.ingest.gather import find_clips, identity_name
 from fiag_dist.pack import main, pack
-from fiag_dist.shards import workers
+from fiag_dist.shards import progress as progress_module
 from fiag_dist.shards.manifest import SourceEntry, read_manifest
-from fiag_dist.shards.workers import Work
+from fiag_dist.shards.packing import Work
+from fiag_dist.shards.progress import Far
 from fiag_dist.shards.writer import NAME
 from fiag_dist.storage import open_storage
 from fiag_dist.types import Frame, IdentityMeta
 
 CFG = PackConfig(size=SIZE, extractor="mel", frames_per_shard=10, jobs=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray() -> Iterator[None]:
+    """One Ray for all of these tests, whose workers can import this file."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        start_ray()
+    yield
+    ray.shutdown()
 
 
 def told(path: Path, cfg: PackConfig, name: str, progress: Callable) -> tuple[IdentityMeta, Iterator[Frame]]:
@@ -37,7 +53,7 @@ def told(path: Path, cfg: PackConfig, name: str, progress: Callable) -> tuple[Id
     if what == "weights":
         raise WeightsError("face-landmarker: missing; run: fiag-dist weights fetch")
     progress("landmarks", 0.5)
-    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ["OMP_NUM_THREADS"] == "1", "one thread a core, unless the user sets another number"
     meta, frames = make(name, len(what))
     still, K = np.diag([1, -1, -1, 1]).astype(np.float32), np.array([[150, 0, 16], [0, 150, 16], [0, 0, 1]], np.float32)
     still[2, 3] = 1.7
@@ -205,17 +221,15 @@ def test_a_refused_clip_leaves_nothing_behind(packed) -> None:
 
 def test_a_line_says_how_far_the_clips_are(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(workers.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: now[0])
     source = SourceEntry(file="x.mp4", bytes=1000, sha256="", settings="")
     big = dataclasses.replace(source, bytes=2000)
     todo = [Work(Path(f"{n}.mp4"), n, "", CFG, s, (80, 4)) for n, s in (("a", source), ("b", big), ("c", source))]
-    shares = [0.0, 0.0, 0.0]
-    far = workers.Far(shares, todo)
-    assert far.line() == "0 of 3 clips done"
+    far = Far(todo)
+    assert far.line({}) == "0 of 3 clips done"
     now[0] += 300
     far.finished.add(0)
-    shares[:] = [0.2, 0.5, 0.0]
-    assert far.line() == "1 of 3 clips done; b 50%; about 5 min left"
-    alone = workers.Far([0.9], todo[:1])
+    assert far.line({0: 0.2, 1: 0.5}) == "1 of 3 clips done; b 50%; about 5 min left"
+    alone = Far(todo[:1])
     now[0] += 90
-    assert alone.line() == "a 90%; about 10 s left"
+    assert alone.line({0: 0.9}) == "a 90%; about 10 s left"

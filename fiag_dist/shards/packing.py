@@ -1,0 +1,102 @@
+"""One clip to shards, in a worker: what it depends on, and what came of it."""
+
+import dataclasses
+import json
+import socket
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fiag_dist.config import PackConfig
+from fiag_dist.errors import DataError, FiagError
+from fiag_dist.ingest.sheet import contact_sheet
+from fiag_dist.shards.manifest import IdentityEntry, SourceEntry
+from fiag_dist.shards.writer import write_identity
+from fiag_dist.storage import open_storage
+from fiag_dist.types import Frame, IdentityMeta
+
+SHEET_FRAMES = 8
+MARK = "entry.json"
+"""Written last into an identity's folder: without it the folder is unfinished."""
+TIMINGS = "timings"
+"""What of a clip's report stays out of its shards, so that packing again gives the same bytes."""
+
+Progress = Callable[[str, float], None]
+Packer = Callable[[Path, PackConfig, str, Progress], tuple[IdentityMeta, Iterator[Frame]]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One clip to pack: where it is, its identity's name, where the shards go, and what they depend on. Paths are absolute: any node may take it."""
+
+    path: Path
+    name: str
+    out: str
+    cfg: PackConfig
+    source: SourceEntry
+    speech: tuple[int, int]
+    """Channels and window of the speech features that all clips share."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a clip: its entry, or the reason why there is none."""
+
+    entry: IdentityEntry | None
+    reason: str = ""
+    seconds: float = 0.0
+    bug: str = ""
+    """Traceback of an error that no rule of ours explains."""
+
+
+def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
+    """One clip to shards, report, contact sheet and, last, the mark. Raises WeightsError and ConfigError, which concern all clips."""
+    began = time.perf_counter()
+    storage = open_storage(work.out)
+    try:
+        if not work.path.exists():
+            raise DataError(
+                f"{work.path}: no such file on {socket.gethostname()}; on a cluster, clips lie where every node finds them by this path"
+            )
+        meta, frames = packer(work.path, work.cfg, work.name, progress)
+        if meta.speech.shape[1:] != work.speech:
+            raise DataError(
+                f"{work.path.name}: speech features [{meta.speech.shape[1]}, {meta.speech.shape[2]}], the other clips have {list(work.speech)}; "
+                "make them by the same program"
+            )
+        chosen: list[Frame] = []
+        stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k != TIMINGS})
+        entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
+        entry = dataclasses.replace(entry, source=work.source)
+        storage.write(f"{work.name}/report.json", (json.dumps(meta.report, indent=1) + "\n").encode())
+        storage.write(f"{work.name}/contact_sheet.png", _png(contact_sheet(meta, chosen)))
+        storage.write(f"{work.name}/{MARK}", (json.dumps(dataclasses.asdict(entry), indent=1) + "\n").encode())
+    except DataError as error:
+        with suppress(DataError):  # what is there of it takes room, and nothing names it
+            storage.delete(work.name)
+        return Done(None, str(error), time.perf_counter() - began)
+    except FiagError:
+        raise
+    except Exception as error:
+        reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        return Done(None, reason, time.perf_counter() - began, traceback.format_exc())
+    return Done(entry, "", time.perf_counter() - began)
+
+
+def _keeping(frames: Iterator[Frame], count: int, chosen: list[Frame]) -> Iterator[Frame]:
+    """Passes frames on and keeps a few, evenly spread, for the contact sheet."""
+    wanted = set(np.linspace(0, count - 1, SHEET_FRAMES).round().astype(int).tolist())
+    for position, frame in enumerate(frames):
+        if position in wanted:
+            chosen.append(frame)
+        yield frame
+
+
+def _png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
