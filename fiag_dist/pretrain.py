@@ -10,6 +10,7 @@ from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load, to_dict, to_yaml
 from fiag_dist.dist import checkpoint, process
 from fiag_dist.dist.engine import ZeroEngine
+from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.ownership import Ownership, assign
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.dist.saving import Saved, Saver
@@ -88,20 +89,25 @@ def build(config: PretrainConfig, here: process.Process, data: Storage, run_stor
     pool = PersonalPool({name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names})
     engine = ZeroEngine(head, optimizer_groups(head), config.zero_stage, config.train.optim.grad_clip)
     perceptual = perceptual_loss(config.train, here.device)
-    training = Training(config.train, head, engine, pool, feed, len(ownership.lanes), here.world, perceptual)
+    neighbours = Neighbours(ownership, here.rank, pool, feed.embedding, config.neighbour_every)
+    training = Training(
+        config.train, head, engine, pool, feed, len(ownership.lanes), here.world, perceptual, neighbours
+    )
     if stored:
         training.restore(stored.step, stored.shared, stored.optim, here.rank)
         for name in feed.names:
             tensors = stored.identities[name]
             pool.load(name, tensors)
             feed.restore({name: int(tensors["count"])})
+        neighbours.load(stored.identities)
     return training
 
 
 def identity_tensors(training: Training, name: str) -> dict[str, torch.Tensor]:
-    """One identity's part of a checkpoint: its personal net, how many of its frames were drawn, and its mean embedding."""
-    count = torch.tensor(training.feed.counts[name])
-    return training.pool.tensors(name) | {"count": count, "embedding": training.feed.embedding(name).cpu()}
+    """One identity's part of a checkpoint: its personal net, how many of its frames were drawn, its mean embedding, and its frozen neighbour."""
+    own = {"count": torch.tensor(training.feed.counts[name]), "embedding": training.feed.embedding(name).cpu()}
+    neighbour = training.neighbours.tensors(name) if training.neighbours else {}
+    return training.pool.tensors(name) | own | neighbour
 
 
 def _assign(config: PretrainConfig, manifest: Manifest, here: process.Process) -> Ownership:

@@ -13,6 +13,7 @@ from fiag_dist.backdrop import behind
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, StepReport
+from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.dist.state import RowEdit, flatten, unflatten
 from fiag_dist.errors import DistributedError
@@ -84,6 +85,8 @@ class Training:
     world: int = 1
     perceptual: Lpips | None = None
     """Compares patches in the second half of the fusion stage."""
+    neighbours: Neighbours | None = None
+    """Whom those are told from who are alone in a lane."""
     step: int = 0
     averages: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, density.Statistics] = field(default_factory=dict)
@@ -110,6 +113,8 @@ class Training:
         named = rates(self.step, self.config, [*self._groups, *PERSONAL_GROUPS])
         self.engine.set_rates({name: rate for name, rate in named.items() if name not in PERSONAL_GROUPS})
         share = self.lanes / self.world  # a rank's loss is scaled so that the mean over ranks is the mean over lanes
+        if self.neighbours:
+            self.neighbours.renew(self.step)
         tried = self._perform(lessons)
         total = torch.stack([torch.stack(list(terms.values())).sum() for _, terms in tried]).sum() / share
         report = self.engine.backward_and_step(total)
@@ -153,11 +158,16 @@ class Training:
         tried = []
         for performance, lesson in zip(performances, lessons, strict=True):
             torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
-            rival = None
-            if lesson.rival is not None:
-                rival = Rival(lesson.positive, self.feed.embedding(lesson.rival), self.pool[lesson.rival])
+            rival = self._rival(lesson)
             tried.append((performance, losses.compute(self.head, performance, lesson.shot, stage, critic, rival)))
         return tried
+
+    def _rival(self, lesson: Lesson) -> Rival | None:
+        """Whom the lesson's person is told from: another one of the lane, else a neighbour's frozen copy, if there is anybody."""
+        if lesson.rival is not None:
+            return Rival(lesson.positive, self.feed.embedding(lesson.rival), self.pool[lesson.rival])
+        neighbour = self.neighbours.of(lesson.lane) if self.neighbours else None
+        return neighbour and Rival(lesson.positive, neighbour.embedding, neighbour.net)
 
     def _observe(self, lessons: Sequence[Lesson], performances: Sequence[Performance | None], share: float) -> None:
         for performance in performances:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -110,6 +110,16 @@ def all_reduce(tensor: torch.Tensor, op: Literal["sum", "mean", "max", "min"] = 
         if op == "mean":
             tensor /= _world()
     return tensor
+
+
+def exchange(outgoing: Sequence[tuple[int, torch.Tensor]], incoming: Sequence[tuple[int, torch.Tensor]]) -> None:
+    """Sends tensors to ranks while it receives into others from ranks; between two ranks in the order given. Raises DistributedError when one is lost."""
+    operations = [dist.P2POp(dist.isend, tensor, rank) for rank, tensor in outgoing]
+    operations += [dist.P2POp(dist.irecv, tensor, rank) for rank, tensor in incoming]
+    if operations:
+        with _collective("exchange"):
+            for work in dist.batch_isend_irecv(operations):
+                work.wait()
 
 
 def all_true(value: bool, device: torch.device | None = None) -> bool:
