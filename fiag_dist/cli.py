@@ -41,7 +41,9 @@ COMMANDS = {
         "CONFIG.yaml [--a.b value]",
         "shards of many people -> a run folder with checkpoints (several ranks: torchrun)",
     ),
-    "runs": Command("runs", "ls [DIR]", "runs in a folder or at s3:// -> state, step, last loss, and how the state is known"),
+    "runs": Command(
+        "runs", "ls [DIR]", "runs in a folder or at s3:// -> state, step, last loss, and how the state is known"
+    ),
     "adapt": Command(
         "adapt",
         "CLIPS_OR_SHARDS --from CHECKPOINT --out DIR",
@@ -50,6 +52,7 @@ COMMANDS = {
     "render": Command(
         "render", "IDENTITY --audio WAV --out MP4", "an identity folder and speech -> a video of any length"
     ),
+    "view": Command("view", "IDENTITY", "an identity folder -> a web page: turn it about, drop a sound file, see it talk"),
     "export": Command(
         "export",
         "IDENTITY --out PLY",

@@ -38,8 +38,13 @@ def assign(names: Sequence[str], num_frames: Mapping[str, int], lanes: int, worl
     """Deals identities to `lanes` lanes with nearly equal numbers of frames, and the lanes to `world` ranks.
 
     lanes: frames in the global batch, whatever the number of ranks. The lanes do not depend on `world` or on the order of `names`.
-    Raises DistributedError when a rank would have no lane or a lane no identity.
+    Raises DistributedError when a rank would have no lane or a lane no identity: a personal net lives on one rank, and nobody shares its frames.
     """
+    if world > len(names):
+        raise DistributedError(
+            f"{world} ranks for {len(names)} identities: each identity belongs to one rank, and a rank needs one at least; "
+            f"start {len(names)} ranks or fewer, or pack more clips"
+        )
     if lanes < world:
         raise DistributedError(
             f"frames_per_step {lanes} for {world} ranks: each rank needs a frame a step; "

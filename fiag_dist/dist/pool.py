@@ -39,6 +39,16 @@ class PersonalPool:
         for optimizer in self._optimizers.values():
             optimizer.zero_grad()
 
+    @property
+    def bytes(self) -> int:
+        """Held at this moment by parameters, gradients and moments."""
+        held = 0
+        for name, net in self.nets.items():
+            for parameter in net.parameters():
+                state = self._optimizers[name].state[parameter].values()
+                held += sum(t.nbytes for t in (parameter, parameter.grad, *state) if t is not None)
+        return held
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Everything of one identity for a checkpoint: parameters by name, moments as `name:exp_avg` and so on."""
         out: dict[str, Tensor] = {}

@@ -78,7 +78,7 @@ def test_two_ranks_see_the_neighbours_that_one_sees(one: Ranks, two: Ranks) -> N
     for step, seen in enumerate(alone):
         renewed = step - step % EVERY
         last = "ann" if (step // EVERY) % 2 == 0 else "eve"  # those of a lane take turns
-        wanted = {lane: name for lane, name in enumerate(("cat", "dan", last))}
+        wanted = dict(enumerate(("cat", "dan", last)))
         assert seen == {lane: (100 * number(n) + renewed, number(n)) for lane, n in wanted.items()}
 
 

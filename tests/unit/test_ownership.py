@@ -58,10 +58,12 @@ def test_equals_go_by_name() -> None:
 
 def test_too_few_lanes_and_too_few_identities_are_refused_with_the_numbers() -> None:
     frames = {"a": 1, "b": 1}
+    with pytest.raises(DistributedError, match=r"3 ranks for 2 identities: .*start 2 ranks or fewer, or pack more"):
+        assign([*frames], frames, 3, 3)
     with pytest.raises(
-        DistributedError, match=r"frames_per_step 2 for 3 ranks.*frames_per_step to 3 or more, or start 2"
+        DistributedError, match=r"frames_per_step 1 for 2 ranks.*frames_per_step to 2 or more, or start 1"
     ):
-        assign([*frames], frames, 2, 3)
+        assign([*frames], frames, 1, 2)
     with pytest.raises(DistributedError, match=r"frames_per_step 3 for 2 identities.*to 2 or less, or pack more"):
         assign([*frames], frames, 3, 1)
 
