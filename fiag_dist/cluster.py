@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 from fiag_dist.errors import DistributedError
 
@@ -27,13 +28,13 @@ def start_ray(address: str = "") -> None:
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     address = address or os.environ.get("RAY_ADDRESS", "")
-    own = {
+    own: dict[str, Any] = {
         "address": "local",
         "num_cpus": len(os.sched_getaffinity(0)),
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
-    options = {"address": address} if address else own
+    options: dict[str, Any] = {"address": address} if address else own
     try:
         ray.init(log_to_driver=False, configure_logging=False, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

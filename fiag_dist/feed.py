@@ -115,14 +115,21 @@ class Feed:
         device: torch.device | str = "cpu",
         cache_mib: float = 64.0,
         resident_mib: float | None = None,
+        held_out: int = 0,
     ):
-        """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing."""
+        """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
+
+        held_out: last training frames of each identity that are kept back to judge training by; a tenth of them at most.
+        """
         self._ownership, self._seed, self._device = ownership, seed, device
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
         self.readers = {name: FrameReader(storage, manifest.entry(name), cache_mib) for name in self.names}
-        self._streams = {name: IdentityStream(self.readers[name].train, seed, name) for name in self.names}
+        parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
+        self._streams = {name: IdentityStream(learnt, seed, name) for name, (learnt, _) in parted.items()}
+        self.held_out = {name: kept for name, (_, kept) in parted.items()}
+        """Positions of the training frames that are kept back."""
         self.counts = dict.fromkeys(self.names, 0)
         """Frames drawn so far: all the state there is, saved with each identity."""
         if resident_mib is None:
@@ -156,11 +163,19 @@ class Feed:
     def test_shots(self, name: str, limit: int) -> list[Shot]:
         """Up to `limit` test frames of an identity, evenly spread."""
         positions = self.readers[name].test
-        chosen = positions[np.linspace(0, len(positions) - 1, min(limit, len(positions))).round().astype(int)]
-        return [shot_of(self.readers[name].frame(int(p)), self.metas[name], self._device) for p in chosen]
+        return self._shots(
+            name, positions[np.linspace(0, len(positions) - 1, min(limit, len(positions))).round().astype(int)]
+        )
+
+    def held_out_shots(self, name: str) -> list[Shot]:
+        """The training frames of an identity that are kept back."""
+        return self._shots(name, self.held_out[name])
 
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
+
+    def _shots(self, name: str, positions: np.ndarray) -> list[Shot]:
+        return [shot_of(self.readers[name].frame(int(p)), self.metas[name], self._device) for p in positions]
 
     def _lessons(self, step: int, counts: dict[str, int]) -> list[Lesson]:
         return [self._lesson(step, lane, self._ownership.lanes[lane], counts) for lane in self.lanes]
@@ -185,3 +200,9 @@ class Feed:
         while self._room < 0 and self._residents:
             self._room += self._residents.popitem(last=False)[1].bytes
         return found
+
+
+def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions to learn from, and the last ones, which are kept back."""
+    num = len(positions) - min(held_out, len(positions) // 10)
+    return positions[:num], positions[num:]

@@ -39,6 +39,11 @@ def stage_at(step: int, config: TrainConfig) -> Stage:
     return Stage(Stage.WARM_UP + sum(done >= end for end in ends))
 
 
+def first_of_fusion(config: TrainConfig) -> int:
+    """Steps after which the fusion stage begins."""
+    return next(step for step in range(total_steps(config) + 1) if progress(step, config) >= config.stages.motion)
+
+
 def moving(stage: Stage, config: TrainConfig) -> bool:
     """Whether heads move in this stage: from the first image when landmarks taught them how, else after warm-up."""
     return stage > Stage.WARM_UP or config.stages.landmark_steps > 0

@@ -42,7 +42,7 @@ ROWS = (
     ("crossdriven", "report"),
     ("examine",),
     ("evaluate",),
-    ("trial",),
+    ("adaptation",),
     ("pretrain", "adapt"),
     ("export", "view", "render", "identity_info", "runs"),
     ("bench",),

@@ -1,0 +1,101 @@
+"""What came of all identities: results.csv, and the table at the end."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from fiag_dist.adaptation.job import Job, is_done, stored_json
+from fiag_dist.adaptation.trial import SCRATCH
+from fiag_dist.examine import METRICS
+from fiag_dist.storage import Storage
+
+CSV = "results.csv"
+COLUMNS = (
+    "name",
+    "state",
+    "steps",
+    "seconds",
+    "head_psnr_db",
+    "full_psnr_db",
+    "nearest_warped_head_psnr_db",
+    "gain_db",
+    "scratch_head_psnr_db",
+    "validation_psnr_db",
+    "skipped_steps",
+    "why",
+    "folder",
+)
+SHOWN = COLUMNS[:9]
+"""Those that fit a terminal."""
+ROWS_SHOWN = 30
+Value = str | float | int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one identity."""
+
+    job: Job
+    values: Mapping[str, Value]
+    """By COLUMNS."""
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Sorts the worst to the front: what failed, what is missing, then by how much better it is than the nearest training frame."""
+        gain = self.values["gain_db"]
+        kinds = {"failed": 0, "missing": 1}
+        return kinds.get(str(self.values["state"]), 2), gain if isinstance(gain, float) else 0.0
+
+
+def result_of(job: Job, failed: Mapping[str, str]) -> Result:
+    """What an identity's folder says of itself. failed: reasons by name."""
+    metrics = stored_json(job.folder, METRICS)
+    head, warped = (
+        metrics.get("head_psnr_db"),
+        metrics.get("baselines", {}).get("nearest_warped", {}).get("head_psnr_db"),
+    )
+    found: dict[str, Value] = {
+        "name": job.name,
+        "state": "failed" if job.name in failed else "done" if is_done(job) else "missing",
+        "nearest_warped_head_psnr_db": warped,
+        "gain_db": head - warped if head is not None and warped is not None else None,
+        "scratch_head_psnr_db": stored_json(f"{job.folder}/{SCRATCH}", METRICS).get("head_psnr_db")
+        if job.scratch
+        else None,
+        "why": failed.get(job.name, ""),
+        "folder": job.folder,
+    }
+    return Result(job, {column: found.get(column, metrics.get(column)) for column in COLUMNS})
+
+
+def write_csv(storage: Storage, results: Sequence[Result]) -> None:
+    """results.csv, in the order of the jobs."""
+    stream = io.StringIO(newline="")
+    writer: csv.DictWriter[str] = csv.DictWriter(stream, list(COLUMNS))
+    writer.writeheader()
+    writer.writerows(result.values for result in results)
+    storage.write(CSV, stream.getvalue().encode())
+
+
+def table(results: Sequence[Result]) -> Table:
+    """For the terminal: the worst first, and no more than can be read."""
+    worst = sorted(results, key=lambda result: result.rank)[:ROWS_SHOWN]
+    columns = [c for c in SHOWN if any(result.values[c] is not None for result in worst)]
+    title = "adapted identities (test frames, head region)"
+    if len(results) > len(worst):
+        title += f": the {len(worst)} worst of {len(results)}"
+    out = Table(title=title, box=SIMPLE_HEAD)
+    for column in columns:
+        is_text = column in ("name", "state")
+        out.add_column(column.removesuffix("_db").replace("_", " "), justify="left" if is_text else "right")
+    for result in worst:
+        out.add_row(*(_cell(result.values[column]) for column in columns))
+    return out
+
+
+def _cell(value: Value) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)

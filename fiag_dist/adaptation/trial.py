@@ -1,0 +1,205 @@
+"""One identity's adaptation from start to finished folder: what a Ray Tune trial runs, and what can run without Ray."""
+
+import json
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import numba
+import torch
+from torch.nn import functional as F
+
+from fiag_dist.adaptation.hparams import write_hparams
+from fiag_dist.adaptation.job import DONE, Job, Progress, Report
+from fiag_dist.adaptation.plateau import Plateau
+from fiag_dist.adaptation.search import chosen_sample, samples
+from fiag_dist.bake import write_identity_folder
+from fiag_dist.config import ModelConfig
+from fiag_dist.configfile import from_dict
+from fiag_dist.dist import checkpoint, saving
+from fiag_dist.dist.engine import LocalEngine
+from fiag_dist.dist.ownership import assign
+from fiag_dist.dist.pool import PersonalPool
+from fiag_dist.dist.process import Process
+from fiag_dist.evaluate import evaluate_identity
+from fiag_dist.feed import Feed
+from fiag_dist.loop import run
+from fiag_dist.mirror import Mirror
+from fiag_dist.monitor import Monitor, peak_mib
+from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.stages import Stage, first_of_fusion, total_steps
+from fiag_dist.start import fresh_head, load_head
+from fiag_dist.storage import Storage, open_storage
+from fiag_dist.synthesize import write_preview
+from fiag_dist.training import Training, optimizer_groups, perceptual_loss
+
+PREVIEW_S = 4.0
+WORK = "work"
+"""Folder of an identity that holds the checkpoints of its training, for as long as it lasts."""
+SCRATCH = "scratch"
+
+
+@dataclass
+class Trained:
+    """Where a job's training stands, beside what the training itself knows."""
+
+    training: Training
+    plateau: Plateau
+    skipped: int = 0
+    """Steps of the motion stage that a plateau saved."""
+
+    @property
+    def steps(self) -> int:
+        """Steps that were trained."""
+        return self.training.step - self.skipped
+
+    @property
+    def score_db(self) -> float | None:
+        """The last look at held-out frames."""
+        return self.plateau.scores_db[-1] if self.plateau.scores_db else None
+
+
+def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
+    """Trains (going on from the last checkpoint of an interrupted job), bakes, evaluates and writes the identity folder.
+
+    A searched job bakes the best of its samples, which are trained already. Raises DataError or CheckpointError for what trying again can't mend.
+    """
+    began = time.time()
+    sample = chosen_sample(job) if job.search.settings else job
+    mirror = Mirror(job.folder, Process())
+    trained = train(sample, report, threads)
+    training, steps = trained.training, total_steps(trained.training.config)
+
+    def tell(state: str) -> None:
+        report(Progress(state, training.step, steps, trained.score_db))
+
+    tell("baking")
+    data, folder = open_storage(job.data), mirror.folder
+    manifest, personal = read_manifest(data, check=False), training.pool[job.name]
+    write_identity_folder(folder, training.head, personal, data, manifest, job.name, job.start, trained.steps)
+    tell("scoring")
+    metrics = evaluate_identity(folder) | {
+        "seconds": round(time.time() - began, 1),
+        "steps": trained.steps,
+        "skipped_steps": trained.skipped,
+        "validation_psnr_db": trained.score_db,
+        "peak_mib": round(peak_mib()),
+    }
+    open_storage(folder).write("metrics.json", json.dumps(metrics, indent=1).encode())
+    write_hparams(folder / "tb", sample.config, metrics)
+    tell("filming")
+    write_preview(folder, PREVIEW_S)
+    training.feed.close()
+    mirror.publish()
+    if job.scratch and job.start:
+        same_model = replace(job.config, train=replace(sample.config.train, model=training.config.model))
+        scratch = Job(job.name, job.data, "", f"{job.folder}/{SCRATCH}", same_model)
+        adapt_identity(scratch, lambda progress: report(replace(progress, state="from scratch")), threads)
+    for spent in [job, *(samples(job) if job.search.settings else [])]:
+        open_storage(spent.folder).delete(WORK)
+    open_storage(job.folder).write(DONE, json.dumps({"job": job.key}).encode())
+
+
+def train(job: Job, report: Report, threads: int = 1) -> Trained:
+    """Trains a job to its end, going on from its last checkpoint. Reports at every look at held-out frames and every checkpoint."""
+    use_threads(threads)
+    here, mirror = Process(), Mirror(job.folder, Process())
+    training = build(job)
+    trained = Trained(training, Plateau(job.config.plateau))
+    work = open_storage(f"{job.folder}/{WORK}")
+    _go_on(trained, job, work)
+    steps = total_steps(training.config)
+
+    def tell() -> None:
+        report(Progress("training", training.step, steps, trained.score_db))
+
+    def look() -> None:
+        """Takes a look when one is due; what has stopped rising goes on to fusion."""
+        judged = len(training.feed.held_out[job.name]) and (training.stage is Stage.MOTION or training.done)
+        if not judged or (training.step % job.config.plateau.every and not training.done):
+            return
+        score = training.validate(job.name)
+        monitor.add(training.step, {"eval/held_out_psnr_db": score}, every=1)
+        if trained.plateau.look(score) and training.stage is Stage.MOTION:
+            trained.skipped = first_of_fusion(training.config) - training.step
+            training.step += trained.skipped
+            monitor.say(f"{job.name}: no longer rises, {trained.skipped} steps of motion are left out")
+        tell()
+
+    def save() -> None:
+        shared, optim = training.shared()
+        personal = training.pool.tensors(job.name) | {"count": torch.tensor(training.feed.counts[job.name])}
+        state = {"job": job.training_key, "looks": trained.plateau.scores_db, "skipped": trained.skipped}
+        saving.save(work, checkpoint.FOLDER, training.step, shared, optim, {job.name: personal}, state, here, keep=1)
+        mirror.publish()
+        tell()
+
+    tell()
+    with closing(Monitor(mirror.folder, here, training.step, steps)) as monitor:
+        run(training, monitor, save, between=look)
+    return trained
+
+
+def final_score_db(job: Job) -> float | None:
+    """The last look at held-out frames of a training that came to its end and is not yet baked; none for any other."""
+    work = open_storage(f"{job.folder}/{WORK}")
+    newest = checkpoint.newest(work, checkpoint.FOLDER)
+    stored = checkpoint.load(work, newest) if newest else None
+    if stored is None or stored.info["job"] != job.training_key or stored.step < total_steps(job.config.train):
+        return None
+    return stored.info["looks"][-1]
+
+
+def use_threads(num: int) -> None:
+    """So many threads for torch and the kernels, in the thread that calls this."""
+    torch.set_num_threads(num)
+    numba.set_num_threads(min(num, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
+def _go_on(trained: Trained, job: Job, work: Storage) -> None:
+    """Takes up the last checkpoint, if there is one of the same job."""
+    training, newest = trained.training, checkpoint.newest(work, checkpoint.FOLDER)
+    stored = checkpoint.load(work, newest) if newest else None
+    if stored is None or stored.info.get("job") != job.training_key:
+        work.delete(checkpoint.FOLDER)  # of a job with other settings
+        return
+    personal = stored.identities[job.name]
+    training.restore(stored.step, stored.shared, stored.optim, 0)
+    training.pool.load(job.name, personal)
+    training.feed.restore({job.name: int(personal["count"])})
+    trained.plateau.scores_db, trained.skipped = list(stored.info["looks"]), stored.info["skipped"]
+
+
+def build(job: Job) -> Training:
+    """The training of a job at its first step."""
+    data = open_storage(job.data)
+    manifest = read_manifest(data, check=False)
+    entry = manifest.entry(job.name)
+    config = job.config.train
+    device = torch.device("cuda" if torch.cuda.is_available() and job.config.gpus_per_trial != 0 else "cpu")
+    owners = assign([job.name], {job.name: entry.split.train}, 1, 1)
+    torch.manual_seed(config.seed)  # a new IM-Net is drawn
+    feed = Feed(data, manifest, owners, 0, config.seed, device, held_out=job.config.plateau.frames)
+    if job.start:
+        storage, name = checkpoint.resolve(job.start)
+        stored = checkpoint.load(storage, name)
+        config = replace(config, model=from_dict(ModelConfig, stored.info["config"]["train"]["model"]))
+        head = load_head(config, stored.info["formats"], stored.shared, averaged=True).to(device)
+        pool = PersonalPool({job.name: head.universal.new_personal().to(device)})
+        nearest = _nearest(stored, feed.embedding(job.name).cpu()) if job.config.nearest_personal else None
+        if nearest:
+            pool.load(job.name, stored.identities[nearest], moments=False)
+    else:
+        head = fresh_head(config, data, manifest, [job.name], config.seed, device)
+        pool = PersonalPool({job.name: head.universal.new_personal().to(device)})
+    engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
+    return Training(config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device))
+
+
+def _nearest(stored: checkpoint.Checkpoint, embedding: torch.Tensor) -> str | None:
+    """The pretrained identity whose embedding is nearest."""
+    similar = {
+        name: float(F.cosine_similarity(stored.identities[name]["embedding"], embedding, dim=0))
+        for name in stored.identities
+    }
+    return max(similar, key=lambda name: similar[name]) if similar else None
