@@ -26,7 +26,7 @@ def report(
             "landmark_rms_px_at_256": round(poses.landmark_rms_px, 3),
             "track_median_px_at_256": round(poses.track_median_px, 3),
             "tracks": poses.num_tracks,
-            "jitter": pose.jitter(poses.viewmats, cfg.focal_ratio * POSE_SIZE),
+            "jitter": pose.jitter(poses.viewmats, cfg.focal_ratio * POSE_SIZE, [i - use.first for i in use.splices]),
         },
         "head_inside_bound": round(_inside_bound(cfg.focal_ratio, tracked, poses.viewmats), 4),
     }

@@ -97,6 +97,36 @@ def test_poses_are_found(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch,
     assert found.track_median_px < 0.1
 
 
+def two_ways(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch, tracked: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Viewmats of the same 140 frames, solved at once and in windows of 60."""
+    rng = np.random.default_rng(5)
+    true = moving_head(140)
+    landmarks, followed = observe(canonical, true, rng, noise_px=0.5)
+    matrices = model_matrices(true, 0.5, rng)
+    monkeypatch.setattr(pose, "OVERLAP", 20)
+    solved = []
+    for window in (140, 60):
+        monkeypatch.setattr(pose, "WINDOW", window)
+        solved.append(pose.solve(landmarks, matrices, followed if tracked else [], FOCAL).viewmats)
+    return solved[0], solved[1]
+
+
+def test_windows_meet_without_a_seam(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, in_windows = two_ways(canonical, monkeypatch, tracked=True)
+    assert errors_deg(in_windows, at_once).max() < 0.5
+    pixels = [FOCAL * found[:, :2, 3] / found[:, 2:3, 3] for found in (at_once, in_windows)]
+    drift = pixels[1] - pixels[0]
+    for seam in (40, 80):
+        before, after = drift[seam - 20 : seam].mean(0), drift[seam + 20 : seam + 40].mean(0)
+        assert np.abs(after - before).max() < 0.2, "pixels by which the head jumps where windows meet"
+
+
+def test_windows_without_tracks_share_the_shape(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, in_windows = two_ways(canonical, monkeypatch, tracked=False)
+    assert errors_deg(in_windows, at_once).max() < 0.2
+    assert np.ptp(in_windows[:, 2, 3] / at_once[:, 2, 3]) < 5e-3
+
+
 def test_tracks_help(canonical: np.ndarray) -> None:
     rng = np.random.default_rng(2)
     true = moving_head(60)
@@ -155,6 +185,16 @@ def test_jitter_sees_noise_and_not_uniform_motion() -> None:
     assert pose.jitter(still, FOCAL)["shift_px"] == [0.0, 0.0]
     still[:, 0, 3] += np.random.default_rng(0).normal(size=50) * 0.001
     assert pose.jitter(still, FOCAL)["shift_px"][0] == pytest.approx(0.001 * FOCAL / 2, rel=0.3)
+
+
+def test_jitter_leaves_out_the_jump_of_a_splice() -> None:
+    spliced = np.tile(np.eye(4), (50, 1, 1))
+    spliced[:, 2, 3] = 2.0
+    spliced[20:, 0, 3] = 0.05
+    assert pose.jitter(spliced, FOCAL)["shift_px"][0] > 1
+    assert pose.jitter(spliced, FOCAL, splices=[20])["shift_px"] == [0.0, 0.0]
+    spliced[21, 0, 3] += 0.01
+    assert pose.jitter(spliced, FOCAL, splices=[20])["shift_px"][0] > 0.1
 
 
 def test_landmarks_project_back_onto_their_pixels(canonical: np.ndarray) -> None:
