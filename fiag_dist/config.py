@@ -244,6 +244,8 @@ class PretrainConfig:
     zero_stage: Literal[0, 1, 2] = 1
     init_identities: int = 16
     """Identities that place and colour the first Gaussians and span the audio code."""
+    dry_run_world: int = 0
+    """Prints what each of so many ranks would own and hold, or why they would be refused, and starts nothing; 0: trains."""
     neighbour_every: int = 100
     """Steps after which the copy of another's personal net is renewed with which somebody is contrasted who is alone in a lane."""
     train: TrainConfig = TrainConfig()

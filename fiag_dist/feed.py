@@ -98,6 +98,8 @@ class IdentityStream:
         return int(self._order[place])
 
 
+CACHE_MIB = 64.0
+"""Compressed frames of each identity that stay in host memory."""
 RESIDENT_MIB = 2048
 """Frames that stay on a GPU, as bytes; on a CPU the compressed ones in the readers' caches are enough."""
 
@@ -113,7 +115,7 @@ class Feed:
         rank: int,
         seed: int,
         device: torch.device | str = "cpu",
-        cache_mib: float = 64.0,
+        cache_mib: float = CACHE_MIB,
         resident_mib: float | None = None,
         held_out: int = 0,
     ):

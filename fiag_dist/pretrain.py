@@ -5,7 +5,7 @@ from contextlib import closing
 
 import torch
 
-from fiag_dist import __version__
+from fiag_dist import __version__, dryrun
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load, to_dict, to_yaml
 from fiag_dist.dist import checkpoint, process
@@ -30,6 +30,10 @@ from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 def main(argv: list[str]) -> int:
     """Trains a run folder to its end, going on from its newest checkpoint."""
     config = load(PretrainConfig, argv, prog="fiag-dist pretrain")
+    if config.dry_run_world:
+        manifest = read_manifest(config.data)
+        print(dryrun.report(config, manifest, _assign(config, manifest, config.dry_run_world)))
+        return 0
     here = process.start()
     folder = f"{config.runs}/{config.name}"
     run_storage = open_storage(folder)
@@ -77,7 +81,7 @@ def main(argv: list[str]) -> int:
 def build(config: PretrainConfig, here: process.Process, data: Storage, run_storage: Storage) -> Training:
     """The training of this rank: fresh, or as the newest checkpoint left it."""
     manifest = read_manifest(data)
-    ownership = _assign(config, manifest, here)
+    ownership = _assign(config, manifest, here.world)
     newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
     stored = checkpoint.load(run_storage, newest) if newest else None
     if stored:
@@ -110,10 +114,10 @@ def identity_tensors(training: Training, name: str) -> dict[str, torch.Tensor]:
     return training.pool.tensors(name) | own | neighbour
 
 
-def _assign(config: PretrainConfig, manifest: Manifest, here: process.Process) -> Ownership:
+def _assign(config: PretrainConfig, manifest: Manifest, world: int) -> Ownership:
     names = list(config.identities) or manifest.names
     frames = {name: manifest.entry(name).split.train for name in names}
-    return assign(names, frames, config.train.frames_per_step, here.world)
+    return assign(names, frames, config.train.frames_per_step, world)
 
 
 def _personal(head, seed: int, name: str):  # the same start for an identity, whoever owns it

@@ -43,6 +43,8 @@ ROWS = (
     ("examine",),
     ("evaluate",),
     ("adaptation",),
+    ("scaling",),
+    ("dryrun",),
     ("pretrain", "adapt"),
     ("export", "view", "render", "identity_info", "runs"),
     ("bench",),
