@@ -248,6 +248,10 @@ class PretrainConfig:
     """Prints what each of so many ranks would own and hold, or why they would be refused, and starts nothing; 0: trains."""
     neighbour_every: int = 100
     """Steps after which the copy of another's personal net is renewed with which somebody is contrasted who is alone in a lane."""
+    first_step_timeout_s: float = 900.0
+    """How long the first step of a stage, in which kernels may be compiled, and a wait for a checkpoint may take; then the run ends with a line."""
+    step_timeout_s: float = 180.0
+    """The same for every other step, with the pictures and the start of a checkpoint that follow it, seconds."""
     train: TrainConfig = TrainConfig()
 
 

@@ -10,6 +10,7 @@ from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load, to_dict, to_yaml
 from fiag_dist.dist import checkpoint, process
 from fiag_dist.dist.engine import ZeroEngine
+from fiag_dist.dist.heartbeat import Heartbeat
 from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.ownership import Ownership, assign
 from fiag_dist.dist.pool import PersonalPool
@@ -20,7 +21,7 @@ from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
 from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
-from fiag_dist.stages import total_steps
+from fiag_dist.stages import stage_at, total_steps
 from fiag_dist.start import fresh_head, load_head
 from fiag_dist.status import told
 from fiag_dist.storage import Storage, open_storage
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         manifest = read_manifest(config.data)
         print(dryrun.report(config, manifest, _assign(config, manifest, config.dry_run_world)))
         return 0
-    here = process.start()
+    here = process.start(config.first_step_timeout_s)
     folder = f"{config.runs}/{config.name}"
     run_storage = open_storage(folder)
     training = build(config, here, open_storage(config.data), run_storage)
@@ -59,14 +60,21 @@ def main(argv: list[str]) -> int:
         train = config.train
         saver = Saver(run_storage, checkpoint.FOLDER, here, train.keep, train.keep_every, mirror.publish, say_saved)
 
+        heartbeat = Heartbeat(here, config.first_step_timeout_s, config.step_timeout_s, training.step)
+
         def save() -> None:
+            heartbeat.beat(training.step, patient=True)  # the save before may still be on its way
             status.say("running", training.step)
             shared, optim = training.shared()
             identities = {name: identity_tensors(training, name) for name in training.feed.names}
             saver.begin(training.step, shared, optim, identities, _info(config, training))
 
-        with closing(process.StopSignal()) as stop:
-            finished = run(training, monitor, save, lambda: stop.agreed(here.device), saver.poll)
+        def between() -> None:
+            heartbeat.beat(training.step, patient=training.stage is not stage_at(training.step - 1, train))
+            saver.poll()
+
+        with closing(process.StopSignal()) as stop, closing(heartbeat):
+            finished = run(training, monitor, save, lambda: stop.agreed(here.device), between)
             saver.finish()
         status.say("finished" if finished else "stopped", training.step)
         monitor.say(

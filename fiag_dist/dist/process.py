@@ -127,6 +127,15 @@ def all_true(value: bool, device: torch.device | None = None) -> bool:
     return value if _world() == 1 else bool(all_reduce(torch.tensor(float(value), device=device), "min").item())
 
 
+def new_store(name: str, timeout_s: float) -> dist.Store | None:
+    """A small table of texts that all ranks of this start share, over a connection of its own, for one thread; None in a world of one."""
+    if _world() == 1:
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    table = dist.TCPStore(address, port, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
+    return dist.PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", table)
+
+
 class StopSignal:
     """Turns SIGTERM, SIGUSR1 and SIGINT into a flag, so that a run ends at a step's end with a checkpoint.
 

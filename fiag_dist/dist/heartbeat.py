@@ -1,0 +1,129 @@
+"""A run that stands still is ended, in a line that says which rank, at which step, where: nobody waits overnight for a rank that hangs.
+
+Each rank has a thread that watches its main thread's steps. When one takes too long, the thread looks where the main thread is. If that computes,
+reads or sleeps, it is what the others wait for: its line is said and the process ends at once, first of all. If it waits in torch.distributed, the
+thread lets the culprit go first, finds out which ranks give no sign of life any more, says so and ends the process too. torchrun then starts all again.
+"""
+
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from fiag_dist.dist.process import Process, new_store
+
+GO_ON = "start again, and the run goes on from its newest checkpoint"
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The end of a step."""
+
+    step: int
+    at_s: float
+    """Monotonic time."""
+    allowed_s: float
+    """How long the next step may take."""
+
+
+class Heartbeat:
+    """Watches the steps of the thread that makes it, until `close`."""
+
+    def __init__(
+        self,
+        process: Process,
+        first_s: float,
+        later_s: float,
+        step: int = 0,
+        period_s: float = 1.0,
+        grace_s: float = 10.0,
+    ) -> None:
+        """first_s, later_s: seconds that the first step, which compiles, and the others may take. step: steps done so far.
+
+        period_s: between two signs of life. grace_s: how long a rank that waits lets the one it waits for speak first.
+        """
+        self._process, self._first_s, self._later_s = process, first_s, later_s
+        self._period_s, self._grace_s = period_s, grace_s
+        self._watched = threading.get_ident()
+        self._beat = Beat(step, time.monotonic(), first_s)
+        self._closed = threading.Event()
+        self._signs = new_store("heartbeat", timeout_s=grace_s)
+        for work in (self._give_signs, self._watch):
+            threading.Thread(target=work, name="heartbeat", daemon=True).start()
+
+    def beat(self, step: int, patient: bool = False) -> None:
+        """Says that `step` steps are done. patient: the next one may take as long as the first."""
+        self._beat = Beat(step, time.monotonic(), self._first_s if patient else self._later_s)
+
+    def close(self) -> None:
+        """Watches no more."""
+        self._closed.set()
+
+    def _give_signs(self) -> None:
+        """Goes on also while `_watch` waits for the others: a rank that waits is not silent."""
+        count = 0
+        while self._signs and not self._closed.wait(self._period_s if count else 0):
+            count += 1
+            try:
+                self._signs.set(f"{self._process.rank}", f"{count}")
+            except RuntimeError:  # the store has gone: that is said when this rank's step takes too long
+                return
+
+    def _watch(self) -> None:
+        while not self._closed.wait(self._period_s):
+            beat = self._beat
+            if time.monotonic() - beat.at_s > beat.allowed_s:
+                self._end(beat)
+
+    def _end(self, beat: Beat) -> None:
+        """Ends the process, unless the step ends while it waits for the others to speak."""
+        waits, place = _place(sys._current_frames()[self._watched])
+        if not waits:
+            self._leave(
+                beat, f"it is at {place}; look there, or raise step_timeout_s if a step may take so long; {GO_ON}"
+            )
+        silent = self._silent()
+        if self._closed.wait(self._grace_s) or self._beat is not beat:
+            return
+        self._leave(beat, f"it waits at {place}; {silent}; look there first; {GO_ON}")
+
+    def _leave(self, beat: Beat, text: str) -> NoReturn:
+        here, late_s = self._process, time.monotonic() - beat.at_s
+        print(
+            f"fiag-dist: rank {here.rank} of {here.world}: step {beat.step + 1} takes {late_s:.0f} s, {beat.allowed_s:g} s are allowed: {text}",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)  # the main thread may be deep in a call that never returns
+
+    def _silent(self) -> str:
+        """Which ranks have stopped to give signs of life."""
+        try:
+            before = self._signs_of_all()
+            time.sleep(3 * self._period_s)
+            after = self._signs_of_all()
+        except RuntimeError:  # the store is on another machine
+            return "the first node does not answer: it is down, or the network between is cut"
+        found = [f"rank {rank}" for rank, signs in enumerate(zip(before, after, strict=True)) if len(set(signs)) == 1]
+        if found:
+            return f"no sign of life from {', '.join(found)}: its machine is down, the network between is cut, or it is stuck"
+        return "all ranks give signs of life"
+
+    def _signs_of_all(self) -> list[str]:
+        return [self._signs.get(f"{rank}").decode() for rank in range(self._process.world)] if self._signs else []
+
+
+def _place(frame: FrameType | None) -> tuple[bool, str]:
+    """Whether a thread at `frame` waits for other ranks, and the line of this package that it is at."""
+    waits = False
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        waits = waits or module.startswith("torch.distributed.")
+        if module.startswith("fiag_dist.") or frame.f_back is None:
+            return waits, f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} ({frame.f_code.co_name})"
+        frame = frame.f_back
+    return waits, "an unknown place"

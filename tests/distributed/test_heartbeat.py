@@ -1,0 +1,68 @@
+"""A rank that hangs ends the run with a line that names it, the step and the place; so does one that has gone."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from ranks import Ranks
+
+from fiag_dist.dist import process
+from fiag_dist.dist.heartbeat import Heartbeat
+from fiag_dist.dist.process import Process
+from fiag_dist.storage.retry import judge_local, persist
+
+
+@pytest.fixture
+def pair() -> Iterator[Ranks]:
+    """Two ranks that do not come back."""
+    ranks = Ranks(2)
+    yield ranks
+    ranks.close()
+
+
+def train(me: Process, fault: str) -> int:
+    """Five steps; rank 1 stops in the third."""
+    process.barrier()
+    with closing(Heartbeat(me, first_s=30.0, later_s=1.0, period_s=0.1, grace_s=1.5)) as heartbeat:
+        for step in range(5):
+            if me.rank == 1 and step == 2 and fault == "reads for ever":
+                persist("s3://far/away", "reading", lambda: time.sleep(60), judge_local)
+            if me.rank == 1 and step == 2 and fault == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if me.rank == 1 and step == 2 and fault == "late, but within what is allowed":
+                time.sleep(0.5)
+            process.all_gather_object(step)
+            heartbeat.beat(step + 1)
+    return step + 1
+
+
+def test_steps_that_end_in_time_are_left_alone(two: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
+    assert two.run(train, "late, but within what is allowed") == [5, 5]
+    assert capfd.readouterr().err == ""
+
+
+def lines_of(pair: Ranks, fault: str, capfd: pytest.CaptureFixture[str], count: int) -> list[str]:
+    """What the ranks said until `count` of them had ended."""
+    with pytest.raises((EOFError, ConnectionResetError, AssertionError)):  # gone, or an error as the peer has gone
+        pair.run(train, fault)
+    said, until = "", time.monotonic() + 10
+    while said.count("fiag-dist: rank") < count and time.monotonic() < until:
+        time.sleep(0.05)
+        said += capfd.readouterr().err
+    return [line for line in said.splitlines() if line.startswith("fiag-dist: rank")]
+
+
+def test_a_rank_that_hangs_is_the_first_to_say_where(pair: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
+    first = lines_of(pair, "reads for ever", capfd, 1)[0]
+    assert first.startswith("fiag-dist: rank 1 of 2: step 3 takes 1 s, 1 s are allowed: it is at retry.py:")
+    assert "(persist)" in first
+
+
+def test_a_rank_that_gives_no_sign_is_named_by_the_others(pair: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
+    (line,) = lines_of(pair, "stopped", capfd, 1)
+    assert line.startswith("fiag-dist: rank 0 of 2: step 3 takes ")
+    assert "it waits at process.py:" in line
+    assert "(all_gather_object); no sign of life from rank 1: " in line
