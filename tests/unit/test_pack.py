@@ -19,7 +19,7 @@ from fiag_dist.ingest.gather import find_clips, identity_name
 from fiag_dist.pack import main, pack
 from fiag_dist.shards import progress as progress_module
 from fiag_dist.shards.manifest import SourceEntry, read_manifest
-from fiag_dist.shards.packing import Work
+from fiag_dist.shards.packing import Done, Work, pack_one
 from fiag_dist.shards.progress import Far
 from fiag_dist.shards.writer import NAME
 from fiag_dist.storage import open_storage
@@ -217,6 +217,35 @@ def test_features_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_a_refused_clip_leaves_nothing_behind(packed) -> None:
     _, out, _, _ = packed
     assert open_storage(out).children() == ["anna/", "bert/", "manifest.json"]
+
+
+def test_what_nodes_of_a_cluster_do_not_share_is_said(packed, tmp_path: Path) -> None:
+    _, out, result, _ = packed
+    here, entry = open_storage(out), result.manifest.entry("anna")
+    assert entry.source
+    assert pack_module._arrived(here, Done(entry)).entry == entry
+    elsewhere = pack_module._arrived(open_storage(tmp_path / "other"), Done(entry))
+    assert elsewhere.entry is None
+    assert "give an --out that all nodes share" in elsewhere.reason
+    work = Work(tmp_path / "anna.mp4", "anna", str(tmp_path / "out"), CFG, entry.source, (80, 4))
+    assert f"{work.path}: no such file on " in pack_one(work, told, lambda stage, share: None).reason
+
+
+def test_stopped_what_is_finished_stays(tmp_path: Path) -> None:
+    folder, out = clips(tmp_path / "clips", a="ok", b="ok"), str(tmp_path / "out")
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        lines.append(line)
+        if line.startswith("[1/2]"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack([folder], out, dataclasses.replace(CFG, jobs=1), stop, told)
+    assert lines[-1].startswith("stopped: 1 of 2 clips are finished and stay")
+    again: list[str] = []
+    assert pack([folder], out, CFG, again.append, told).manifest.names == ["a", "b"]
+    assert "a: unchanged, skipped" in again
 
 
 def test_a_line_says_how_far_the_clips_are(monkeypatch: pytest.MonkeyPatch) -> None:
