@@ -1,0 +1,247 @@
+"""Parts of an adaptation that need neither Ray nor training: plateaus, resources, search, what errors mean, the board, the page."""
+
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fiag_dist.adaptation import search
+from fiag_dist.adaptation.board import Board
+from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done
+from fiag_dist.adaptation.page import PAGE, write_page
+from fiag_dist.adaptation.plateau import Plateau
+from fiag_dist.adaptation.resources import Room, Seen, decided
+from fiag_dist.adaptation.results import CSV, Result, result_of, table, write_csv
+from fiag_dist.adaptation.tuning import failure_of
+from fiag_dist.config import AdaptConfig, PlateauConfig, TrainConfig
+from fiag_dist.errors import ConfigError
+from fiag_dist.storage import open_storage
+
+ROOM = Room(cores=8, most_cores=4, memory_mib=20_000, most_memory_mib=10_000, gpus=0)
+GPU_ROOM = Room(cores=64, most_cores=64, memory_mib=1e6, most_memory_mib=1e6, gpus=1)
+
+
+def job_in(folder: Path, name: str = "anna", **changes) -> Job:
+    return Job(name, "/shards", "/run/checkpoints/step-00000001", str(folder / name), AdaptConfig(), **changes)
+
+
+class TestPlateau:
+    def test_it_comes_after_so_many_looks_without_a_rise(self) -> None:
+        plateau = Plateau(PlateauConfig(patience=3, rise_db=0.1))
+        assert [plateau.look(s) for s in (20.0, 21.0, 21.05, 20.0, 21.09)] == [False, False, False, False, True]
+
+    def test_a_rise_begins_it_anew(self) -> None:
+        plateau = Plateau(PlateauConfig(patience=2, rise_db=0.1))
+        assert [plateau.look(s) for s in (20.0, 20.0, 20.2, 20.2, 20.2)] == [False, False, False, False, True]
+
+    def test_slow_rises_add_up(self) -> None:
+        plateau = Plateau(PlateauConfig(patience=3, rise_db=0.1))
+        assert not any(plateau.look(20 + 0.06 * k) for k in range(20))
+
+    def test_patience_0_never_ends(self) -> None:
+        plateau = Plateau(PlateauConfig(patience=0))
+        assert not any(plateau.look(20.0) for _ in range(50))
+
+
+class TestResources:
+    @pytest.mark.parametrize(
+        ("step_ms", "threads"),
+        [({1: 100}, 1), ({1: 100, 2: 60}, 2), ({1: 100, 2: 90, 4: 20}, 1), ({1: 100, 2: 60, 4: 55}, 2)],
+    )
+    def test_threads_must_be_worth_their_cores(self, step_ms: dict[int, float], threads: int) -> None:
+        assert decided(Seen(500, 0, 0, step_ms), AdaptConfig(), ROOM).threads == threads
+
+    def test_memory_is_never_over_filled(self) -> None:
+        needs = decided(Seen(2000, 0, 0, {1: 100}), AdaptConfig(), ROOM)
+        assert needs.at_once(ROOM) == 7  # although there are 8 cores
+        assert needs.memory_mib * 7 <= ROOM.memory_mib
+
+    def test_what_fits_no_machine_gets_one_for_itself(self) -> None:
+        needs = decided(Seen(50_000, 0, 0, {1: 100}), AdaptConfig(), ROOM)
+        assert needs.memory_mib == ROOM.most_memory_mib
+
+    @pytest.mark.parametrize(("needed_mib", "at_once"), [(10, 16), (10_000, 5), (20_000, 2), (70_000, 1)])
+    def test_a_gpu_is_shared_by_what_fits(self, needed_mib: float, at_once: int) -> None:
+        needs = decided(Seen(2000, needed_mib, 80_000, {1: 20}), AdaptConfig(), GPU_ROOM)
+        assert needs.at_once(GPU_ROOM) == at_once
+
+    def test_what_the_settings_say_is_not_overruled(self) -> None:
+        asked = AdaptConfig(cpus_per_trial=2, gpus_per_trial=0.25)
+        needs = decided(Seen(2000, 3000, 80_000, {2: 20}), asked, GPU_ROOM)
+        assert needs.for_ray() == {"cpu": 2, "gpu": 0.25, "memory": needs.memory_mib * 2**20}
+
+
+class TestSearch:
+    def test_samples_are_the_same_each_time_and_begin_with_the_given_settings(self, tmp_path: Path) -> None:
+        job = job_in(tmp_path, search=Search(("lr", "steps"), 4))
+        first, second = search.samples(job), search.samples(job)
+        assert first == second
+        assert first[0].config == job.config
+        assert len({sample.training_key for sample in first}) == 4
+        other = search.samples(job_in(tmp_path, "ben", search=job.search))
+        assert other[1].config != first[1].config
+
+    def test_only_what_is_named_changes_and_within_its_bounds(self, tmp_path: Path) -> None:
+        given = TrainConfig()
+        for sample in search.samples(job_in(tmp_path, search=Search(("lr",), 20)))[1:]:
+            train = sample.config.train
+            assert train.steps == AdaptConfig().train.steps
+            assert train.optim.means == given.optim.means
+            factor = train.optim.nets / given.optim.nets
+            assert 0.5 <= factor <= 2
+            assert train.optim.personal_grids == pytest.approx(given.optim.personal_grids * factor)
+
+    def test_the_best_is_kept(self, tmp_path: Path) -> None:
+        job = job_in(tmp_path, search=Search(("steps",), 3))
+        assert not search.is_chosen(job)
+        search.write_choice(job, {0: 25.0, 2: 26.5})
+        assert search.chosen_sample(job) == search.samples(job)[2]
+        scores = [
+            row["validation_psnr_db"] for row in json.loads((tmp_path / "anna/search.json").read_text())["samples"]
+        ]
+        assert scores == [25.0, None, 26.5]
+        assert not search.is_chosen(dataclasses.replace(job, search=Search(("steps",), 4)))
+
+    @pytest.mark.parametrize(("names", "samples", "says"), [("lr,bathc", 4, "bathc"), ("lr", 1, "--samples 1")])
+    def test_nonsense_is_refused(self, names: str, samples: int, says: str) -> None:
+        with pytest.raises(ConfigError, match=says):
+            search.parse(names, samples)
+
+
+class TestJob:
+    def test_an_answer_is_to_one_question(self, tmp_path: Path) -> None:
+        job = job_in(tmp_path)
+        open_storage(job.folder).write(DONE, json.dumps({"job": job.key}).encode())
+        assert is_done(job)
+        longer = dataclasses.replace(job.config, train=dataclasses.replace(job.config.train, steps=7))
+        for other in ({"config": longer}, {"scratch": True}, {"start": "/other"}, {"search": Search(("lr",), 4)}):
+            assert not is_done(dataclasses.replace(job, **other)), other
+
+    def test_how_it_is_run_is_no_part_of_the_question(self, tmp_path: Path) -> None:
+        job = job_in(tmp_path)
+        elsewhere = dataclasses.replace(job.config, cpus_per_trial=8, gpus_per_trial=0.5, retries=9)
+        assert dataclasses.replace(job, config=elsewhere).key == job.key
+
+    def test_a_file_that_was_cut_off_is_no_answer(self, tmp_path: Path) -> None:
+        job = job_in(tmp_path)
+        open_storage(job.folder).write(DONE, b'{"job": "')
+        assert not is_done(job)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "out_of_memory"),
+    [
+        (
+            "The actor died because its worker ran.\nTask was killed due to the node running low on memory.",
+            "ran out",
+            True,
+        ),
+        ("ActorDiedError: The actor died unexpectedly before finishing this task.", "killed or crashed", False),
+        ("Traceback ...\ntorch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", "CUDA out", True),
+        ("Traceback ...\nMemoryError", "MemoryError", True),
+        ("Traceback ...\nValueError: shapes differ\n", "ValueError: shapes differ", False),
+    ],
+)
+def test_what_an_error_means(text: str, reason: str, out_of_memory: bool) -> None:
+    failure = failure_of(RuntimeError(text))
+    assert reason in failure.reason
+    assert "\n" not in failure.reason
+    assert failure.out_of_memory == out_of_memory
+
+
+def shown(board: Board, console: Console) -> str:
+    with console.capture() as capture:
+        console.print(board.render())
+    return capture.get()
+
+
+class TestBoard:
+    def test_200_rows_fit_a_terminal(self) -> None:
+        console = Console(width=100, height=30, force_terminal=True, color_system=None)
+        names = [f"clip_{i:03d}" for i in range(200)]
+        board = Board(names, console)
+        for name in names[:120]:
+            board.started(name)
+            board.moved(name, Progress("training", 40, 100, 23.456))
+        for name in names[:70]:
+            board.ended(name)
+        board.failed(names[119], "its process was killed or crashed", again=False)
+        text = shown(board, console)
+        assert len(text.splitlines()) <= 30
+        assert all(len(line) <= 100 for line in text.splitlines())
+        assert "70 done, 49 at work, 80 waiting, 1 failed; 200 in all" in text
+        assert "clip_070" in text  # at work
+        assert "23.46" in text
+        assert "40/100" in text
+        assert "failed: its process was killed or crashed" in text
+        assert "more at work" in text
+        assert "clip_150" not in text  # waits
+
+    def test_without_a_terminal_there_are_lines(self) -> None:
+        stream = io.StringIO()
+        with Board(["anna", "ben"], Console(file=stream, width=40)) as board:
+            board.started("anna")
+            board.moved("anna", Progress("training", 1, 10))
+            board.ended("anna")
+            board.failed("ben", "a reason that is longer than the line is wide", again=True)
+        lines = stream.getvalue().splitlines()
+        assert lines[0] == "  anna: done in 0:00 (1 done, 1 waiting; 2 in all)"
+        assert lines[1] == "  ben: to be tried again: a reason that is longer than the line is wide"
+
+    def test_samples_come_and_go(self) -> None:
+        board = Board(["anna"], Console(file=io.StringIO()))
+        board.add(["anna/0", "anna/1"])
+        board.started("anna/1")
+        assert board.rows["anna/1"].is_running
+        board.drop(["anna/0", "anna/1"])
+        assert list(board.rows) == ["anna"]
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> list[Result]:
+    """Three identities that are done, with pictures, and one that failed."""
+    out = []
+    for name, head in (("good", 31.0), ("poor", 24.0), ("fair", 27.0), ("<b>lost", 0.0)):
+        job = job_in(tmp_path, name)
+        storage = open_storage(job.folder)
+        if head:
+            baselines = {"nearest_warped": {"head_psnr_db": 25.0}}
+            metrics = {"head_psnr_db": head, "full_psnr_db": 33.0, "steps": 30, "seconds": 2.5, "baselines": baselines}
+            storage.write("metrics.json", json.dumps(metrics).encode())
+            storage.write(DONE, json.dumps({"job": job.key}).encode())
+            strip = np.full((128, 1536, 3), 80 + int(head), np.uint8)
+            storage.write("strip.png", cv2.imencode(".png", strip)[1].tobytes())
+        out.append(result_of(job, {} if head else {name: "shard <lost>-000000.tar: damaged"}))
+    return out
+
+
+def test_the_page_is_whole_and_has_the_worst_first(results: list[Result], tmp_path: Path) -> None:
+    write_page(open_storage(tmp_path), results, "People")
+    text = (tmp_path / PAGE).read_text()
+    places = [text.index(f"<h2>{name} ") for name in ("&lt;b&gt;lost", "poor", "fair", "good")]
+    assert places == sorted(places)
+    assert text.count("data:image/jpeg;base64,") == 3
+    assert "http" not in text
+    assert "shard &lt;lost&gt;-000000.tar: damaged" in text
+    assert text.count("class=worse") == 1
+
+
+def test_the_tables_have_every_identity(results: list[Result], tmp_path: Path) -> None:
+    write_csv(open_storage(tmp_path), results)
+    with (tmp_path / CSV).open() as stream:
+        rows = {row["name"]: row for row in csv.DictReader(stream)}
+    assert [row["state"] for row in rows.values()] == ["done", "done", "done", "failed"]
+    assert float(rows["poor"]["gain_db"]) == -1.0
+    assert rows["<b>lost"]["why"].startswith("shard")
+    console = Console(width=140)
+    with console.capture() as capture:
+        console.print(table(results * 20))
+    text = capture.get()
+    assert "the 30 worst of 80" in text
+    assert "good" not in text
