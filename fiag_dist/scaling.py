@@ -34,18 +34,17 @@ class Sizes:
 
 
 def sizes(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int) -> Sizes:
-    """Counts the parameters of a configuration; nothing is allocated. id_dim, audio_dim, audio_window: as in the manifest."""
-    model, hears = config.model, (audio_dim, audio_window, "torch")
+    """Counts the parameters of a configuration. id_dim, audio_dim, audio_window: as in the manifest."""
+    model, hears = config.model, (audio_dim, audio_window, "torch")  # all backends have the same parameters
     field, motion, num_sh = model.field, model.motion, (model.field.sh_degree + 1) ** 2
-    with torch.device("meta"):
-        fields = [GaussianField(rows, field.sh_degree) for rows in (field.capacity_face, field.capacity_mouth)]
-        networks = [IdentityNet(model.identity, id_dim, num_sh, "torch") for _ in fields]
-        face = FaceMotionNet(motion, motion.universal_grid, motion.universal_hidden, *hears)
-        return Sizes(
-            field=_elements(*fields),
-            networks=_elements(*networks, face, MouthMotionNet(motion, *hears)),
-            personal=_elements(PersonalNet(motion, *hears)),
-        )
+    fields = [GaussianField(rows, field.sh_degree) for rows in (field.capacity_face, field.capacity_mouth)]
+    networks = [IdentityNet(model.identity, id_dim, num_sh, "torch") for _ in fields]
+    face = FaceMotionNet(motion, motion.universal_grid, motion.universal_hidden, *hears)
+    return Sizes(
+        field=_elements(*fields),
+        networks=_elements(*networks, face, MouthMotionNet(motion, *hears)),
+        personal=_elements(PersonalNet(motion, *hears)),
+    )
 
 
 def _elements(*modules: torch.nn.Module) -> int:
