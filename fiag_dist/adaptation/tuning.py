@@ -98,6 +98,7 @@ def _round(
                 mode="max",
                 scheduler=scheduler(),
                 max_concurrent_trials=at_once or None,
+                reuse_actors=True,  # a process takes seconds to start
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(name="trials", storage_path=folder, callbacks=[_listener(board)], verbose=0),

@@ -12,7 +12,9 @@ BENCHMARKS = {
     "ssim": "structural similarity and back, against pytorch-msssim",
     "step": "one training step of the whole model, and where its time goes",
     "dist": "a step of pretraining with several ranks, against one rank alone on one core",
+    "pack": "a clip to shards: frames/s with one worker and several, and where the time goes",
     "render": "frames/s of a finished identity, without and with H.264",
+    "adapt": "identities an hour in parallel trials, against one after another",
 }
 """File of this folder that measures -> its line in the help. A new benchmark is a line here and a file with a class `Bench` in it."""
 

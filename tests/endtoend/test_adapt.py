@@ -2,12 +2,16 @@
 
 import csv
 import json
+import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
 from commands import fiag_dist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fiag_dist import video
 from fiag_dist.synthesize import Identity
@@ -21,28 +25,46 @@ train:
   checkpoint_every: 15
   stages: {landmark_steps: 5}
   loss: {triplet: 0.0, contrast: 0.0}
+plateau: {every: 10}
 """
 
 
+@dataclass(frozen=True)
+class Campaign:
+    """An adaptation that was asked for through the command line, of one sound identity and one whose shard is damaged."""
+
+    folder: Path
+    words: tuple[str | Path, ...]
+    sound: str
+    damaged: str
+    first: CompletedProcess[str]
+
+
 @pytest.fixture(scope="module")
-def adapted(shards: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("identities")
-    (out / "adapt.yaml").write_text(TINY_ADAPT)
-    newcomer = sorted(i["name"] for i in json.loads((shards / "manifest.json").read_text())["identities"])[3]
-    fiag_dist(
-        "adapt",
-        shards,
-        "--from",
-        pretrained,
-        "--out",
-        out,
-        "--config",
-        out / "adapt.yaml",
-        "--names",
-        newcomer,
-        "--scratch",
-    )
-    return out / newcomer
+def campaign(shards: Path, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> Campaign:
+    folder = tmp_path_factory.mktemp("campaign")
+    out, data = folder / "identities", folder / "shards"
+    shutil.copytree(shards, data)
+    (folder / "adapt.yaml").write_text(TINY_ADAPT)
+    names = sorted(i["name"] for i in json.loads((shards / "manifest.json").read_text())["identities"])
+    sound, damaged = names[3], names[2]
+    shard = data / damaged / f"{damaged}-000000.tar"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255  # as long as before: only its hash tells
+    shard.write_bytes(content)
+    words = ("adapt", data, "--from", pretrained, "--out", out, "--config", folder / "adapt.yaml", "--scratch")
+    words = (*words, "--names", sound, damaged)
+    return Campaign(out, words, sound, damaged, fiag_dist(*words, check=False))
+
+
+@pytest.fixture(scope="module")
+def adapted(campaign: Campaign) -> Path:
+    return campaign.folder / campaign.sound
+
+
+def results(campaign: Campaign) -> dict[str, dict[str, str]]:
+    with (campaign.folder / "results.csv").open() as stream:
+        return {row["name"]: row for row in csv.DictReader(stream)}
 
 
 def test_an_identity_folder_is_complete(adapted: Path):
@@ -53,35 +75,53 @@ def test_an_identity_folder_is_complete(adapted: Path):
         "poses.npz",
         "preview.mp4",
         "metrics.json",
+        "done.json",
         "scratch/metrics.json",
     ):
         assert (adapted / name).is_file(), name
-    with (adapted.parent / "results.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [row["state"] for row in rows] == ["done"]
-    assert float(rows[0]["head_psnr_db"]) > 10
-    assert float(rows[0]["scratch_head_psnr_db"]) > 10
+    assert not (adapted / "work").exists()
 
 
-def test_a_second_call_skips_what_is_done(adapted: Path, shards: Path, pretrained: Path):
-    before = (adapted / "identity.safetensors").stat().st_mtime_ns
-    out = adapted.parent
-    words = [
-        "adapt",
-        shards,
-        "--from",
-        pretrained,
-        "--out",
-        out,
-        "--config",
-        out / "adapt.yaml",
-        "--names",
-        adapted.name,
-        "--scratch",
-    ]
-    done = fiag_dist(*words)
-    assert "1 done before, 0 to adapt" in done.stdout
-    assert (adapted / "identity.safetensors").stat().st_mtime_ns == before
+def test_a_damaged_shard_costs_its_own_identity_alone(campaign: Campaign):
+    assert campaign.first.returncode == 1
+    lines = [line for line in campaign.first.stderr.splitlines() if line.startswith("fiag-dist: ")]
+    assert len(lines) == 1
+    assert f"{campaign.damaged} failed: " in lines[0]
+    assert f"{campaign.damaged}-000000.tar" in lines[0]
+    assert "Traceback" not in campaign.first.stderr
+    rows = results(campaign)
+    assert {name: row["state"] for name, row in rows.items()} == {campaign.sound: "done", campaign.damaged: "failed"}
+    assert float(rows[campaign.sound]["head_psnr_db"]) > 10
+    assert float(rows[campaign.sound]["scratch_head_psnr_db"]) > 10
+    assert float(rows[campaign.sound]["validation_psnr_db"]) > 10
+    assert "to be tried again" not in campaign.first.stdout  # no second try mends a shard
+
+
+def test_what_an_identity_needs_is_measured_and_kept(campaign: Campaign):
+    assert re.search(r"each identity gets 1 core, \d+ MiB", campaign.first.stdout)
+    kept = json.loads((campaign.folder / "resources.json").read_text())
+    assert 100 < kept["seen"]["host_mib"] < 4000
+
+
+def test_the_page_shows_both(campaign: Campaign):
+    page = (campaign.folder / "summary.html").read_text()
+    assert page.index(campaign.damaged) < page.index(f"<h2>{campaign.sound} ")
+    assert page.count("data:image/jpeg;base64,") == 1
+
+
+def test_tensorboard_knows_settings_and_results(adapted: Path):
+    events = EventAccumulator(str(adapted / "tb")).Reload()
+    tags = events.Tags()["scalars"]
+    assert {"loss/total", "eval/held_out_psnr_db", "result/head_psnr_db"} <= set(tags)
+    plugin = events.PluginTagToContent("hparams")
+    assert {"_hparams_/experiment", "_hparams_/session_start_info", "_hparams_/session_end_info"} <= set(plugin)
+
+
+def test_a_second_call_leaves_what_is_done_as_it_is(campaign: Campaign, adapted: Path):
+    before = {path: path.read_bytes() for path in adapted.rglob("*") if path.is_file()}
+    done = fiag_dist(*campaign.words[:-1])  # without the damaged one
+    assert "1 identities, 1 done before, 0 to adapt" in done.stdout
+    assert {path: path.read_bytes() for path in adapted.rglob("*") if path.is_file()} == before
 
 
 def test_speech_becomes_video(adapted: Path, tmp_path: Path):
@@ -143,6 +183,8 @@ def broken(adapted: Path, shards: Path, pretrained: Path, tmp_path_factory: pyte
         ("adapt {shards} --from {folder}/step-00000048 --out {folder}/out", "COMMIT.json"),
         ("adapt {folder}/missing --from {run} --out {folder}/out", "no such folder"),
         ("adapt {folder}/truncated --from {run} --out {folder}/out", "manifest"),
+        ("adapt {shards} --from {run} --out {folder}/out --consent yes", "--consent"),
+        ("adapt {shards} --from {run} --out {folder}/out --search lr,bath", "bath"),
         ("pack {folder}/missing --out {folder}/packed", "missing"),
         ("evaluate {folder}/missing", "missing"),
         ("shards verify {folder}/truncated", "1 fault, named above"),

@@ -293,7 +293,7 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (("rastr",), "unknown benchmark 'rastr'; did you mean 'raster'?"),
-        (("xyz",), "unknown benchmark 'xyz'; known: raster, encoder, ssim, step, dist, render"),
+        (("xyz",), "unknown benchmark 'xyz'; known: raster, encoder, ssim, step, dist, render, adapt"),
         (("raster", "--backend", "gspalt"), "--backend 'gspalt': no such backend; did you mean 'gsplat'?"),
         (("encoder", "--backend", "cuda"), "no such backend; known: auto, cpu, torch, tcnn"),
         (("step", "--encoder", "tccn"), "--encoder 'tccn': no such encoder; did you mean 'tcnn'?"),
