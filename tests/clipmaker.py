@@ -1,7 +1,5 @@
 """Clips that a user might have by mistake, cut from a real one (tests marked `clips`) or drawn."""
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
@@ -58,12 +56,6 @@ def turn(path: Path, degrees: int) -> Path:
     data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
     path.write_bytes(data)
     return path
-
-
-def limited(command: list[str], largest_file: int, **options) -> subprocess.CompletedProcess[str]:
-    """Runs a command that can write no file larger than so many bytes: a disk that is full."""
-    limit = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file})); os.execvp(sys.argv[1], sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", limit, *command], capture_output=True, text=True, **options)
 
 
 def _encode_sound(container, stream, wav: np.ndarray) -> None:

@@ -1,13 +1,8 @@
-"""Packing through the command line: a folder of everything that can be wrong, full disks, and kills at any moment."""
+"""Packing through the command line: a folder of everything that can be wrong, a full disk, folders of the relatives."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
+import re
 import sys
-import time
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +10,7 @@ import clipmaker
 import cv2
 import numpy as np
 import pytest
-from commands import ROOT, fiag_dist
+from commands import command, fiag_dist
 from scipy.spatial.transform import Rotation
 
 from fiag_dist.shards.manifest import AudioFormat, read_manifest
@@ -67,7 +62,7 @@ def everything(cut: tuple[list[np.ndarray], np.ndarray], tmp_path_factory: pytes
     clipmaker.write(folder / "short.mp4", images[:10], wav)
     clipmaker.write(folder / "tiny.mp4", [cv2.resize(image, (8, 8)) for image in images[:10]], wav)
     clipmaker.write(folder / "slow.mp4", images[::5], wav, fps=5)
-    clipmaker.write(folder / "fast.mp4", [image for image in images for _ in range(2)], wav, fps=50)
+    clipmaker.write(folder / "fast.mp4", [images[i * 25 // 60] for i in range(72)], wav, fps=60)
     clipmaker.write(folder / "nobody.mp4", list(islice(clipmaker.scene(), 10)), wav)
     clipmaker.write(folder / "large.mp4", [cv2.resize(image, (3840, 2160)) for image in images[:20]], wav)
     clipmaker.turn(clipmaker.write(folder / "phone.mp4", [np.rot90(image) for image in images], wav), 90)
@@ -105,91 +100,30 @@ def test_each_bad_clip_gets_one_line_and_the_good_ones_are_packed(packed: tuple[
     fiag_dist("shards", "verify", out)
 
 
-def contents(out: Path) -> dict[str, bytes]:
-    """Every finished file, but for the reports' timings."""
-    files = {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
-    for name in files:
-        if name.endswith("report.json"):
-            report = json.loads(files[name])
-            del report["timings"]
-            files[name] = json.dumps(report).encode()
-    return {name: data for name, data in files.items() if not Path(name).name.startswith(".part-")}
-
-
-def pack_killed(clips: Path, out: Path, when: Callable[[float], bool]) -> bool:
-    """Packs, and kills it without warning when `when` says so of the seconds since the start. Returns whether it was still at work."""
-    words = [sys.executable, "-m", "fiag_dist.cli", "pack", str(clips), "--out", str(out), *QUICK]
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-    began = time.monotonic()
-    while running.poll() is None:
-        if when(time.monotonic() - began):
-            running.send_signal(signal.SIGKILL)  # its workers end with it: that is part of what is tested
-            running.wait()
-            return True
-        time.sleep(0.005)
-    assert running.returncode == 0
-    return False
-
-
-def never(_: float) -> bool:
-    return False
-
-
-@pytest.fixture(scope="module")
-def pair(cut: tuple[list[np.ndarray], np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.mark.weights
+@pytest.mark.clips
+def test_a_full_disk_is_one_line_and_leaves_no_half_shard(
+    cut: tuple[list[np.ndarray], np.ndarray], tmp_path: Path
+) -> None:
+    """On a disk of its own that has room for one identity: the other is refused, and the first stays whole."""
     images, wav = cut
-    folder = tmp_path_factory.mktemp("pair")
+    folder, disk = tmp_path / "clips", tmp_path / "disk"
+    folder.mkdir()
+    disk.mkdir()
     clipmaker.write(folder / "a.mp4", images[:20], wav)
     clipmaker.write(folder / "b.mp4", images[5:25], wav)
-    return folder
-
-
-@pytest.mark.weights
-@pytest.mark.clips
-def test_killed_twice_the_shards_are_the_same(pair: Path, tmp_path: Path) -> None:
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    assert not pack_killed(pair, calm, never)
-    assert pack_killed(pair, rough, lambda _: any(rough.glob("a/*.tar"))), "in the middle of the first clip's files"
-    assert pack_killed(pair, rough, lambda _: (rough / "a" / "entry.json").exists()), "in the second clip"
-    first = (rough / "a" / "entry.json").stat().st_mtime_ns
-    assert not pack_killed(pair, rough, never)
-    assert (rough / "a" / "entry.json").stat().st_mtime_ns == first, "what is finished is kept"
-    assert contents(rough) == contents(calm)
-
-
-@pytest.mark.slow
-@pytest.mark.weights
-@pytest.mark.clips
-@pytest.mark.timeout(1800)
-def test_killed_twenty_times_the_shards_are_the_same(pair: Path, tmp_path: Path) -> None:
-    calm, rough = tmp_path / "calm", tmp_path / "rough"
-    began = time.monotonic()
-    assert not pack_killed(pair, calm, never)
-    moments = np.random.default_rng(0).uniform(0.1, 1.0, 20) * (time.monotonic() - began)
-    killed = 0
-    for moment in moments:
-        killed += pack_killed(pair, rough, lambda seconds, moment=moment: seconds > moment)
-        if (rough / "manifest.json").exists():  # all is packed: from the start again
-            assert contents(rough) == contents(calm)
-            shutil.rmtree(rough)
-    assert killed > 5
-    assert not pack_killed(pair, rough, never)
-    assert contents(rough) == contents(calm)
-
-
-@pytest.mark.weights
-@pytest.mark.clips
-def test_a_full_disk_is_one_line_and_leaves_no_half_shard(pair: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "fiag_dist.cli", "pack", str(pair), *QUICK, "--out", str(tmp_path / "out")]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = clipmaker.limited(words, 300_000, env=env, timeout=240)
-    assert done.returncode == 2
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert "none of 2 clips can be used" in lines[0]
-    assert "File too large" in lines[0]
-    assert not list((tmp_path / "out").rglob("*.tar"))
+    mount = ("unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=2400k none "$0" && "$@" && find "$0" -type f', disk)
+    if command(*mount, "true", check=False).returncode:
+        pytest.skip("no tmpfs can be mounted in a user namespace here")
+    pack = (sys.executable, "-m", "fiag_dist.cli", "pack", folder, "--out", disk, *QUICK)
+    done = command(*mount, *pack)
+    lines = [line for line in done.stdout.splitlines() if "refused: " in line]
+    assert len(lines) == 1, done.stdout
+    assert re.search(r"b: refused: .*the disk is full", lines[0])
+    assert done.stderr == ""
+    left = {line.removeprefix(f"{disk}/") for line in done.stdout.splitlines() if line.startswith(str(disk))}
+    files = ("a-000000.tar", "meta.tar", "report.json", "contact_sheet.png", "entry.json")
+    assert left == {"manifest.json", *(f"a/{file}" for file in files)}
 
 
 def unpacked(shards: Path, name: str) -> tuple[list[Frame], IdentityMeta]:

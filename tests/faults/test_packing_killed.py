@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from typing import Literal
 
@@ -27,8 +26,10 @@ ROOT = Path(__file__).parents[2]
 QUICK = ("--extractor", "mel", "--size", "128", "--min-seconds", "0.7", "--frames-per-shard", "8")
 WRITES = 15
 """Files of an undisturbed run: three shards and four others of each of two clips, and the manifest."""
-GONE_S = 10.0
-"""After so long nothing of a killed run is at work."""
+GONE_S = 60.0
+"""After so long nothing of a killed run is there: Ray's own agents look for their parent every few seconds."""
+STOP_S = 10.0
+"""Ctrl-C takes no longer."""
 
 Victim = Literal["group", "driver", "worker"]
 
@@ -120,10 +121,8 @@ def kill_twenty_times(
 ) -> None:
     """Kills before a random one of its writes, again and again; every run that comes to its end must have the same contents."""
     rng, killed = np.random.default_rng(0), 0
-    for turn in count():
-        if killed == 20:
-            break
-        victim: Victim = ("group", "worker", "group", "driver")[turn % 4]
+    while killed < 20:
+        victim: Victim = ("group", "worker", "group", "driver")[killed % 4]
         writes, delay = int(rng.integers(WRITES)), float(rng.uniform(0, 0.1))
         so_far, run = written(), begin()
         if wait(run, lambda so_far=so_far, writes=writes: so_far() >= writes):
@@ -139,26 +138,31 @@ def kill_twenty_times(
     assert contents(out) == calm
 
 
-def test_stopped_and_killed_the_next_run_goes_on(pair: Path, calm: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_the_next_run_goes_on(pair: Path, calm: dict[str, bytes], tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = start(pair, out, "--jobs", "1")
-    assert wait(run, lambda: any(out.glob("a/*.tar"))), "in the middle of the first clip's files"
+    assert wait(run, lambda: any(out.glob("b/*.tar"))), "in the middle of the second clip's files"
     kill(run, "group", run.pid)
-    run = start(pair, out, "--jobs", "1")
-    assert wait(run, (out / "a" / "entry.json").exists), "in the second clip"
-    mine, began = psutil.Process(run.pid).children(recursive=True), time.monotonic()
-    os.killpg(run.pid, signal.SIGINT)
-    stdout, stderr = run.communicate(timeout=60)
-    assert time.monotonic() - began < GONE_S
-    assert run.returncode == 130
-    assert "stopped: 1 of 2 clips are finished" in stdout.splitlines()[-1]
-    assert stderr == "fiag-dist: stopped by Ctrl-C\n"
-    assert not psutil.wait_procs(mine, timeout=GONE_S)[1]
     first = (out / "a" / "entry.json").stat().st_mtime_ns
     assert "a: unchanged, skipped" in finish(start(pair, out))
     assert (out / "a" / "entry.json").stat().st_mtime_ns == first, "what is finished is kept"
     assert contents(out) == calm
-    assert not [path for path in out.rglob(f"{TEMPORARY}*") if "a" in path.parts], "and has no half files beside it"
+
+
+@pytest.mark.slow
+def test_stopped_by_ctrl_c_it_says_what_is_finished_and_leaves_nothing(pair: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = start(pair, out, "--jobs", "1")
+    assert wait(run, (out / "a" / "entry.json").exists)
+    mine, began = psutil.Process(run.pid).children(recursive=True), time.monotonic()
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    stdout, stderr = run.communicate(timeout=60)
+    assert time.monotonic() - began < STOP_S
+    assert run.returncode == 130
+    assert "stopped: 1 of 2 clips are finished" in stdout.splitlines()[-1]
+    assert stderr == "fiag-dist: stopped by Ctrl-C\n"
+    assert not psutil.wait_procs(mine, timeout=GONE_S)[1]
+    assert not list(out.rglob(f"{TEMPORARY}*"))
 
 
 @pytest.mark.slow
