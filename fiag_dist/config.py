@@ -220,6 +220,11 @@ class TrainConfig:
     density: DensityConfig = DensityConfig()
     log_every: int = 20
     images_every: int = 500
+    """Steps between two looks at the people in training: scores on fixed test frames, and pictures."""
+    films_every: int = 0
+    """Steps between two looks with a short film of each, in whole multiples of `images_every`; 0: none."""
+    watched: int = 24
+    """People that are looked at, spread evenly over all by name."""
     checkpoint_every: int = 500
     keep: int = 2
     """Newest checkpoints that are kept."""

@@ -123,7 +123,8 @@ class Feed:
 
         held_out: last training frames of each identity that are kept back to judge training by; a tenth of them at most.
         """
-        self._ownership, self._seed, self._device = ownership, seed, device
+        self.ownership, self.fps = ownership, manifest.fps
+        self._seed, self._device = seed, device
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
@@ -162,6 +163,16 @@ class Feed:
         """Mean embedding of an identity of this rank, [id_dim]."""
         return torch.from_numpy(self.metas[name].embedding).to(self._device)
 
+    def watched(self, limit: int) -> list[str]:
+        """Those of this rank's identities that are among `limit` spread evenly over all by name, whatever the number of ranks."""
+        everybody = sorted(name for lane in self.ownership.lanes for name in lane)
+        chosen = np.linspace(0, len(everybody) - 1, min(limit, len(everybody))).round().astype(int)
+        return [everybody[k] for k in chosen if everybody[k] in self.metas]
+
+    def first_test_shots(self, name: str, limit: int) -> list[Shot]:
+        """Up to `limit` test frames of an identity, the first ones in a row."""
+        return self._shots(name, self.readers[name].test[:limit])
+
     def test_shots(self, name: str, limit: int) -> list[Shot]:
         """Up to `limit` test frames of an identity, evenly spread."""
         positions = self.readers[name].test
@@ -180,7 +191,7 @@ class Feed:
         return [shot_of(self.readers[name].frame(int(p)), self.metas[name], self._device) for p in positions]
 
     def _lessons(self, step: int, counts: dict[str, int]) -> list[Lesson]:
-        return [self._lesson(step, lane, self._ownership.lanes[lane], counts) for lane in self.lanes]
+        return [self._lesson(step, lane, self.ownership.lanes[lane], counts) for lane in self.lanes]
 
     def _lesson(self, step: int, lane: int, names: Sequence[str], counts: dict[str, int]) -> Lesson:
         name = draw(self._seed, step, lane, names)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fiag_dist import looks
 from fiag_dist.monitor import Clock, Monitor
 from fiag_dist.training import Training
 
@@ -25,7 +26,8 @@ def run(
             lessons = training.feed.next(training.step)
         tags = training.learn(lessons)
         between()
-        monitor.add(training.step, tags | clock.step(training.lanes), config.log_every)
+        times = clock.step(training.lanes, training.engine.talk.take_s())
+        monitor.add(training.step, tags | times, config.log_every)
         if _due(training, config.images_every) and not training.done:
             look(training, monitor)
         if _due(training, config.checkpoint_every) and not training.done:
@@ -37,11 +39,11 @@ def run(
 
 
 def look(training: Training, monitor: Monitor) -> None:
-    """Scores and pictures of each rank's identities."""
-    scores, pictures = training.examine()
-    monitor.add(training.step, scores, every=1)
-    for tag, image in pictures.items():
-        monitor.images(training.step, tag, image)
+    """Scores and pictures of the people that are watched; films too, when they are due or the run is done."""
+    filmed = training.config.films_every > 0 and (training.done or _due(training, training.config.films_every))
+    seen = looks.look(training, training.feed.fps if filmed else 0)
+    monitor.add(training.step, seen.scores, every=1)
+    monitor.pictures(training.step, seen.pictures)
 
 
 def _due(training: Training, every: int) -> bool:

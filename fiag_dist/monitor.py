@@ -5,18 +5,17 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from rich.console import Console
-from torch.utils.tensorboard import SummaryWriter
 
+from fiag_dist.board import Board
 from fiag_dist.dist.process import Process, all_gather_object
+from fiag_dist.progress import Bar, clock_text
 
 LINE = (
     "loss/total",
@@ -44,8 +43,8 @@ class Clock:
         yield
         self._data_s += time.perf_counter() - began
 
-    def step(self, num_frames: int) -> dict[str, float]:
-        """Tags of the step that ends now. num_frames: frames of the global batch."""
+    def step(self, num_frames: int, communication_s: float = 0.0) -> dict[str, float]:
+        """Tags of the step that ends now. num_frames: frames of the global batch. communication_s: spent with the other ranks, of this rank's time."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the step's time is that of its kernels, not of their launches
         now = time.perf_counter()
@@ -53,7 +52,10 @@ class Clock:
         self._step_began, self._data_s = now, 0.0
         return {
             "time/step_ms": 1e3 * step_s,
+            "time/data_ms": 1e3 * data_s,
             "time/data_pct": 100 * data_s / step_s,
+            "time/communication_ms": 1e3 * communication_s,
+            "time/compute_ms": 1e3 * (step_s - data_s - communication_s),
             "throughput/frames_per_s": num_frames / step_s,
             "memory/peak_mib": peak_mib(),
         }
@@ -82,10 +84,13 @@ class Monitor:
         (self._folder / "logs").mkdir(parents=True, exist_ok=True)
         self._log = (self._folder / "logs" / f"rank{process.rank}.log").open("a", buffering=1)
         self._console = Console(highlight=False, soft_wrap=True)
-        self._writer: SummaryWriter | None = None
+        self._bar: Bar | None = None
         if process.is_first:
             self._record = self._folder / "metrics.jsonl"
             _drop_after(self._record, resume_step)
+            self._board = Board(self._folder / "tb", resume_step)
+            if self._console.is_terminal and steps:
+                self._bar = Bar(self._console, steps, resume_step)
 
     def add(self, step: int, values: Mapping[str, float], every: int) -> None:
         """Takes one step's numbers by tag; when `every` divides `step`, reports them. All ranks call it with the same `step` and `every`.
@@ -100,6 +105,8 @@ class Monitor:
                 total, count = self._sums.get(tag, (0.0, 0))
                 finite = math.isfinite(value)
                 self._sums[tag] = (total + value, count + 1) if finite else (total, count)
+        if self._bar:
+            self._bar.advance(step)
         if step % every:
             return
         gathered = all_gather_object((self._sums, self._last))
@@ -107,47 +114,55 @@ class Monitor:
         if self._process.is_first:
             self._report(step, _merge(gathered))
 
-    def images(self, step: int, tag: str, image: UInt8[np.ndarray, "height width 3"]) -> None:
-        """Puts an RGB picture into TensorBoard, from whichever rank has it."""
-        self._tensorboard().add_image(tag, image, step, dataformats="HWC")
+    def pictures(self, step: int, encoded: Mapping[str, bytes]) -> None:
+        """Puts PNGs and GIFs into TensorBoard by tag, whichever rank has them. All ranks call it."""
+        for found in all_gather_object(dict(encoded)):
+            if self._process.is_first:
+                for tag, data in sorted(found.items()):
+                    self._board.picture(step, tag, data)
+
+    def text(self, tag: str, text: str) -> None:
+        """Puts lines in columns into TensorBoard, and into this rank's log."""
+        self._log.write(f"{tag}\n{text}\n")
+        if self._process.is_first:
+            self._board.text(tag, text)
 
     def say(self, text: str) -> None:
         """A line for people: on rank 0's console and in this rank's log."""
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._write(text)
         if self._process.is_first:
             self._console.print(text, markup=False)
 
     def close(self) -> None:
         """Writes out what is buffered."""
-        if self._writer:
-            self._writer.close()
+        if self._bar:
+            self._bar.close()
+        if self._process.is_first:
+            self._board.close()
         self._log.close()
 
     def _report(self, step: int, values: dict[str, float | int | None]) -> None:
         with self._record.open("a") as record:
             record.write(json.dumps({"step": step, **values}) + "\n")
-        for tag, value in values.items():
-            if value is not None:
-                self._tensorboard().add_scalar(tag, value, step)
-        self._tensorboard().flush()
-        self.say(self._line(step, values))
+        self._board.scalars(step, values)
+        line = self._line(step, values)
+        if self._bar and "loss/total" in values:
+            self._write(line)
+            self._bar.report(" ".join(_numbers(values, LINE[:1] + LINE[-2:])))
+        else:
+            self.say(line)
+
+    def _write(self, text: str) -> None:
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def _line(self, step: int, values: Mapping[str, Any]) -> str:
         parts = [f"step {step}" + (f"/{self._steps} {100 * step // self._steps}%" if self._steps else "")]
-        parts += [f"{tag.partition('/')[2]} {_short(values[tag])}" for tag in LINE if tag in values]
+        parts += _numbers(values, LINE)
         done = step - self._resume_step
         if self._steps and done > 0:
             left_s = (time.monotonic() - self._began) / done * max(0, self._steps - step)
-            parts.append(f"left {int(left_s) // 3600}:{int(left_s) // 60 % 60:02d}:{int(left_s) % 60:02d}")
+            parts.append(f"left {clock_text(left_s)}")
         return " | ".join(parts)
-
-    def _tensorboard(self) -> SummaryWriter:
-        """Rank 0 writes to tb/, the others, which have pictures only, below it."""
-        if self._writer is None:
-            rank = self._process.rank
-            folder = self._folder / "tb" / (f"rank{rank}" if rank else "")
-            self._writer = SummaryWriter(str(folder), purge_step=self._resume_step + 1)
-        return self._writer
 
 
 def _merge(gathered: list[tuple[dict[str, tuple[float, int]], dict[str, int]]]) -> dict[str, float | int | None]:
@@ -161,6 +176,8 @@ def _merge(gathered: list[tuple[dict[str, tuple[float, int]], dict[str, int]]]) 
         else:
             count = sum(count for _, count in found)
             merged[tag] = sum(total for total, _ in found) / count if count else None
+        if tag == "time/compute_ms" and means:
+            merged["balance/slowest_rank"] = max(means) / (sum(means) / len(means))
     for _, last in reversed(gathered):
         merged |= last
     return dict(sorted(merged.items()))
@@ -180,6 +197,11 @@ def _drop_after(record: Path, step: int) -> None:
     part = record.with_suffix(".part")
     part.write_text("".join(kept))
     part.replace(record)
+
+
+def _numbers(values: Mapping[str, Any], tags: Sequence[str]) -> list[str]:
+    """Those of `tags` that there are, each with its name."""
+    return [f"{tag.partition('/')[2]} {_short(values[tag])}" for tag in tags if tag in values]
 
 
 def _short(value: float | int | None) -> str:

@@ -51,6 +51,8 @@ def main(argv: list[str]) -> int:
         told(run_storage, here, training.step, steps) as status,
     ):
 
+        monitor.text("ownership", dryrun.report(config, read_manifest(config.data, check=False), training.feed.ownership))
+
         def say_saved(saved: Saved) -> None:
             monitor.say(
                 f"checkpoint {folder}/{saved.folder}: {saved.seconds:.2f} s, for {saved.waited_s:.2f} s of which training stood still "

@@ -241,26 +241,15 @@ class Training:
         }
         return tags
 
-    def examine(self, frames: int = 4) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """PSNR of the head on test frames of each identity of this rank, and for each a picture of ground truth beside render."""
-        scores, pictures = {}, {}
-        for name in self.feed.names:
-            score, rows = self._compare(name, self.feed.test_shots(name, frames))
-            scores[f"eval/psnr_db/{name}"] = score
-            pictures[f"identities/{name}"] = (
-                (torch.cat(rows[:2], 1).permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-            )
-        return scores, pictures
-
     def validate(self, name: str) -> float:
         """PSNR of the head, dB, on the training frames of an identity of this rank that its feed holds out."""
-        return self._compare(name, self.feed.held_out_shots(name))[0]
+        return self.compare(name, self.feed.held_out_shots(name))[0]
 
     @torch.no_grad()
-    def _compare(self, name: str, shots: Sequence[Shot]) -> tuple[float, list[Tensor]]:
-        """Mean PSNR of the head in `shots` of one identity, and each truth beside its render [3, size, 2 size]."""
+    def compare(self, name: str, shots: Sequence[Shot]) -> tuple[float, list[tuple[Shot, Performance, Tensor]]]:
+        """Mean PSNR of the head in `shots` of one identity of this rank, and each shot as performed, and put over its own backdrop [3, size, size]."""
         self.head.eval()
-        rows, errors = [], []
+        shown, errors = [], []
         for shot in shots:
             performance = self.head.perform(
                 shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
@@ -268,9 +257,9 @@ class Training:
             image = performance.over(_behind(shot)).clamp(0, 1)
             on_head = shot.alpha > 0.5
             errors.append(float(((image - shot.image).square() * on_head).sum() / (3 * on_head.sum().clamp(min=1))))
-            rows.append(torch.cat([shot.image, image], 2))
+            shown.append((shot, performance, image))
         self.head.train()
-        return float(np.mean([-10 * math.log10(max(error, 1e-10)) for error in errors])), rows
+        return float(np.mean([-10 * math.log10(max(error, 1e-10)) for error in errors])), shown
 
     def shared(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The shared tensors of a checkpoint, and the optimiser's: the same on all ranks, which all call it."""

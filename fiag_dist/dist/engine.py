@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fiag_dist.dist import process
 from fiag_dist.dist.adam import Group, Piece, PiecewiseAdamW
 from fiag_dist.dist.state import MOMENTS, RowEdit, State, check_fits, flatten, unflatten
+from fiag_dist.dist.stopwatch import Stopwatch
 from fiag_dist.errors import ConfigError
 
 __all__ = ["Engine", "Group", "LocalEngine", "RowEdit", "State", "StepReport", "ZeroEngine", "flatten", "unflatten"]
@@ -50,6 +51,8 @@ class Engine(ABC):
         self._names = _group_of_each_parameter(module, groups)
         self._params = dict(module.named_parameters())
         self._trained = [self._params[name] for name in self._names]
+        self.talk = Stopwatch(self._trained[0].device)
+        """Time spent on agreeing and on adding up gradients; what stage 0 and gathering after a step take is not told apart."""
         # Spherical harmonics of degree 0, say, leave a parameter, or a whole group, without elements.
         filled: list[Group] = [{**group, "params": [p for p in group["params"] if p.numel()]} for group in groups]
         self._optimizer = PiecewiseAdamW([group for group in filled if group["params"]])
@@ -197,11 +200,13 @@ class ZeroEngine(Engine):
 
     def backward_and_step(self, loss: Tensor) -> StepReport:
         # Agreed before the backward pass: a rank that left it out would leave the others waiting in a collective.
-        if not process.all_reduce(torch.isfinite(loss.detach()).float(), "min").item():
+        with self.talk.watch():
+            finite = process.all_reduce(torch.isfinite(loss.detach()).float(), "min").item()
+        if not finite:
             return self._refuse()
         if self._zero:
             # One reduction in the parameters' order, after zeros stand in for missing gradients: ranks may differ in their graphs.
-            with self._engine.coalesce_grad_reduction():
+            with self.talk.watch_end_of(self._engine.coalesce_grad_reduction()):
                 try:
                     self._engine.backward(loss)
                 finally:

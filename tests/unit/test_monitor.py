@@ -1,15 +1,21 @@
 """The record of a run: means and states, nothing twice after a resume, and pictures in TensorBoard."""
 
+import io
 import json
 import math
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from fiag_dist import monitor
+from fiag_dist.board import LAYOUT, gif, png
 from fiag_dist.dist.process import Process
 from fiag_dist.monitor import Clock, Monitor
 
@@ -62,14 +68,58 @@ def test_a_resumed_run_records_nothing_twice(tmp_path: Path) -> None:
     assert [line["step"] for line in records(tmp_path)] == [2, 4]
 
 
-def test_pictures_reach_tensorboard(tmp_path: Path) -> None:
-    picture = np.zeros((4, 6, 3), np.uint8)
-    picture[..., 0] = 200
+def test_pictures_and_films_reach_tensorboard(tmp_path: Path) -> None:
+    frames = [np.full((4, 6, 3), level, np.uint8) for level in (0, 80, 160)]
     watch = Monitor(tmp_path, Process())
-    watch.images(3, "identities/anna", picture)
+    watch.pictures(3, {"identities/anna": png(frames[1]), "films/anna": gif(frames, 25)})
     watch.close()
-    (found,) = events(tmp_path / "tb").Images("identities/anna")
-    assert (found.step, found.width, found.height) == (3, 6, 4)
+    found = events(tmp_path / "tb")
+    (picture,), (film,) = found.Images("identities/anna"), found.Images("films/anna")
+    assert (picture.step, picture.width, picture.height) == (3, 6, 4)
+    with Image.open(io.BytesIO(film.encoded_image_string)) as image:
+        assert (image.format, image.n_frames, image.info["duration"]) == ("GIF", 3, 40)
+        image.seek(2)
+        assert image.convert("RGB").getpixel((0, 0)) == (160, 160, 160)
+
+
+def test_wide_pictures_are_made_smaller() -> None:
+    with Image.open(io.BytesIO(png(np.zeros((1024, 4096, 3), np.uint8)))) as image:
+        assert image.size == (1024, 256)
+
+
+def test_the_pages_show_tags_that_there_are(tmp_path: Path) -> None:
+    tags = {"loss/total": 1.0, "loss/face": 1.0, "train/stage": 3, "field/num_gaussians": 5, "time/step_ms": 2.0}
+    watch = Monitor(tmp_path, Process())
+    watch.add(1, tags | {"rate/means": 0.1, "memory/peak_mib": 9.0, "eval/psnr_db/anna": 30.0}, 1)
+    watch.close()
+    found = events(tmp_path / "tb")
+    assert "loss_by_stage/3_motion" in found.Tags()["scalars"]
+    layout = Layout.FromString(found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    patterns = [tag for page in layout.category for chart in page.chart for tag in chart.multiline.tag]
+    assert len(layout.category) == len(LAYOUT)
+    for tag in found.Tags()["scalars"]:
+        assert any(re.match(pattern, tag) for pattern in patterns) or tag == "loss/total", f"{tag} is on no page"
+
+
+def test_text_is_shown_as_it_is(tmp_path: Path) -> None:
+    watch = Monitor(tmp_path, Process())
+    watch.text("ownership", "rank  who\n   0  anna")
+    watch.close()
+    (text,) = events(tmp_path / "tb").Tensors("ownership/text_summary")
+    assert text.tensor_proto.string_val[0] == b"    rank  who\n       0  anna"
+    assert "   0  anna" in (tmp_path / "logs/rank0.log").read_text()
+
+
+def test_a_terminal_gets_a_bar_and_the_log_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(
+        monitor, "Console", lambda **words: Console(file=screen, force_terminal=True, width=120, **words)
+    )
+    run(tmp_path, 0, 6)
+    assert "6/6" in screen.getvalue()
+    assert "step 6/6" not in screen.getvalue().splitlines()
+    assert "total 5.5" in screen.getvalue()
+    assert "step 6/6 100% | total 5.5" in (tmp_path / "logs/rank0.log").read_text()
 
 
 def test_the_line_shows_progress_and_what_matters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,25 +137,27 @@ def test_the_line_shows_progress_and_what_matters(tmp_path: Path, capsys: pytest
 def test_another_rank_keeps_its_log_and_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watch = Monitor(tmp_path, Process(rank=1, world=2))
     watch.say("rank 1 was here")
-    watch.images(1, "identities/bob", np.zeros((2, 2, 3), np.uint8))
+    watch.pictures(1, {"identities/bob": png(np.zeros((2, 2, 3), np.uint8))})
     watch.close()
     assert capsys.readouterr().out == ""
     assert "rank 1 was here" in (tmp_path / "logs/rank1.log").read_text()
     assert not (tmp_path / "metrics.jsonl").exists()
-    assert events(tmp_path / "tb/rank1").Images("identities/bob")
+    assert not (tmp_path / "tb").exists()
 
 
 def test_ranks_are_merged_by_their_counts() -> None:
     gathered = [
-        ({"loss/total": (6.0, 2), "memory/peak_mib": (100.0, 2), "eval/a": (1.0, 1)}, {"n": 1}),
-        ({"loss/total": (1.0, 1), "memory/peak_mib": (300.0, 1), "x": (0.0, 0)}, {"n": 2, "m": 3}),
+        ({"loss/total": (6.0, 2), "memory/peak_mib": (100.0, 2), "time/compute_ms": (20.0, 2), "eval/a": (1.0, 1)}, {"n": 1}),
+        ({"loss/total": (1.0, 1), "memory/peak_mib": (300.0, 1), "time/compute_ms": (30.0, 1), "x": (0.0, 0)}, {"n": 2, "m": 3}),
     ]
     assert monitor._merge(gathered) == {
+        "balance/slowest_rank": 1.5,
         "eval/a": 1.0,
         "loss/total": 7 / 3,
         "m": 3,
         "memory/peak_mib": 300.0,
         "n": 1,
+        "time/compute_ms": 50 / 3,
         "x": None,
     }
 
@@ -115,7 +167,10 @@ def test_the_clock_tells_data_from_work() -> None:
     with clock.data():
         time.sleep(0.06)
     time.sleep(0.02)
-    tags = clock.step(num_frames=4)
+    tags = clock.step(num_frames=4, communication_s=0.01)
+    parts = tags["time/data_ms"] + tags["time/communication_ms"] + tags["time/compute_ms"]
+    assert parts == pytest.approx(tags["time/step_ms"])
+    assert tags["time/communication_ms"] == 10
     assert 80 <= tags["time/step_ms"] < 400
     assert 30 < tags["time/data_pct"] < 100
     assert tags["throughput/frames_per_s"] == pytest.approx(4000 / tags["time/step_ms"])
