@@ -230,6 +230,8 @@ class TrainConfig:
     """Newest checkpoints that are kept."""
     keep_every: int = 0
     """Checkpoints at multiples of this many steps are kept for good; 0: none."""
+    refused_at_most: int = 20
+    """Steps in a row that may be refused, because a loss or a gradient is not finite, before the run ends."""
     raster: RasterBackend = "auto"
     encoder: EncoderBackend = "auto"
     ssim: SsimBackend = "auto"
@@ -246,7 +248,8 @@ class PretrainConfig:
     runs: str = "runs"
     name: str = "pretrain"
     """The run folder is runs/name; a run that is there goes on from its newest checkpoint."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: int = 1
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 the shared model's optimiser state, 2 its gradients too."""
     init_identities: int = 16
     """Identities that place and colour the first Gaussians and span the audio code."""
     dry_run_world: int = 0

@@ -35,8 +35,6 @@ from fiag_dist.stages import (
 from fiag_dist.types import Shot
 
 PERSONAL_GROUPS = ["personal_grids", "personal_nets", "personal_audio"]
-REFUSED_AT_MOST = 20
-"""Non-finite steps in a row after which the run stops."""
 AVERAGED = ("face_identity.", "mouth_identity.", "universal.face.", "universal.mouth.")
 """Whose moving average adaptation starts from: IE-Net and UM-Net."""
 
@@ -125,10 +123,10 @@ class Training:
         else:
             self.pool.clear()
         self._refused_in_a_row = 0 if report.finite else self._refused_in_a_row + 1
-        if self._refused_in_a_row > REFUSED_AT_MOST:
+        if self._refused_in_a_row > self.config.refused_at_most:
             raise DistributedError(
-                f"step {self.step}: loss or gradient was not finite {self._refused_in_a_row} times in a row, {REFUSED_AT_MOST} are allowed; "
-                "go on from the last checkpoint with lower rates under train.optim"
+                f"step {self.step + 1}: loss or gradient was not finite {self._refused_in_a_row} times in a row, train.refused_at_most is "
+                f"{self.config.refused_at_most}; go on from the last checkpoint with lower rates under train.optim"
             )
         self.step += 1
         if self._regrowth_is_due():

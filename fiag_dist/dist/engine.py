@@ -167,7 +167,8 @@ class ZeroEngine(Engine):
         """Needs a started process group. Raises ConfigError for a stage other than 0, 1 or 2."""
         if zero_stage not in (0, 1, 2):
             raise ConfigError(
-                f"zero_stage {zero_stage}: the choices are 0, 1 and 2; 1 fits a model that one device holds"
+                f"zero_stage {zero_stage}: the choices are 0, 1 and 2; 3 would take the parameters apart too, which losses, growth and "
+                "pictures read outside the forward pass, to save memory that the personal nets, not the shared model, fill"
             )
         super().__init__(module, groups)
         deepspeed = _deepspeed()

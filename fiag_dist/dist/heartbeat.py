@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from fiag_dist.dist.process import Process, new_store
 
+NO_ANSWER = "the first node does not answer: it is down, or the network between is cut"
 GO_ON = "start again, and the run goes on from its newest checkpoint"
 
 
@@ -86,10 +87,11 @@ class Heartbeat:
             self._leave(
                 beat, f"it is at {place}; look there, or raise step_timeout_s if a step may take so long; {GO_ON}"
             )
-        silent = self._silent()
+        found: list[str] = []  # by a thread of its own: a store behind a cut cable may never answer
+        threading.Thread(target=lambda: found.append(self._silent()), daemon=True).start()
         if self._closed.wait(self._grace_s) or self._beat is not beat:
             return
-        self._leave(beat, f"it waits at {place}; {silent}; look there first; {GO_ON}")
+        self._leave(beat, f"it waits at {place}; {found[0] if found else NO_ANSWER}; look there first; {GO_ON}")
 
     def _leave(self, beat: Beat, text: str) -> NoReturn:
         here, late_s = self._process, time.monotonic() - beat.at_s
@@ -107,7 +109,7 @@ class Heartbeat:
             time.sleep(3 * self._period_s)
             after = self._signs_of_all()
         except RuntimeError:  # the store is on another machine
-            return "the first node does not answer: it is down, or the network between is cut"
+            return NO_ANSWER
         found = [f"rank {rank}" for rank, signs in enumerate(zip(before, after, strict=True)) if len(set(signs)) == 1]
         if found:
             return f"no sign of life from {', '.join(found)}: its machine is down, the network between is cut, or it is stuck"

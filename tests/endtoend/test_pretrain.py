@@ -15,6 +15,8 @@ from commands import ROOT, command, fiag_dist, records, torchrun
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fiag_dist.dist.ownership import assign
+
 LAST = "checkpoints/step-00000048"
 
 
@@ -104,6 +106,51 @@ def test_a_stopped_run_goes_on_to_the_same_bits(pretrained: Path, config: Path):
     _same(pretrained / LAST, run / LAST)
 
 
+def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(pretrained: Path, config: Path):
+    """torchrun starts the ranks again, and with no one's help the end is that of the run that was never disturbed."""
+    run = config.parent / "killed"
+    words = [*torchrun(2), str(config), "--name", "killed"]
+    words.insert(words.index("--standalone"), "--max-restarts=1")
+    words.insert(words.index("--standalone"), "--monitor-interval=0.2")
+    job = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    until = time.monotonic() + 180
+    while time.monotonic() < until and not list(run.glob("checkpoints/*/COMMIT.json")):
+        time.sleep(0.02)
+    ranks = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    os.kill(int(ranks[-1]), signal.SIGKILL)
+    printed = job.communicate(timeout=240)[0]
+    assert job.returncode == 0, printed[-3000:]
+    assert printed.count("done at step 48") == 1
+    _same(pretrained / LAST, run / LAST)
+
+
+def test_the_error_of_one_rank_comes_first_and_ends_the_others(
+    pretrained: Path, config: Path, shards: Path, tmp_path: Path
+):
+    shutil.copytree(shards, tmp_path / "shards")
+    shutil.copytree(pretrained / "checkpoints" / "step-00000020", config.parent / "hurt/checkpoints/step-00000020")
+    frames = {i["name"]: i["split"]["train"] for i in json.loads((shards / "manifest.json").read_text())["identities"]}
+    names = sorted(frames)[:3]
+    shard = next((tmp_path / "shards" / assign(names, frames, 2, 2).of_rank(1)[0]).glob("*-000000.tar"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    began = time.monotonic()
+    done = command(*torchrun(2), config, "--name", "hurt", "--data", tmp_path / "shards", check=False)
+    assert time.monotonic() - began < 60
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if "fiag-dist: " in line]
+    assert str(shard) in lines[0]
+    assert "SHA-256" in lines[0]
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(pretrained: Path, config: Path):
     run = config.parent / "damaged"
     for step in ("step-00000020", "step-00000040"):
@@ -121,6 +168,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(pretrained: Path, config: Pa
         (["--train.frames-per-step", "9"], "frames_per_step 9 for 3 identities"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--identities", "demoo"], "demoo"),
+        (["--zero-stage", "3"], "zero_stage 3: the choices are 0, 1 and 2"),
     ],
 )
 def test_wrong_settings_get_one_line(config: Path, words: list[str], says: str):
@@ -130,6 +178,15 @@ def test_wrong_settings_get_one_line(config: Path, words: list[str], says: str):
     assert len(lines) == 1
     assert says in lines[0]
     assert "Traceback" not in done.stderr
+
+
+def test_steps_that_are_not_finite_are_refused_until_there_are_too_many(config: Path):
+    wild = ("--train.optim.nets", "1e30", "--train.refused-at-most", "3")
+    done = fiag_dist("pretrain", config, "--name", "wild", *wild, check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
+    assert "loss or gradient was not finite 4 times in a row, train.refused_at_most is 3" in line
+    assert not list((config.parent / "wild").glob("checkpoints/*"))
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path):
