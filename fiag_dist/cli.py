@@ -52,7 +52,9 @@ COMMANDS = {
     "render": Command(
         "render", "IDENTITY --audio WAV --out MP4", "an identity folder and speech -> a video of any length"
     ),
-    "view": Command("view", "IDENTITY", "an identity folder -> a web page: turn it about, drop a sound file, see it talk"),
+    "view": Command(
+        "view", "IDENTITY", "an identity folder -> a web page: turn it about, drop a sound file, see it talk"
+    ),
     "export": Command(
         "export",
         "IDENTITY --out PLY",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
 from fiag_dist.backdrop import Loop, bounce, longest_take
@@ -134,15 +134,21 @@ def retargeted(
     The head turns about the top of the neck. Where the other person leaned or walked is left out: the torso that the head is shown on stands still.
     """
     rest = viewmats[nearest_to_mean(viewmats), :3, :3].astype(np.float64)
-    moves_T44 = np.tile(np.eye(4), (len(viewmats), 1, 1))
-    moves_T44[:, :3, :3] = rest.T @ viewmats[:, :3, :3]
-    moves_T44[:, :3, 3] = NECK_M - moves_T44[:, :3, :3] @ NECK_M
-    return (home.astype(np.float64) @ moves_T44).astype(np.float32)
+    return (home.astype(np.float64) @ about_neck(rest.T @ viewmats[:, :3, :3])).astype(np.float32)
+
+
+def about_neck(turns: Float64[np.ndarray, "*batch 3 3"]) -> Float64[np.ndarray, "*batch 4 4"]:
+    """Turns of a head in its own axes as rigid motions that leave the top of its neck where it is."""
+    moves = np.zeros((*turns.shape[:-2], 4, 4))
+    moves[..., :3, :3] = turns
+    moves[..., :3, 3] = NECK_M - turns @ NECK_M
+    moves[..., 3, 3] = 1
+    return moves
 
 
 def composed(
-    layer: Layer, backdrop: UInt8[np.ndarray, "size size 3"] | None
-) -> UInt8[np.ndarray, "size size channels"]:
+    layer: Layer, backdrop: UInt8[np.ndarray, "height width 3"] | None
+) -> UInt8[np.ndarray, "height width channels"]:
     """The head over a backdrop as RGB, or alone as RGBA whose colours are not premultiplied."""
     x0, y0, x1, y1 = layer.box
     image_3HW, alpha_HW = layer.image[:, y0:y1, x0:x1], layer.alpha[y0:y1, x0:x1]

@@ -1,0 +1,79 @@
+"""fiag-dist view: an identity in a web page, to be looked at from any side and to be given something to say."""
+
+import contextlib
+import importlib.util
+import ipaddress
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import torch
+import tyro
+
+from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.sound import Sound
+from fiag_dist.synthesize import Identity
+from fiag_dist.viewing.show import Show
+
+HINT = "pip install 'fiag-dist[view]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewCommand:
+    """Serves a page with an identity in it: turn it about, drop a sound file, and see and hear it talk. Ctrl-C ends it."""
+
+    identity: tyro.conf.Positional[Path]
+    """Identity folder: one of those that `fiag-dist adapt` wrote."""
+    audio: Path | None = None
+    """What it says at first; any sound file or video, up to 10 minutes. Others can be dropped into the page."""
+    port: int = 8080
+    """0: any that is free."""
+    host: str = "127.0.0.1"
+    """Address to listen on. The page asks for no password: only with the default is it this machine's alone."""
+
+
+def main(argv: list[str]) -> int:
+    """The command; serves until it is interrupted. Raises ConfigError, DataError or WeightsError."""
+    command = tyro.cli(ViewCommand, args=argv, prog="fiag-dist view")
+    if importlib.util.find_spec("viser") is None:
+        raise ConfigError(f"view: the page needs a package that is not installed; run: {HINT}")
+    check_address(command.host, command.port)
+    torch.set_num_threads(1)  # a frame's networks are too small to be worth sharing out
+    numba.set_num_threads(max(1, min(numba.get_num_threads() - 1, 8)))  # one core is the browser's
+    show = Show(Identity.load(command.identity))
+    speech = show.listen(Sound(command.audio)) if command.audio else show.silence()
+    from fiag_dist.viewing.page import Page  # an optional extra
+
+    page = Page(show, speech, command.host, command.port)
+    with contextlib.closing(page), contextlib.suppress(KeyboardInterrupt):
+        where = "" if _is_loopback(command.host) else "; whoever reaches this machine can use it"
+        print(f"{show.info.name}: http://{command.host}:{page.port}{where} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+    return 0
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises ConfigError where nothing can listen."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port {port}: the rule is 0 to 65535; for example --port 8080")
+    try:
+        with socket.create_server((host, port)):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--host {host} --port {port}: can't be listened on ({error.strerror}); end what does, or give another: --port {port + 1}"
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,67 @@
+"""A visitor's camera, as a change to what a clip's own camera shows: the head turned on its neck, the picture scaled and moved.
+
+What is behind the head is a flat picture, so nothing can go round it: the head turns instead.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Float64
+
+from fiag_dist.staging import NECK_M, about_neck
+from fiag_dist.types import Camera
+
+HOME_M = 1.0
+"""How far from the neck a visitor's camera starts, straight before the face, metres."""
+FOV_RAD = 0.5
+"""Its vertical field of view: how many pixels of the page a shift of the camera is."""
+ZOOM = (0.25, 8.0)
+_FACING = np.diag([1.0, -1.0, -1.0])
+"""The orientation of a camera that looks into the face: OpenCV's y points down and z forward, the head's up and out of the face."""
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """How a visitor looks."""
+
+    wxyz: tuple[float, float, float, float] = (0.0, 1.0, 0.0, 0.0)
+    """The camera's orientation in the world, which is the head frame; OpenCV axes."""
+    position: tuple[float, float, float] = (NECK_M[0], NECK_M[1], NECK_M[2] + HOME_M)
+    look_at: tuple[float, float, float] = (NECK_M[0], NECK_M[1], NECK_M[2])
+    """What the camera goes round, metres."""
+
+    @property
+    def to_world(self) -> Float64[np.ndarray, "3 3"]:
+        """The orientation as a matrix."""
+        w, x, y, z = np.array(self.wxyz, np.float64) / max(np.linalg.norm(self.wxyz), 1e-12)
+        return np.array(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+
+    def onto(self, size: int, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
+        """From pixels of the clip's square frames to those of a picture of any shape, whose shorter side the frame fills from straight before it."""
+        away_m = np.array(self.position) - self.look_at
+        distance_m = max(float(np.linalg.norm(away_m)), 1e-6)
+        zoom = float(np.clip(HOME_M / distance_m, *ZOOM))
+        aside_m = self.to_world.T @ (NECK_M - self.look_at)
+        shift = aside_m[:2] / (2 * distance_m * np.tan(FOV_RAD / 2)) * height
+        scale = zoom * min(width, height) / size
+        middle = np.array([width / 2, height / 2]) + shift - scale * size / 2
+        return np.array([[scale, 0, middle[0]], [0, scale, middle[1]], [0, 0, 1]])
+
+    def camera(
+        self,
+        viewmat: Float32[np.ndarray, "4 4"],
+        K: Float32[np.ndarray, "3 3"],
+        onto: Float64[np.ndarray, "3 3"],
+        width: int,
+        height: int,
+    ) -> Camera:
+        """What draws the head as the visitor sees it. viewmat, K: of the clip's frame; onto: `onto`'s."""
+        turned = viewmat.astype(np.float64) @ about_neck(_FACING @ self.to_world.T)
+        return Camera(torch.from_numpy(turned).float(), torch.from_numpy(onto @ K).float(), width, height)

@@ -1,0 +1,248 @@
+"""The page that a browser shows: controls, sound, and pictures that follow the visitor's camera. The only file that imports viser."""
+
+import base64
+import contextlib
+import html
+import io
+import logging
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import numba
+import viser
+
+from fiag_dist.backdrop import bounce
+from fiag_dist.errors import FiagError
+from fiag_dist.sound import Sound
+from fiag_dist.staging import COLOURS
+from fiag_dist.viewing.orbit import FOV_RAD, Orbit
+from fiag_dist.viewing.show import Look, Show, Speech
+
+HEIGHTS = (128, 256, 384, 512, 768, 1024)
+"""Of the picture, pixels; the page scales it to the window."""
+WIDEST = 2.5
+"""Width over height, at most: beside the head there is nothing to be seen."""
+_JPEG_QUALITY = 90
+_TICK_S = 0.2
+"""How far the time slider may lag behind the speech."""
+_PATIENCE_S = 1.5
+"""How long the picture waits for the sound, which a browser may hold back."""
+_BEGUN = "in step"
+_PRESS_BEGUN = f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{_BEGUN}').click()"
+"""What the page does when the sound begins: nothing but its buttons speaks to us."""
+_MUSCLES = (
+    "brows up, inside",
+    "brows up, outside",
+    "brows down",
+    "eyes wide",
+    "cheeks up",
+    "lids tight",
+    "eyes closed",
+)
+"""What each of EXPRESSION_NAMES does."""
+
+
+class Visit:
+    """One browser: its controls and what they say, its sound, the last picture it was sent. Its callbacks only note and wake; `draw` does the work."""
+
+    def __init__(self, client: viser.ClientHandle, show: Show, speech: Speech, wake: threading.Event):
+        self._client, self._show, self._speech, self._wake = client, show, speech, wake
+        self._start_s = 0.0
+        """From where in the speech it was last played."""
+        self._began_s: float | None = None
+        """When, by the machine's clock, it is played from there; None while paused."""
+        self._drawn: Look | None = None
+        gui, info = client.gui, show.info
+        consent = f" Consent: {html.escape(info.consent)}" if info.consent else ""
+        gui.add_markdown(f"**{html.escape(info.name)}** is synthetic: it never said what it says here.{consent}")
+        upload = gui.add_upload_button("Speech ...", hint="wav, mp3, flac, m4a, or a video with sound; up to 10 min")
+        self._said = gui.add_markdown("")
+        self._play = gui.add_button("Play")
+        self._seconds = gui.add_slider("time, s", 0.0, len(speech) / info.fps, 1 / info.fps, 0.0)
+        with gui.add_folder("Sound", expand_by_default=False):
+            self._sound = gui.add_checkbox("on", True)
+            begun = gui.add_button(_BEGUN, hint="The page presses it when the sound begins; the picture waits for it")
+        self._heard = gui.add_html("")
+        with gui.add_folder("Picture"):
+            heights = [str(height) for height in sorted({*HEIGHTS, info.size})]
+            self._height = gui.add_dropdown("pixels", heights, initial_value=str(info.size))
+            self._background = gui.add_dropdown("background", ("clip", *COLOURS))
+            straight = gui.add_button(
+                "Straight on", hint="Drag turns the head, the wheel comes nearer, the right button moves"
+            )
+        with gui.add_folder("Pose and expression"):
+            self._moves = gui.add_checkbox("as the clip goes on", True)
+            self._pose = gui.add_slider("frame of the clip", 0, len(show.loop) - 1, 1, 0)
+            self._by_hand = gui.add_checkbox("expression by hand", False)
+            self._muscles = [gui.add_slider(name, 0.0, 1.0, 0.05, 0.0) for name in _MUSCLES]
+        for handle in (self._height, self._background, self._moves, self._pose, self._by_hand, *self._muscles):
+            handle.on_update(lambda _: wake.set())
+        upload.on_upload(lambda event: self._uploaded(event.target.value))
+        self._play.on_click(lambda _: self._pressed())
+        self._seconds.on_update(lambda event: self._stop() if event.client else None)  # else `draw` moved it
+        self._sound.on_update(lambda _: self._silenced())
+        begun.on_click(lambda _: self._begun())
+        straight.on_click(lambda _: self._straight())
+        client.camera.on_update(lambda _: wake.set())
+
+    def draw(self) -> float | None:
+        """Sends the picture of this moment, unless the page shows it already. Returns in how many seconds the next is due; None: not before a change."""
+        fps, num = self._show.info.fps, len(self._speech)
+        seconds = self.now_s()
+        if self._began_s is not None and seconds >= num / fps:
+            self._stop()
+            self._seconds.value = seconds = 0.0
+        elif self._began_s is not None and abs(seconds - self._seconds.value) > _TICK_S:
+            self._seconds.value = seconds
+        t = min(int(seconds * fps + 0.01), num - 1)
+        look = self._look(t)
+        if look != self._drawn:
+            image = self._show.picture(self._speech, look)
+            self._client.scene.set_background_image(image, format="jpeg", jpeg_quality=_JPEG_QUALITY)
+            self._drawn = look
+        return (
+            None
+            if self._began_s is None
+            else max(self._began_s - self._start_s + (t + 1) / fps - time.monotonic(), 0.0)
+        )
+
+    def now_s(self) -> float:
+        """Where in the speech the page is."""
+        return (
+            self._seconds.value if self._began_s is None else self._start_s + max(time.monotonic() - self._began_s, 0)
+        )
+
+    def _look(self, t: int) -> Look:
+        camera, height = self._client.camera, int(self._height.value)
+        aspect = min(max(camera.image_width / max(camera.image_height, 1), 1 / WIDEST), WIDEST)
+        wxyz, position, look_at = (tuple(float(x) for x in a) for a in (camera.wxyz, camera.position, camera.look_at))
+        return Look(
+            t=t,
+            pose=bounce(t, len(self._show.loop)) if self._moves.value else int(self._pose.value),
+            expression=tuple(handle.value for handle in self._muscles) if self._by_hand.value else (),
+            orbit=Orbit(wxyz, position, look_at),  # type: ignore[arg-type]
+            background=self._background.value,
+            width=2 * round(height * aspect / 2),
+            height=height,
+        )
+
+    def _uploaded(self, file: viser.UploadedFile) -> None:
+        self._stop()
+        name = html.escape(file.name)
+        self._said.content = f"listening to {name} .."
+        with tempfile.NamedTemporaryFile(suffix=Path(file.name).suffix) as stored:
+            stored.write(file.content)
+            stored.flush()
+            try:
+                speech = self._show.listen(Sound(stored.name))
+            except FiagError as error:
+                self._said.content = html.escape(str(error).replace(stored.name, file.name))
+                return
+        length_s = len(speech) / self._show.info.fps
+        self._said.content = f"{name}, {length_s:.1f} s"
+        self._speech, self._drawn = speech, None
+        self._seconds.max, self._seconds.value = length_s, 0.0
+        self._start()
+
+    def _start(self) -> None:
+        """Plays on from where the slider is, together with the sound."""
+        self._start_s, self._began_s = self._seconds.value, time.monotonic()
+        if self._sound.value and self._speech.samples.any():
+            self._began_s += _PATIENCE_S
+            data = base64.b64encode(self._speech.wav(self._start_s)).decode()
+            self._heard.content = (
+                f'<audio autoplay onplaying="{_PRESS_BEGUN}" src="data:audio/wav;base64,{data}"></audio>'
+            )
+        self._play.label = "Pause"
+        self._wake.set()
+
+    def _begun(self) -> None:
+        """The sound is heard from this moment on."""
+        now_s = time.monotonic()
+        if self._began_s is not None and self._began_s > now_s:
+            self._began_s = now_s
+            self._wake.set()
+
+    def _stop(self) -> None:
+        self._began_s, self._play.label, self._heard.content = None, "Play", ""
+        self._wake.set()
+
+    def _pressed(self) -> None:
+        """The button: plays on, or stops at this moment."""
+        if self._began_s is None:
+            self._start()
+        else:
+            self._seconds.value = self.now_s()
+            self._stop()
+
+    def _silenced(self) -> None:
+        """The visitor chose whether to hear it."""
+        if self._began_s is not None:
+            self._pressed()
+            self._start()
+
+    def _straight(self) -> None:
+        home = Orbit()
+        with self._client.atomic():
+            self._client.camera.position = home.position
+            self._client.camera.look_at = home.look_at
+
+
+class _Server(viser.ViserServer):
+    def request_share_url(self, verbose: bool = True) -> str | None:
+        """A face is not to be had under a public address because somebody pressed a button."""
+        return None
+
+
+class Page:
+    """Serves a show to any number of browsers, each with its own controls; one thread draws for all of them."""
+
+    def __init__(self, show: Show, speech: Speech, host: str, port: int):
+        """port: free, or 0 for any."""
+        self._show, self._speech = show, speech
+        self.visits: dict[int, Visit] = {}
+        self._wake, self._over = threading.Event(), False
+        # A browser that opens a connection and thinks better of it, or leaves while a picture is on its way, is no error.
+        logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "Queued a .* on a closed connection")
+        with contextlib.redirect_stdout(io.StringIO()):  # it would print an address of its own
+            self._server = _Server(host, port, verbose=False)
+        self.port = self._server.get_port()
+        home, server = Orbit(), self._server
+        server.scene.set_up_direction("+y")
+        server.initial_camera.position, server.initial_camera.look_at = home.position, home.look_at
+        server.initial_camera.fov = FOV_RAD
+        server.gui.configure_theme(show_logo=False, show_share_button=False, dark_mode=True)
+        server.gui.set_panel_label(f"fiag-dist view: {show.info.name}")
+        self._thread = threading.Thread(target=self._draw, args=(numba.get_num_threads(),), daemon=True)
+        self._thread.start()
+        server.on_client_connect(self._came)
+        server.on_client_disconnect(self._left)
+
+    def close(self) -> None:
+        """Ends the page and its thread."""
+        self._over = True
+        self._wake.set()
+        self._thread.join()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._server.stop()
+
+    def _came(self, client: viser.ClientHandle) -> None:
+        self.visits[client.client_id] = Visit(client, self._show, self._speech, self._wake)
+        self._wake.set()
+
+    def _left(self, client: viser.ClientHandle) -> None:
+        self.visits.pop(client.client_id, None)
+
+    def _draw(self, num_threads: int) -> None:
+        """Draws whatever is due, and sleeps until something is."""
+        numba.set_num_threads(num_threads)  # numba counts them for each thread that calls it
+        due_s: float | None = None
+        while not self._over:
+            self._wake.wait(due_s)
+            self._wake.clear()
+            waits = [visit.draw() for visit in list(self.visits.values())]
+            due_s = min((wait for wait in waits if wait is not None), default=None)
