@@ -1,7 +1,9 @@
 """fiag-dist pretrain, and torchrun ... -m fiag_dist.pretrain: many identities, one field, one IE-Net, one UM-Net; IM-Nets with their owners."""
 
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 
 import torch
 
@@ -9,7 +11,7 @@ from fiag_dist import __version__, dryrun
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load, to_dict, to_yaml
 from fiag_dist.dist import checkpoint, process
-from fiag_dist.dist.engine import ZeroEngine
+from fiag_dist.dist.engine import Engine, Group, ZeroEngine
 from fiag_dist.dist.heartbeat import Heartbeat
 from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.ownership import Ownership, assign
@@ -19,6 +21,7 @@ from fiag_dist.errors import guarded
 from fiag_dist.feed import Feed
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
+from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import stage_at, total_steps
@@ -88,8 +91,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def build(config: PretrainConfig, here: process.Process, data: Storage, run_storage: Storage) -> Training:
-    """The training of this rank: fresh, or as the newest checkpoint left it."""
+def build(
+    config: PretrainConfig,
+    here: process.Process,
+    data: Storage,
+    run_storage: Storage,
+    make_engine: Callable[[Head, Sequence[Group]], Engine] | None = None,
+) -> Training:
+    """The training of this rank: fresh, or as the newest checkpoint left it. make_engine: None for ZeRO as configured."""
     manifest = read_manifest(data)
     ownership = _assign(config, manifest, here.world)
     newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
@@ -101,7 +110,10 @@ def build(config: PretrainConfig, here: process.Process, data: Storage, run_stor
         head = fresh_head(config.train, data, manifest, sorted(names), config.train.seed, here.device)
     feed = Feed(data, manifest, ownership, here.rank, config.train.seed, here.device)
     pool = PersonalPool({name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names})
-    engine = ZeroEngine(head, optimizer_groups(head), config.zero_stage, config.train.optim.grad_clip)
+    make_engine = make_engine or partial(
+        ZeroEngine, zero_stage=config.zero_stage, grad_clip=config.train.optim.grad_clip
+    )
+    engine = make_engine(head, optimizer_groups(head))
     perceptual = perceptual_loss(config.train, here.device)
     neighbours = Neighbours(ownership, here.rank, pool, feed.embedding, config.neighbour_every)
     training = Training(

@@ -1,0 +1,135 @@
+"""What `fiag-dist bench dist` starts on every rank: the same training with each engine, taking turns, so that a busy machine is busy for all."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fiag_dist.config import PretrainConfig
+from fiag_dist.configfile import from_yaml
+from fiag_dist.dist import process
+from fiag_dist.dist.engine import Engine, Group, LocalEngine, ZeroEngine
+from fiag_dist.errors import guarded
+from fiag_dist.monitor import peak_mib
+from fiag_dist.pretrain import build
+from fiag_dist.storage import open_storage
+from fiag_dist.training import Training
+
+TURN = 5
+"""Steps in a row before it is another one's turn."""
+COLLECTIVES = 20
+"""Of each kind whose median is taken."""
+
+
+class DdpEngine(LocalEngine):
+    """torch's own data parallelism, with the optimiser whole on every rank: what DeepSpeed is compared with."""
+
+    def __init__(self, module: nn.Module, groups: Sequence[Group], grad_clip: float = 0.0) -> None:
+        super().__init__(module, groups, grad_clip)
+        self._parallel = DistributedDataParallel(module, broadcast_buffers=False, find_unused_parameters=True)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self._parallel(*args, **kwargs)
+
+
+@dataclass(eq=False)
+class Contestant:
+    """One engine's training and its times."""
+
+    training: Training
+    step_ms: list[float]
+    talk_ms: list[float]
+
+    def turn(self, steps: int) -> None:
+        """Trains, and times each step with its data."""
+        for _ in range(steps):
+            began = time.perf_counter()
+            self.training.learn(self.training.feed.next(self.training.step))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.step_ms.append(1e3 * (time.perf_counter() - began))
+            self.talk_ms.append(1e3 * self.training.engine.talk.take_s())
+
+
+def engine_of(name: str, grad_clip: float) -> Callable[[nn.Module, Sequence[Group]], Engine]:
+    """Makes the engine of that name around a module."""
+    if name == "ddp":
+        return partial(DdpEngine, grad_clip=grad_clip)
+    return partial(ZeroEngine, zero_stage=int(name.removeprefix("zero_")), grad_clip=grad_clip)
+
+
+def all_reduce_ms(elements: int, device: torch.device) -> float:
+    """Median time of adding up so many floats over the ranks, which all call it."""
+    values, times_ms = torch.zeros(elements, device=device), []
+    for _ in range(COLLECTIVES):
+        process.barrier()
+        began = time.perf_counter()
+        process.all_reduce(values)[0].item()
+        times_ms.append(1e3 * (time.perf_counter() - began))
+    return median(times_ms)
+
+
+def decode_ms(training: Training) -> float:
+    """Median time of reading and decoding a frame."""
+    reader, times_ms = training.feed.readers[training.feed.names[0]], []
+    for position in reader.train[:COLLECTIVES]:
+        began = time.perf_counter()
+        reader.frame(int(position))
+        times_ms.append(1e3 * (time.perf_counter() - began))
+    return median(times_ms)
+
+
+def main(argv: list[str]) -> int:
+    """CONFIG.yaml WARM_UP STEPS OUT.json ENGINE...: rank 0 writes medians by engine."""
+    path, warm_up, steps, out, *names = argv
+    config, here = from_yaml(PretrainConfig, path), process.start()
+    data, runs = open_storage(config.data), open_storage(config.runs)
+    contestants = {
+        name: Contestant(build(config, here, data, runs, engine_of(name, config.train.optim.grad_clip)), [], [])
+        for name in names
+    }
+    for contestant in contestants.values():
+        contestant.turn(int(warm_up))
+    for contestant in contestants.values():
+        contestant.step_ms.clear()
+        contestant.talk_ms.clear()
+    for _ in range(int(steps) // TURN):
+        for contestant in contestants.values():
+            contestant.turn(TURN)
+    found = {
+        name: {
+            "step_ms": median(c.step_ms),
+            "fastest_ms": min(c.step_ms),
+            "talk_ms": median(c.talk_ms),
+            "loss": c.training.learn(c.training.feed.next(c.training.step))["loss/total"],
+        }
+        for name, c in contestants.items()
+    }
+    first = next(iter(contestants.values())).training
+    about = {
+        "parameters": sum(p.numel() for p in first.head.parameters()),
+        "personal_mib": max(process.all_gather_object(first.pool.bytes / 2**20)),
+        "peak_mib": max(process.all_gather_object(peak_mib())),
+        "decode_ms": decode_ms(first),
+        "small_all_reduce_ms": all_reduce_ms(1, here.device),
+        "shared_all_reduce_ms": all_reduce_ms(sum(p.numel() for p in first.head.parameters()), here.device),
+    }
+    if here.is_first:
+        Path(out).write_text(json.dumps({"engines": found, "about": about}))
+    for contestant in contestants.values():
+        contestant.training.feed.close()
+    process.finish()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))
