@@ -12,11 +12,11 @@ import tyro
 from rich.console import Console
 
 from fiag_dist.adaptation import search
-from fiag_dist.adaptation.board import Board
 from fiag_dist.adaptation.campaign import adapt_all
 from fiag_dist.adaptation.job import Job, is_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.results import CSV, result_of, table, write_csv
+from fiag_dist.adaptation.standings import Standings
 from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig, PackConfig
 from fiag_dist.configfile import from_yaml
@@ -74,8 +74,8 @@ def main(argv: list[str]) -> int:
         if todo:
             with _termination_as_interrupt():
                 start_ray(command.address)
-                with Board([job.name for job in todo], console) as board:
-                    failed = adapt_all(todo, command.out, board, console.print)
+                with Standings([job.name for job in todo], console) as standings:
+                    failed = adapt_all(todo, command.out, standings, console.print)
     finally:  # after Ctrl-C too: what is finished is finished
         _report(command, jobs, failed, console)
     for name, why in failed.items():

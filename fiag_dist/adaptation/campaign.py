@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fiag_dist.adaptation import search
-from fiag_dist.adaptation.board import Board
 from fiag_dist.adaptation.job import Job
 from fiag_dist.adaptation.resources import Needs, Room, needs_of
+from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.trial import adapt_identity, final_score_db, train
 from fiag_dist.adaptation.tuning import run_all
 from fiag_dist.stages import total_steps
@@ -17,7 +17,7 @@ FIRST_RUNG = 0.25
 """Share of the longest sample's steps after which samples are first compared."""
 
 
-def adapt_all(jobs: Sequence[Job], out: str, board: Board, say: Callable[[str], None]) -> Mapping[str, str]:
+def adapt_all(jobs: Sequence[Job], out: str, standings: Standings, say: Callable[[str], None]) -> Mapping[str, str]:
     """Adapts all identities on the Ray that this process is connected to. Returns why those failed that did, by name."""
     room = Room.of_ray()
     say("measuring what one identity needs ...")
@@ -25,17 +25,17 @@ def adapt_all(jobs: Sequence[Job], out: str, board: Board, say: Callable[[str], 
     num_trials = len(jobs) * (jobs[0].search.samples if searched else 1)
     needs = needs_of(jobs, num_trials, room, out)
     say(f"each identity gets {needs}; {needs.at_once(room)} at a time")
-    failed = _search(searched, needs, board) if searched else {}
+    failed = _search(searched, needs, standings) if searched else {}
     rest = {job.name: job for job in jobs if job.name not in failed}
-    return failed | run_all(rest, adapt_identity, needs, board)
+    return failed | run_all(rest, adapt_identity, needs, standings)
 
 
-def _search(jobs: Sequence[Job], needs: Needs, board: Board) -> dict[str, str]:
+def _search(jobs: Sequence[Job], needs: Needs, standings: Standings) -> dict[str, str]:
     """Trains all samples and keeps which is best. Returns the identities of which no sample came to its end, with the reason of one."""
     samples = {f"{job.name}/{k}": sample for job in jobs for k, sample in enumerate(search.samples(job))}
-    board.add(list(samples))
+    standings.add(list(samples))
     most = max(total_steps(sample.config.train) for sample in samples.values())
-    lost = run_all(samples, train, needs, board, lambda: _within_identity(most))
+    lost = run_all(samples, train, needs, standings, lambda: _within_identity(most))
     failed = {}
     for job in jobs:
         scores = {
@@ -46,8 +46,8 @@ def _search(jobs: Sequence[Job], needs: Needs, board: Board) -> dict[str, str]:
         else:
             whys = [why for name, why in lost.items() if name.rpartition("/")[0] == job.name]
             failed[job.name] = whys[0] if whys else "no sample came to its end"
-            board.failed(job.name, failed[job.name], again=False)
-    board.drop(list(samples))
+            standings.failed(job.name, failed[job.name], again=False)
+    standings.drop(list(samples))
     return failed
 
 

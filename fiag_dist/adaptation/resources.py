@@ -14,7 +14,7 @@ from fiag_dist.adaptation.job import Job, stored_json
 from fiag_dist.adaptation.trial import build, use_threads
 from fiag_dist.config import AdaptConfig
 from fiag_dist.configfile import to_dict
-from fiag_dist.errors import FiagError
+from fiag_dist.errors import ConfigError, FiagError
 from fiag_dist.stages import first_of_fusion
 from fiag_dist.storage import open_storage
 
@@ -94,11 +94,12 @@ class Room:
 def needs_of(jobs: Sequence[Job], num_trials: int, room: Room, out: str) -> Needs:
     """What a trial of these jobs takes: measured on the first that can be, on a machine of the cluster, and kept in `out` for the next time.
 
-    num_trials: how many want to run; the fewer, the more threads each may have.
+    num_trials: how many want to run; the fewer, the more threads each may have. Raises ConfigError when the settings ask for more than any machine has.
     """
     config = jobs[0].config
+    _check(config, room)
     if config.cpus_per_trial and num_trials == 1:
-        return Needs(min(config.cpus_per_trial, room.most_cores), 0, _asked_gpus(config, room))
+        return Needs(config.cpus_per_trial, 0, _asked_gpus(config, room))
     most = max(1, min(room.most_cores, room.cores // num_trials))
     tried = [config.cpus_per_trial] if config.cpus_per_trial else [2**k for k in range(most.bit_length())]
     question = {"cores": room.most_cores, "gpus": room.gpus, "threads": tried, "config": to_dict(config)}
@@ -131,7 +132,8 @@ def decided(seen: Seen, config: AdaptConfig, room: Room) -> Needs:
 def look_at(job: Job, threads: Sequence[int]) -> Seen:
     """Trains a few steps with images, at each number of threads, in this process."""
     training = build(job)
-    training.step = first_of_fusion(training.config) // 2 + training.config.stages.landmark_steps // 2
+    motion = training.config.stages.landmark_steps, first_of_fusion(training.config)
+    training.step = sum(motion) // 2
     step_ms = {}
     for num in threads:
         use_threads(num)
@@ -162,6 +164,18 @@ def _measured(jobs: Sequence[Job], threads: Sequence[int], room: Room) -> Seen |
         with suppress(RayError, FiagError):
             return ray.get(look.remote(job, threads))
     return None
+
+
+def _check(config: AdaptConfig, room: Room) -> None:
+    """Ray would wait for ever for what no machine has."""
+    if not 0 <= config.cpus_per_trial <= room.most_cores:
+        raise ConfigError(
+            f"--cpus-per-trial {config.cpus_per_trial}: the largest machine has {room.most_cores} cores; give fewer, or 0 for a measurement"
+        )
+    if not 0 <= (config.gpus_per_trial or 0) <= room.gpus:
+        raise ConfigError(
+            f"--gpus-per-trial {config.gpus_per_trial}: there are {room.gpus:g} GPUs; give less, or leave it out for a measurement"
+        )
 
 
 def _asked_gpus(config: AdaptConfig, room: Room) -> float:

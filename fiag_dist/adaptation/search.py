@@ -1,6 +1,5 @@
 """Settings that are tried for one identity: samples compete with those of the same person alone, by PSNR on the training frames that are held out."""
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -76,7 +75,8 @@ def write_choice(job: Job, scores_db: Mapping[int, float]) -> None:
     rows: list[dict[str, Any]] = [
         {
             "steps": sample.config.train.steps,
-            "optim": dataclasses.asdict(sample.config.train.optim),
+            "rate_nets": sample.config.train.optim.nets,
+            "universal": sample.config.train.optim.universal,
             "validation_psnr_db": scores_db.get(number),
         }
         for number, sample in enumerate(samples(job))

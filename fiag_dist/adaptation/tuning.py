@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fiag_dist.adaptation.board import Board
 from fiag_dist.adaptation.job import Job, Progress, Report
 from fiag_dist.adaptation.resources import Needs
+from fiag_dist.adaptation.standings import Standings
 from fiag_dist.errors import FiagError
 from fiag_dist.storage import UnreachableError
 
@@ -43,7 +43,7 @@ class Failure:
 
 
 def run_all(
-    jobs: Mapping[str, Job], work: Work, needs: Needs, board: Board, scheduler: Callable[[], Any] = lambda: None
+    jobs: Mapping[str, Job], work: Work, needs: Needs, standings: Standings, scheduler: Callable[[], Any] = lambda: None
 ) -> dict[str, str]:
     """Works off jobs by trial name. Returns why those failed that did, after as many tries as their settings allow.
 
@@ -57,11 +57,13 @@ def run_all(
         alone = {name for name in left if attempt and (is_last or failures[name].out_of_memory)}
         together = {name: job for name, job in left.items() if name not in alone}
         apart = {name: job for name, job in left.items() if name in alone}
-        failures = _round(together, work, needs, board, 0, scheduler) | _round(apart, work, needs, board, 1, scheduler)
+        failures = _round(together, work, needs, standings, 0, scheduler) | _round(
+            apart, work, needs, standings, 1, scheduler
+        )
         for name, failure in failures.items():
             if is_last or failure.is_final:
                 lost[name] = failure.reason
-            board.failed(name, failure.reason, again=name not in lost)
+            standings.failed(name, failure.reason, again=name not in lost)
         left = {name: jobs[name] for name in failures if name not in lost}
         if not left:
             break
@@ -69,18 +71,18 @@ def run_all(
 
 
 def _round(
-    jobs: Mapping[str, Job], work: Work, needs: Needs, board: Board, at_once: int, scheduler: Callable[[], Any]
+    jobs: Mapping[str, Job], work: Work, needs: Needs, standings: Standings, at_once: int, scheduler: Callable[[], Any]
 ) -> dict[str, Failure]:
     """One trial a job, `at_once` of them at the same time, 0: as many as fit. Returns those that failed."""
     if not jobs:
         return {}
     os.environ.update(QUIET)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said by the board, and why
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said by the standings, and why
     from ray import tune
 
     def trial(space: dict[str, str]) -> None:
         def report(progress: Progress) -> None:
-            tune.report(asdict(progress) | {"refused": ""})
+            tune.report(asdict(progress))
 
         try:
             work(jobs[space["trial"]], report, needs.threads)
@@ -101,7 +103,7 @@ def _round(
                 reuse_actors=True,  # a process takes seconds to start
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name="trials", storage_path=folder, callbacks=[_listener(board)], verbose=0),
+            run_config=tune.RunConfig(name="trials", storage_path=folder, callbacks=[_listener(standings)], verbose=0),
         )
         results = tuner.fit()
         failures = {}
@@ -125,22 +127,22 @@ def failure_of(error: Exception) -> Failure:
     return Failure(lines[-1] if lines else type(error).__name__, out_of_memory)
 
 
-def _listener(board: Board) -> Any:
+def _listener(standings: Standings) -> Any:
     """Tune's callback that passes on how far trials are."""
     from ray import tune
 
     class Listener(tune.Callback):
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            board.started(trial.config["trial"])
+            standings.started(trial.config["trial"])
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            if not result["refused"]:
+            if "state" in result:
                 told = Progress(result["state"], result["step"], result["steps"], result["psnr_db"])
-                board.moved(trial.config["trial"], told)
+                standings.moved(trial.config["trial"], told)
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             if not (trial.last_result or {}).get("refused"):
-                board.ended(trial.config["trial"])
+                standings.ended(trial.config["trial"])
 
         def __reduce__(self) -> Any:  # Tune keeps a pickle of its settings; a terminal can't be part of it
             return (tune.Callback, ())

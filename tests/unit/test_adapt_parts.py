@@ -1,4 +1,4 @@
-"""Parts of an adaptation that need neither Ray nor training: plateaus, resources, search, what errors mean, the board, the page."""
+"""Parts of an adaptation that need neither Ray nor training: plateaus, resources, search, what errors mean, the standings, the page."""
 
 import csv
 import dataclasses
@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 from fiag_dist.adaptation import search
-from fiag_dist.adaptation.board import Board
 from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.resources import Room, Seen, decided
 from fiag_dist.adaptation.results import CSV, Result, result_of, table, write_csv
+from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.tuning import failure_of
 from fiag_dist.config import AdaptConfig, PlateauConfig, TrainConfig
 from fiag_dist.errors import ConfigError
@@ -155,9 +155,9 @@ def test_what_an_error_means(text: str, reason: str, out_of_memory: bool) -> Non
     assert failure.out_of_memory == out_of_memory
 
 
-def shown(board: Board, console: Console) -> str:
+def shown(standings: Standings, console: Console) -> str:
     with console.capture() as capture:
-        console.print(board.render())
+        console.print(standings.render())
     return capture.get()
 
 
@@ -165,14 +165,15 @@ class TestBoard:
     def test_200_rows_fit_a_terminal(self) -> None:
         console = Console(width=100, height=30, force_terminal=True, color_system=None)
         names = [f"clip_{i:03d}" for i in range(200)]
-        board = Board(names, console)
+        standings = Standings(names, console)
         for name in names[:120]:
-            board.started(name)
-            board.moved(name, Progress("training", 40, 100, 23.456))
+            standings.started(name)
+            standings.moved(name, Progress("training", 40, 100, 23.456))
         for name in names[:70]:
-            board.ended(name)
-        board.failed(names[119], "its process was killed or crashed", again=False)
-        text = shown(board, console)
+            standings.moved(name, Progress("filming", 100, 100, 23.456))
+            standings.ended(name)
+        standings.failed(names[119], "its process was killed or crashed", again=False)
+        text = shown(standings, console)
         assert len(text.splitlines()) <= 30
         assert all(len(line) <= 100 for line in text.splitlines())
         assert "70 done, 49 at work, 80 waiting, 1 failed; 200 in all" in text
@@ -185,22 +186,25 @@ class TestBoard:
 
     def test_without_a_terminal_there_are_lines(self) -> None:
         stream = io.StringIO()
-        with Board(["anna", "ben"], Console(file=stream, width=40)) as board:
-            board.started("anna")
-            board.moved("anna", Progress("training", 1, 10))
-            board.ended("anna")
-            board.failed("ben", "a reason that is longer than the line is wide", again=True)
+        with Standings(["anna", "ben"], Console(file=stream, width=40)) as standings:
+            standings.started("anna")
+            standings.moved("anna", Progress("training", 10, 10))
+            standings.ended("anna")
+            standings.failed("ben", "a reason that is longer than the line is wide", again=True)
         lines = stream.getvalue().splitlines()
-        assert lines[0] == "  anna: done in 0:00 (1 done, 1 waiting; 2 in all)"
+        assert lines[0] == "  anna: done after 0:00 (1 done, 1 waiting; 2 in all)"
         assert lines[1] == "  ben: to be tried again: a reason that is longer than the line is wide"
 
     def test_samples_come_and_go(self) -> None:
-        board = Board(["anna"], Console(file=io.StringIO()))
-        board.add(["anna/0", "anna/1"])
-        board.started("anna/1")
-        assert board.rows["anna/1"].is_running
-        board.drop(["anna/0", "anna/1"])
-        assert list(board.rows) == ["anna"]
+        standings = Standings(["anna"], Console(file=io.StringIO()))
+        standings.add(["anna/0", "anna/1"])
+        standings.started("anna/1")
+        assert standings.rows["anna/1"].is_running
+        standings.moved("anna/1", Progress("training", 5, 10))
+        standings.ended("anna/1")
+        assert standings.rows["anna/1"].state == "left behind"
+        standings.drop(["anna/0", "anna/1"])
+        assert list(standings.rows) == ["anna"]
 
 
 @pytest.fixture

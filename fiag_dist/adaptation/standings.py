@@ -13,7 +13,14 @@ from rich.text import Text
 
 from fiag_dist.adaptation.job import Progress
 
-WAITING, STARTING, AGAIN, DONE, FAILED = "waiting", "starting", "to be tried again", "done", "failed"
+WAITING, STARTING, AGAIN, BEHIND, DONE, FAILED = (
+    "waiting",
+    "starting",
+    "to be tried again",
+    "left behind",
+    "done",
+    "failed",
+)
 LINE_EVERY_S = 30.0
 """Where there is no terminal: no identity says more often how far it is."""
 REFRESHES_HZ = 2
@@ -37,11 +44,11 @@ class Row:
 
     @property
     def is_running(self) -> bool:
-        return self.state not in (WAITING, AGAIN, DONE, FAILED)
+        return self.state not in (WAITING, AGAIN, BEHIND, DONE, FAILED)
 
 
-class Board:
-    """Rows by name. `with board:` shows them until the body ends."""
+class Standings:
+    """Rows by name. `with standings:` shows them until the body ends."""
 
     def __init__(self, names: list[str], console: Console) -> None:
         self.rows = dict.fromkeys(names, Row())
@@ -49,7 +56,7 @@ class Board:
         self._spoke: dict[str, float] = {}
         self._live = Live(console=console, get_renderable=self.render, refresh_per_second=REFRESHES_HZ, transient=True)
 
-    def __enter__(self) -> "Board":
+    def __enter__(self) -> "Standings":
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -79,9 +86,11 @@ class Board:
             self._say(name, f"{progress.state}, step {progress.step} of {progress.steps}{score}")
 
     def ended(self, name: str) -> None:
-        self.rows[name] = row = replace(self.rows[name], state=DONE, ended=time.monotonic())
-        seconds = row.ended - row.began
-        self._say(name, f"done in {_clock(seconds)} ({self._counts()})")
+        """Its trial ended, before its last step if it is a sample that others left behind."""
+        row, now = self.rows[name], time.monotonic()
+        state = BEHIND if row.progress and row.progress.step < row.progress.steps else DONE
+        self.rows[name] = replace(row, state=state, ended=now)
+        self._say(name, f"{state} after {_clock(now - row.began)} ({self._counts()})")
 
     def failed(self, name: str, why: str, again: bool) -> None:
         """Its trial died; `again`: it has another try before it."""
@@ -98,7 +107,7 @@ class Board:
         for title in ("step", "PSNR, dB", "left"):
             table.add_column(title, justify="right")
         for name, row in [*running[:room], *(item for item in ended if not item[1].is_running)]:
-            table.add_row(*_cells(name, row), style="dim" if row.state == DONE else None)
+            table.add_row(*_cells(name, row), style="dim" if row.state in (DONE, BEHIND) else None)
         lines: list[RenderableType] = [table]
         if len(running) > room:
             lines.append(Text(f"and {len(running) - room} more at work"))
@@ -106,7 +115,7 @@ class Board:
 
     def _counts(self) -> str:
         counts = Counter("at work" if row.is_running else row.state for row in self.rows.values())
-        order = (DONE, "at work", WAITING, AGAIN, FAILED)
+        order = (DONE, "at work", WAITING, BEHIND, AGAIN, FAILED)
         said = ", ".join(f"{counts[state]} {state}" for state in order if counts[state])
         return f"{said}; {len(self.rows)} in all"
 
