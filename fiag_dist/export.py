@@ -115,12 +115,12 @@ def write_ply(path: Path, gaussians: Gaussians, comment: str) -> None:
     open_storage(path.parent).write(path.name, ("\n".join(lines) + "\n").encode() + rows.tobytes())
 
 
-def frames(identity: Identity, audio: Path | None, first: int, stop: int) -> Iterator[Person]:
+def frames(identity: Identity, rehearsal: Rehearsal, audio: Path | None, first: int, stop: int) -> Iterator[Person]:
     """Everything in its place in frames first .. stop - 1 of what `Identity.frames` shows; without audio, of what it shows in silence.
 
-    Raises ConfigError when the sound ends before.
+    rehearsal: of the identity's actor. Raises ConfigError when the sound ends before.
     """
-    rehearsal, info, loop = Rehearsal(identity.actor), identity.info, identity.loop
+    info, loop = identity.info, identity.loop
     device = next(identity.actor.buffers()).device
     if audio is None:
         silence = listen(Sound(np.zeros(SAMPLE_RATE, np.float32)).pieces(), info.fps, info.extractor)
@@ -149,12 +149,12 @@ def main(argv: list[str]) -> int:
             f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
         )
     identity = Identity.load(command.identity)
-    rest = Rehearsal(identity.actor).rest
-    people = [rest] if command.frame == "neutral" and not command.sequence else None
-    back_m = setback_m(rest) if command.branch == "merged" else 0.0
+    rehearsal = Rehearsal(identity.actor)
+    people = [rehearsal.rest] if command.frame == "neutral" and not command.sequence else None
+    back_m = setback_m(rehearsal.rest) if command.branch == "merged" else 0.0
     said = f"fiag_dist {__version__}, synthetic, identity {identity.info.name}"
     num, size = 0, 0
-    for person in people or frames(identity, command.audio, first, stop):
+    for person in people or frames(identity, rehearsal, command.audio, first, stop):
         path = command.out / f"{first + num:06d}.ply" if command.sequence else command.out
         gaussians = chosen(person, command.branch, back_m)
         at = "neutral" if people else f"frame {first + num}"

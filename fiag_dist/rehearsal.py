@@ -96,7 +96,8 @@ class Rehearsal:
             torch.cat([getattr(person.face, name), getattr(person.mouth, name)])
             for name in ("means", "quats", "log_scales")
         )
-        scales, colors = torch.exp(log_scales), view_colors(self._sh_dc, self._sh_rest, means, camera)
+        # Nothing is lighter than white: of a Gaussian that training pushed far beyond it, a sliver shows as a speck.
+        scales, colors = torch.exp(log_scales), view_colors(self._sh_dc, self._sh_rest, means, camera).clamp_(max=1)
         black = colors.new_zeros(3)
         if means.is_cuda:
             face, mouth = (

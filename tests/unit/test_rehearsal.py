@@ -84,6 +84,19 @@ def test_a_mouth_in_front_is_still_behind_the_face(data: str) -> None:
     assert error.quantile(0.99) < 1e-3
 
 
+def test_nothing_is_lighter_than_white(data: str) -> None:
+    actor = actor_of(data, MotionConfig(output_scale=0.01))
+    rest = actor.person
+    glaring = replace(rest.mouth, sh_dc=rest.mouth.sh_dc + 100, means=rest.mouth.means + torch.tensor([0.0, 0.04, 0.0]))
+    clear = replace(rest.face, opacities=rest.face.opacities - 20)
+    layer = Rehearsal(Actor(Person(clear, glaring), actor.universal, actor.personal)).perform(
+        torch.zeros(8, 80, 4), torch.zeros(7), camera_of(64)
+    )
+    thin = (layer.alpha > 0.05) & (layer.alpha < 0.5)
+    assert thin.any()
+    torch.testing.assert_close(layer.image[:, thin], layer.alpha[thin].expand(3, -1), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("gone", ["face", "mouth"])
 def test_one_branch_alone_is_shown(data: str, gone: str) -> None:
     actor = actor_of(data, MotionConfig(output_scale=0.01, hook_k=1))

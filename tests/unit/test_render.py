@@ -1,7 +1,7 @@
 """Rendering as it is asked for: sizes, backgrounds, borrowed poses and expressions, PNG frames, sound, and what the result says about itself."""
 
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -237,13 +237,15 @@ def test_every_command_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_five_minutes_need_no_more_memory_than_ten_seconds(home: Path, tmp_path: Path) -> None:
-    peaks = []
-    for seconds in (10, 300):
+@pytest.mark.timeout(3600)
+def test_half_an_hour_needs_no_more_memory_than_ten_seconds(home: Path, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "fiag_dist.render", str(home / "ball"), "--audio", str(tmp_path / "in.wav")]
+    peaks_mib = []
+    for seconds in (1, 10, 1800):  # the first compiles what is not compiled yet
         write_wav(tmp_path / "in.wav", seconds)
-        argv = [str(home / "ball"), "--audio", str(tmp_path / "in.wav"), "--out", str(tmp_path / "out.mp4")]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        subprocess.run([sys.executable, "-m", "fiag_dist.render", *argv], check=True, timeout=1000)
-        peaks.append(max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024)
-    assert peaks[1] < peaks[0] + 40, f"{peaks} MiB"
+        rendering = subprocess.Popen([*argv, "--out", str(tmp_path / "out.mp4")])
+        _, status, used = os.wait4(rendering.pid, 0)
+        rendering.returncode = os.waitstatus_to_exitcode(status)
+        assert rendering.returncode == 0
+        peaks_mib.append(used.ru_maxrss / 1024)
+    assert peaks_mib[2] < peaks_mib[1] + 40, "a piece of sound that is listened to lasts 29 s, and takes that much"
