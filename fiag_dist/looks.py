@@ -23,7 +23,7 @@ FILM_FRAMES = 24
 FILM_PX = 192
 MOTION_MM = 4.0
 """Motion of this length is shown at full brightness (form `direct`)."""
-COLUMNS = ("truth", "render", "coverage", "speech red, expression blue")
+COLUMNS = ("truth", "render", "coverage", "motion")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +90,12 @@ def _with_drives(training: Training, acted: Act) -> Act:
 
 def _heading(width: int) -> np.ndarray:
     """What the columns are [height, width, 3]."""
-    strip = np.full((max(14, width // 64), width, 3), 255, np.uint8)
-    scale = width / 2300
+    strip = np.full((width // 24, width, 3), 255, np.uint8)
     for column, text in enumerate(COLUMNS):
-        place = (column * width // len(COLUMNS) + 3, len(strip) - 4)
-        cv2.putText(strip, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        place = (column * width // len(COLUMNS) + 3, round(0.75 * len(strip)))
+        cv2.putText(
+            strip, text, place, cv2.FONT_HERSHEY_SIMPLEX, width / 1000, (0, 0, 0), max(1, width // 500), cv2.LINE_AA
+        )
     return strip
 
 

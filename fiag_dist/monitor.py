@@ -28,6 +28,9 @@ LINE = (
 )
 """Tags that the console line shows, in this order; all others are in TensorBoard and metrics.jsonl."""
 
+SCORE = "eval/psnr_db/"
+"""Start of the tags of scores by identity, of which the line shows the mean."""
+
 
 class Clock:
     """Times the steps of one rank: `with clock.data():` around waiting for data, then `tags = clock.step(num_frames)`."""
@@ -158,6 +161,11 @@ class Monitor:
     def _line(self, step: int, values: Mapping[str, Any]) -> str:
         parts = [f"step {step}" + (f"/{self._steps} {100 * step // self._steps}%" if self._steps else "")]
         parts += _numbers(values, LINE)
+        scores = [value for tag, value in values.items() if tag.startswith(SCORE)]
+        if scores:
+            parts.append(
+                f"psnr_db {_short(sum(scores) / len(scores))} in the mean of {len(scores)} people's test frames"
+            )
         done = step - self._resume_step
         if self._steps and done > 0:
             left_s = (time.monotonic() - self._began) / done * max(0, self._steps - step)

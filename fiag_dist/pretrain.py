@@ -53,8 +53,9 @@ def main(argv: list[str]) -> int:
         closing(Monitor(mirror.folder, here, training.step, steps)) as monitor,
         told(run_storage, here, training.step, steps) as status,
     ):
-
-        monitor.text("ownership", dryrun.report(config, read_manifest(config.data, check=False), training.feed.ownership))
+        monitor.text(
+            "ownership", dryrun.report(config, read_manifest(config.data, check=False), training.feed.ownership)
+        )
 
         def say_saved(saved: Saved) -> None:
             monitor.say(

@@ -174,11 +174,17 @@ def test_dist_refuses_what_its_ranks_would_not_read(capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_dist(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--num-gaussians", "330", "--size", "64", "--stages", "1", "--warm-up", "10", "--repeat", "2")
+    words = ("--num-gaussians", "330", "--size", "64", "--warm-up", "5", "--repeat", "2")
     found = measured(capsys, "dist", *words)
-    of_stage = found["zero_1"]
-    assert of_stage["ratio"] == pytest.approx(of_stage["step_ms"] / of_stage["one_rank_ms"], rel=1e-2)
-    assert found["ranks"] == 2
+    alone, two = found["one_rank"]["engines"], found["ranks"]["2"]
+    assert list(alone) == ["ddp", "zero_0", "zero_1"]
+    for name, times in two["engines"].items():
+        assert times["ratio"] == pytest.approx(times["step_ms"] / alone[name]["step_ms"], rel=1e-2)
+        assert times["loss"] == pytest.approx(two["engines"]["ddp"]["loss"], rel=1e-2), "they trained the same"
+    assert two["model"]["of_measured"] == pytest.approx(
+        two["model"]["step_ms"] / two["engines"]["zero_1"]["step_ms"], rel=1e-2
+    )
+    assert found["machine_model"]["frame_ms"] > 0
 
 
 def test_render_makes_an_identity(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,10 +126,12 @@ def test_the_line_shows_progress_and_what_matters(tmp_path: Path, capsys: pytest
     watch = Monitor(tmp_path, Process(), steps=200)
     watch.add(50, {"loss/total": 0.1234567, "time/step_ms": 40.0, "rate/[red]": 1.0}, 50)
     watch.say("a [bold]line[/bold]")
+    watch.add(50, {"eval/psnr_db/anna": 30.0, "eval/psnr_db/bert": 32.0}, 1)
     watch.close()
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("step 50/200 25% | total 0.1235 | step_ms 40 | left 0:00:0")
     assert said[1] == "a [bold]line[/bold]"
+    assert "psnr_db 31 in the mean of 2 people's test frames" in said[2]
     log = (tmp_path / "logs/rank0.log").read_text()
     assert all(line in log for line in said)
 
