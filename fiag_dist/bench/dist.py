@@ -78,7 +78,9 @@ class Bench(Benchmark):
     def _run(self, data: str, ranks: int, frames: int, engines: list[str]) -> dict[str, Any]:
         """What `bench/contenders.py` found with so many ranks and frames a step."""
         steps = TURN * self.repeat
-        say(f"{ranks} rank{'s' if ranks > 1 else ''}, {frames} frames a step: {', '.join(engines)}, {self.warm_up + steps} steps each")
+        say(
+            f"{ranks} rank{'s' if ranks > 1 else ''}, {frames} frames a step: {', '.join(engines)}, {self.warm_up + steps} steps each"
+        )
         with tempfile.TemporaryDirectory(prefix="fiag-bench-") as folder:
             config, out = Path(folder) / "bench.yaml", Path(folder) / "out.json"
             config.write_text(to_yaml(self._config(data, folder, frames), "fiag-dist bench dist"))
@@ -89,7 +91,11 @@ class Bench(Benchmark):
             cores = sorted(os.sched_getaffinity(0))
             mine = cores if ranks > 1 or torch.cuda.is_available() else cores[:1]
             done = subprocess.run(
-                [*launcher, *work], capture_output=True, text=True, env=env, preexec_fn=lambda: os.sched_setaffinity(0, mine)
+                [*launcher, *work],
+                capture_output=True,
+                text=True,
+                env=env,
+                preexec_fn=lambda: os.sched_setaffinity(0, mine),
             )
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or [""])[-1]

@@ -172,6 +172,20 @@ def test_dist_refuses_what_its_ranks_would_not_read(capsys: pytest.CaptureFixtur
     assert "the choices are 0, 1 and 2" in refused(capsys, "dist", "--stages", "3")
 
 
+def test_scale(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ("--config", str(ROOT / "configs" / "pretrain.yaml"), "--gpus", "1", "8", "64", "--people", "10", "64")
+    found = measured(capsys, "scale", *words)
+    rows = {(row["people"], row["gpus"]): row for row in found["rows"]}
+    assert rows[10, 64] == {"people": 10, "gpus": 64, "refused": "more ranks than identities"}
+    assert rows[64, 1]["personal_mib"] > 7 * rows[64, 8]["personal_mib"] > 7 * rows[64, 64]["personal_mib"]
+    assert rows[64, 1]["efficiency"] == 1 > rows[64, 8]["efficiency"] > rows[64, 64]["efficiency"]
+    assert rows[10, 8]["step_ms"] == rows[64, 8]["step_ms"], "a step does not know how many people there are"
+    (tmp_path / "dist.json").write_text(json.dumps({"machine_model": found["machine_model"] | {"frame_ms": 1000.0}}))
+    slower = measured(capsys, "scale", *words, "--measured", str(tmp_path / "dist.json"))
+    assert slower["rows"][0]["step_ms"] == pytest.approx(1000.0 + found["machine_model"]["fixed_ms"])
+    assert "no machine_model in it" in refused(capsys, "scale", *words, "--measured", str(tmp_path / "none.json"))
+
+
 @pytest.mark.slow
 def test_dist(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--num-gaussians", "330", "--size", "64", "--warm-up", "5", "--repeat", "2")
@@ -185,6 +199,19 @@ def test_dist(capsys: pytest.CaptureFixture[str]) -> None:
         two["model"]["step_ms"] / two["engines"]["zero_1"]["step_ms"], rel=1e-2
     )
     assert found["machine_model"]["frame_ms"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.weights
+@pytest.mark.clips
+def test_pack(capsys: pytest.CaptureFixture[str], clips: Path) -> None:
+    found = measured(capsys, "pack", "--clip", str(clips / "speaker_h.mp4"), "--workers", "1", "--max-seconds", "4")
+    assert_says_where(found, "pack")
+    assert found["seconds_used"] == pytest.approx(4, abs=0.04)
+    assert found["workers"] == {"1": {"frames_per_s": found["frames_per_s"], "ratio": 1}}
+    assert sum(found["parts_cpu_ms_per_frame"].values()) == pytest.approx(found["cpu_ms_per_frame"], rel=0.02)
+    assert {"landmarks", "person matte", "flow tracks", "head poses", "masks"} <= set(found["parts_cpu_ms_per_frame"])
+    assert 300 < found["worker_peak_mib"] < 1500
 
 
 def test_render_makes_an_identity(capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,7 +326,7 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (("rastr",), "unknown benchmark 'rastr'; did you mean 'raster'?"),
-        (("xyz",), "unknown benchmark 'xyz'; known: raster, encoder, ssim, step, dist, render, adapt"),
+        (("xyz",), "unknown benchmark 'xyz'; known: raster, encoder, ssim, step, dist, pack, render, adapt"),
         (("raster", "--backend", "gspalt"), "--backend 'gspalt': no such backend; did you mean 'gsplat'?"),
         (("encoder", "--backend", "cuda"), "no such backend; known: auto, cpu, torch, tcnn"),
         (("step", "--encoder", "tccn"), "--encoder 'tccn': no such encoder; did you mean 'tcnn'?"),
@@ -310,6 +337,10 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
         (("encoder", "--finest", "1"), "2 <= base <= finest"),
         (("render", "--size", "65"), "--size 65: H.264 needs an even side"),
         (("step", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
+        (("pack", "--clip", "/nowhere.mp4"), "--clip /nowhere.mp4: no such file"),
+        (("pack", "--clip", "a.mp4", "--workers", "0"), "--workers 0: the rule is at least 1"),
+        (("pack", "--clip", "a.mp4", "--workers", "4000"), "--workers 4000: each needs a core"),
+        (("pack", "--clip", "a.mp4", "--threads", "1"), "a worker has one thread"),
     ],
 )
 def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str) -> None:
