@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -57,12 +58,13 @@ class Stopwatch:
             self._progress(self._stage, share)
 
     def timings(self, num_frames: int) -> dict[str, Any]:
-        """Milliseconds a frame by part, their sum, and the seconds since the start, as plain values."""
+        """Milliseconds a frame by part, their sum, the seconds since the start, and the most memory that this process ever held, as plain values."""
         by_part = {part: round(1e3 * seconds / num_frames, 2) for part, seconds in self.seconds.items()}
         return {
             "cpu_ms_per_frame": {part: ms for part, ms in by_part.items() if ms},
             "cpu_ms_per_frame_in_all": round(1e3 * sum(self.seconds.values()) / num_frames, 1),
             "wall_s": round(time.perf_counter() - self._began, 1),
+            "worker_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         }
 
 
