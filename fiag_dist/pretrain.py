@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -26,7 +27,7 @@ from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import stage_at, total_steps
 from fiag_dist.start import fresh_head, load_head
-from fiag_dist.status import told
+from fiag_dist.status import Teller, told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 
@@ -49,39 +50,27 @@ def main(argv: list[str]) -> int:
     process.barrier()
     mirror = Mirror(folder, here)
     steps = total_steps(config.train)
+    train, first_s = config.train, config.first_step_timeout_s
     with (
         closing(Monitor(mirror.folder, here, training.step, steps)) as monitor,
         told(run_storage, here, training.step, steps) as status,
+        closing(process.StopSignal()) as stop,
+        closing(Heartbeat(here, first_s, config.step_timeout_s, training.step)) as heartbeat,
     ):
         monitor.text(
             "ownership", dryrun.report(config, read_manifest(config.data, check=False), training.feed.ownership)
         )
 
-        def say_saved(saved: Saved) -> None:
+        def say(saved: Saved) -> None:
             monitor.say(
                 f"checkpoint {folder}/{saved.folder}: {saved.seconds:.2f} s, for {saved.waited_s:.2f} s of which training stood still "
                 f"(shared parameters {saved.fingerprint} on all {here.world} ranks)"
             )
 
-        train = config.train
-        saver = Saver(run_storage, checkpoint.FOLDER, here, train.keep, train.keep_every, mirror.publish, say_saved)
-
-        heartbeat = Heartbeat(here, config.first_step_timeout_s, config.step_timeout_s, training.step)
-
-        def save() -> None:
-            heartbeat.beat(training.step, patient=True)  # the save before may still be on its way
-            status.say("running", training.step)
-            shared, optim = training.shared()
-            identities = {name: identity_tensors(training, name) for name in training.feed.names}
-            saver.begin(training.step, shared, optim, identities, _info(config, training))
-
-        def between() -> None:
-            heartbeat.beat(training.step, patient=training.stage is not stage_at(training.step - 1, train))
-            saver.poll()
-
-        with closing(process.StopSignal()) as stop, closing(heartbeat):
-            finished = run(training, monitor, save, lambda: stop.agreed(here.device), between)
-            saver.finish()
+        saver = Saver(run_storage, checkpoint.FOLDER, here, train.keep, train.keep_every, mirror.publish, say)
+        keeper = Keeper(config, training, saver, heartbeat, status)
+        finished = run(training, monitor, keeper.save, lambda: stop.agreed(here.device), keeper.between)
+        saver.finish()
         status.say("finished" if finished else "stopped", training.step)
         monitor.say(
             f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {mirror.folder.parent}"
@@ -90,6 +79,32 @@ def main(argv: list[str]) -> int:
     training.feed.close()
     process.finish()
     return 0
+
+
+@dataclass(frozen=True, eq=False)
+class Keeper:
+    """What a run does between its steps so that it survives: signs of life, and checkpoints."""
+
+    config: PretrainConfig
+    training: Training
+    saver: Saver
+    heartbeat: Heartbeat
+    status: Teller
+
+    def save(self) -> None:
+        """Begins a checkpoint."""
+        training = self.training
+        self.heartbeat.beat(training.step, patient=True)  # the one before may still be on its way
+        self.status.say("running", training.step)
+        shared, optim = training.shared()
+        identities = {name: identity_tensors(training, name) for name in training.feed.names}
+        self.saver.begin(training.step, shared, optim, identities, _info(self.config, training))
+
+    def between(self) -> None:
+        """After a step. The first one of a stage may compile kernels."""
+        step = self.training.step
+        self.heartbeat.beat(step, patient=self.training.stage is not stage_at(step - 1, self.config.train))
+        self.saver.poll()
 
 
 def build(

@@ -123,7 +123,8 @@ def wait_for_moment(job: Job, run: Storage, chance: random.Random) -> str:
 
 def kill_again_and_again(job: Job, run: Storage, kills: int, seed: int) -> dict[str, int]:
     """Kills one rank, or both, at random moments, and reads all that is committed -> how often at which."""
-    chance, done = random.Random(seed), dict.fromkeys(("start", "step", "save"), 0)
+    chance = random.Random(seed)
+    done: dict[str, int] = dict.fromkeys(("start", "step", "save"), 0)
     while sum(done.values()) < kills:
         moment = wait_for_moment(job, run, chance)
         victims = job.workers()
