@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from fiag_dist.adaptation.job import Progress
@@ -103,7 +103,7 @@ class Standings:
         running = [(name, row) for name, row in self.rows.items() if row.is_running]
         ended = sorted((r for r in self.rows.items() if r[1].ended), key=lambda item: item[1].ended)[-LAST_ENDED:]
         room = max(1, self._console.height - SPARE_LINES - len(ended))
-        table = Table("identity", "state", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table("identity", Column("state", no_wrap=True), box=SIMPLE_HEAD, pad_edge=False)
         for title in ("step", "PSNR, dB", "left"):
             table.add_column(title, justify="right")
         for name, row in [*running[:room], *(item for item in ended if not item[1].is_running)]:

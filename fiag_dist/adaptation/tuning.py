@@ -91,6 +91,7 @@ def _round(
         except FiagError as error:
             tune.report({"refused": str(error)})
 
+    listener = _listener(standings)
     with tempfile.TemporaryDirectory(prefix="fiag-trials-") as folder:
         tuner = tune.Tuner(
             tune.with_resources(trial, needs.for_ray()),
@@ -103,46 +104,56 @@ def _round(
                 reuse_actors=True,  # a process takes seconds to start
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name="trials", storage_path=folder, callbacks=[_listener(standings)], verbose=0),
+            run_config=tune.RunConfig(name="trials", storage_path=folder, callbacks=[listener], verbose=0),
         )
-        results = tuner.fit()
-        failures = {}
-        for result in results:
-            config, metrics = result.config or {}, result.metrics or {}
-            if result.error is not None:
-                failures[config["trial"]] = failure_of(result.error)
-            elif metrics.get("refused"):
-                failures[config["trial"]] = Failure(metrics["refused"], is_final=True)
-        return failures
+        tuner.fit()
+        return listener.failures()
 
 
-def failure_of(error: Exception) -> Failure:
+def failure_of(error: Exception | None) -> Failure:
     """What an error means that ended a trial."""
-    text = str(error)
+    text = str(error or "it died without a word")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     out_of_memory = any(sign in text.lower() for sign in MEMORY_SIGNS)
     if "ActorDiedError" in text or "actor died" in text:
         reason = "its process ran out of memory and was ended" if out_of_memory else "its process was killed or crashed"
         return Failure(reason, out_of_memory)
-    return Failure(lines[-1] if lines else type(error).__name__, out_of_memory)
+    return Failure(lines[-1], out_of_memory)
 
 
 def _listener(standings: Standings) -> Any:
-    """Tune's callback that passes on how far trials are."""
+    """Tune's callback that passes on how far trials are, and remembers those that failed."""
     from ray import tune
 
     class Listener(tune.Callback):
+        def __init__(self) -> None:
+            self.died: dict[str, Any] = {}
+            self.refused: dict[str, str] = {}
+
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             standings.started(trial.config["trial"])
 
         def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-            if "state" in result:
+            name = trial.config["trial"]
+            if "refused" in result:
+                self.refused[name] = result["refused"]
+            elif "state" in result:
                 told = Progress(result["state"], result["step"], result["steps"], result["psnr_db"])
-                standings.moved(trial.config["trial"], told)
+                standings.moved(name, told)
 
         def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            if not (trial.last_result or {}).get("refused"):
+            if trial.config["trial"] not in self.refused:
                 standings.ended(trial.config["trial"])
+
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.died[trial.config["trial"]] = trial
+
+        def failures(self) -> dict[str, Failure]:
+            """To be asked while Tune's folder is there: it keeps the errors."""
+            found = {name: Failure(reason, is_final=True) for name, reason in self.refused.items()}
+            for name, trial in self.died.items():
+                found[name] = failure_of(trial.get_pickled_error() or trial.get_error())
+            return found
 
         def __reduce__(self) -> Any:  # Tune keeps a pickle of its settings; a terminal can't be part of it
             return (tune.Callback, ())

@@ -137,8 +137,8 @@ def test_identities_may_live_on_s3(ready: tuple[Path, Path], tmp_path: Path, url
     while not any("/work/checkpoints/" in path and path.endswith("COMMIT.json") for path in store.list()):
         assert driver.poll() is None, (tmp_path / LOG).read_text()
         time.sleep(0.5)
+    family = psutil.Process(driver.pid).children(recursive=True)
     driver.kill()
-    family = workers(driver.pid)
     driver.wait()
     gone(family)
     assert start(*ready, out, config).wait() == 0, (tmp_path / LOG).read_text()

@@ -1,0 +1,58 @@
+"""Which trials are tried again, and which of them by themselves, on a real Ray: trials are killed, run short of memory, and are refused."""
+
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import scripted_trials
+from rich.console import Console
+
+from fiag_dist.adaptation.job import Job
+from fiag_dist.adaptation.resources import Needs
+from fiag_dist.adaptation.standings import Standings
+from fiag_dist.adaptation.tuning import run_all
+from fiag_dist.cluster import start_ray
+from fiag_dist.config import AdaptConfig
+
+TRIES = {"calm": 1, "calm too": 1, "killed once": 2, "always killed": 3, "short of memory once": 2, "damaged": 1}
+"""Identity -> how often it is tried when two retries are allowed."""
+
+
+@pytest.fixture
+def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    import ray
+
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parents[1]}")  # of the workers, who look for the trials
+    start_ray()
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own, at start and end
+def test_who_is_tried_again(ray_here: None, tmp_path: Path) -> None:
+    jobs = {name: Job(name, "", "", str(tmp_path / name), AdaptConfig(retries=2)) for name in TRIES}
+    stream = io.StringIO()
+    with Standings(list(jobs), Console(file=stream, width=200)) as standings:
+        lost = run_all(jobs, scripted_trials.play, Needs(1, 0, 0), standings)
+    tries = {name: sorted((tmp_path / name).glob("try*")) for name in TRIES}
+    assert {name: len(found) for name, found in tries.items()} == TRIES
+    assert set(lost) == {"always killed", "damaged"}
+    assert lost["always killed"] == "its process was killed or crashed"
+    assert lost["damaged"].startswith("shard damaged-000000.tar: 3 bytes")
+    states = {name: row.state for name, row in standings.rows.items()}
+    assert states == {name: "failed" if name in lost else "done" for name in TRIES}
+    spans = {
+        (n, k): [float(t) for t in path.read_text().split()]
+        for n, found in tries.items()
+        for k, path in enumerate(found)
+    }
+    alone = spans.pop(("short of memory once", 1))
+    for (name, number), (began, *_) in spans.items():
+        assert not alone[0] <= began <= alone[1], f"{name}, try {number}, began beside one that had run short of memory"
+    text = stream.getvalue()
+    assert "short of memory once: to be tried again: MemoryError" in text
+    assert text.count("always killed: to be tried again") == 2
+    assert "damaged: to be tried again" not in text
