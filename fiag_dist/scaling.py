@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
-from fiag_dist.config import TrainConfig
+from fiag_dist.config import EncoderBackend, TrainConfig
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.motion import FaceMotionNet, MouthMotionNet, PersonalNet
 
 FLOAT = 4
+BACKEND: EncoderBackend = "torch"
+"""Any would do: all have the same parameters."""
 MOMENTS = 2
 SMALL_COLLECTIVES = 4
 """A step's agreements of a few bytes: is the loss finite, the gradient's norm, does anybody stop, may the checkpoint be committed."""
@@ -35,15 +37,15 @@ class Sizes:
 
 def sizes(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int) -> Sizes:
     """Counts the parameters of a configuration. id_dim, audio_dim, audio_window: as in the manifest."""
-    model, hears = config.model, (audio_dim, audio_window, "torch")  # all backends have the same parameters
-    field, motion, num_sh = model.field, model.motion, (model.field.sh_degree + 1) ** 2
+    model, motion, hears = config.model, config.model.motion, (audio_dim, audio_window)
+    field, num_sh = model.field, (model.field.sh_degree + 1) ** 2
     fields = [GaussianField(rows, field.sh_degree) for rows in (field.capacity_face, field.capacity_mouth)]
-    networks = [IdentityNet(model.identity, id_dim, num_sh, "torch") for _ in fields]
-    face = FaceMotionNet(motion, motion.universal_grid, motion.universal_hidden, *hears)
+    networks = [IdentityNet(model.identity, id_dim, num_sh, BACKEND) for _ in fields]
+    face = FaceMotionNet(motion, motion.universal_grid, motion.universal_hidden, *hears, BACKEND)
     return Sizes(
         field=_elements(*fields),
-        networks=_elements(*networks, face, MouthMotionNet(motion, *hears)),
-        personal=_elements(PersonalNet(motion, *hears)),
+        networks=_elements(*networks, face, MouthMotionNet(motion, *hears, BACKEND)),
+        personal=_elements(PersonalNet(motion, *hears, BACKEND)),
     )
 
 
