@@ -1,7 +1,8 @@
 """Head poses of a clip: bundle adjustment over stable landmarks and flow tracks, with one rigid shape and a fixed focal length.
 
 The landmark model's own matrix assumes the average face, and landmarks alone jitter more than it does; tracks on hair and forehead hold the pose
-still. A long clip is solved in overlapping windows, so that the cost is linear in its length; the first finds the head's shape, which the others keep.
+still. A long clip is solved in overlapping windows, so that the cost is linear in its length. All share one shape, found from landmarks all over the clip; what
+a window finds of the tracks' points holds in later ones, where tracks go on and where the first keyframe is seen again.
 """
 
 from __future__ import annotations
@@ -51,14 +52,6 @@ class Poses:
     num_tracks: int
 
 
-@dataclass(eq=False)
-class _Followed:
-    """Tracks of a keyframe, and where their points lie in the head frame [N 3] once a window was solved with them."""
-
-    tracks: Tracks
-    points: np.ndarray | None = None
-
-
 def solve(
     landmarks: Float32[np.ndarray, "frames 478 coordinates"],
     matrices: Float64[np.ndarray, "frames 4 4"],
@@ -70,28 +63,28 @@ def solve(
     tracks: by keyframe, in order; taken as each window needs them, and only those of a window are held.
     """
     R, t = start_poses(matrices, focal_px)
-    canonical = canonical_vertices()[list(STABLE)]
-    shape, source, near = canonical, iter(tracks), deque[_Followed]()
+    windows, canonical = _windows(len(R)), canonical_vertices()[list(STABLE)]
+    shared = len(windows) > 1
+    shape = _shared_shape(R, t, landmarks, canonical, focal_px) if shared else canonical
+    source, near, solved = iter(tracks), deque[Tracks](), dict[int, np.ndarray]()
     squares, medians, num_tracks = [], [], 0
-    for window in _windows(len(R)):
-        while not near or near[-1].tracks.keyframe < window.stop:
-            following = next(source, None)
-            if following is None:
-                break
-            near.append(_Followed(following))
-            num_tracks += len(following.points)
-        while near and not len(_shared(near[0].tracks, window)):
+    for window in windows:
+        near.extend(_until(window.stop, source))
+        while near and near[0].frames.stop <= window.start:
             near.popleft()
-        here = [one for one in near if one.tracks.keyframe < window.stop]
-        problem = _problem(window, R, t, landmarks[window, STABLE, :2], shape, here, focal_px)
+        here = _by_keyframe(near, window, solved)
+        problem = _problem(window, R, t, landmarks, shape, here, solved, focal_px)
+        problem.num_known = sum(len(solved[k]) for k in here if k in solved) + (len(shape) if shared else 0)
         minimise(problem)
-        _fade_in(R[window], t[window], problem, OVERLAP if window.start else 0)
-        shape, *parts = np.split(problem.X, np.cumsum([len(STABLE), *(len(one.tracks.points) for one in here)])[:-1])
-        for one, points in zip(here, parts, strict=True):
-            one.points = points
+        R[window], t[window] = _faded(R[window], t[window], problem, OVERLAP if window.start else 0)
+        shape, *points = np.split(
+            problem.X, np.cumsum([len(shape), *(len(parts[0].points) for parts in here.values())])[:-1]
+        )
+        num_tracks += sum(len(found) for k, found in zip(here, points, strict=True) if k not in solved)
+        solved.update(zip(here, points, strict=True))
         error = problem.errors_px()
-        squares.append(np.square(error[:, : len(STABLE)]).mean())
-        trusted = error[:, len(STABLE) :][problem.weights[:, len(STABLE) :] > 0.5 * _TRACK_WEIGHT]
+        squares.append(np.square(error[:, : len(shape)]).mean())
+        trusted = error[:, len(shape) :][problem.weights[:, len(shape) :] > 0.5 * _TRACK_WEIGHT]
         medians.append(float(np.median(trusted)) if trusted.size else float("nan"))
     viewmats = _to_head_frame(R, t, shape, canonical)
     return Poses(viewmats, float(np.sqrt(np.mean(squares))), float(np.mean(medians)), num_tracks)
@@ -126,51 +119,66 @@ def jitter(viewmats: np.ndarray, focal_px: float, splices: Iterable[int] = ()) -
     }
 
 
-def _windows(num_frames: int) -> Iterator[slice]:
+def _windows(num_frames: int) -> list[range]:
     starts = [0] if num_frames <= WINDOW else range(0, num_frames - OVERLAP, WINDOW - OVERLAP)
-    return (slice(start, min(start + WINDOW, num_frames)) for start in starts)
+    return [range(start, min(start + WINDOW, num_frames)) for start in starts]
+
+
+def _shared_shape(
+    R: np.ndarray, t: np.ndarray, landmarks: np.ndarray, canonical: np.ndarray, focal: float
+) -> np.ndarray:
+    """The stable landmarks of a long clip's head, from frames spread over all of it; without tracks, which hardly any of these frames share."""
+    spread = np.linspace(0, len(R) - 1, WINDOW).round().astype(int)
+    problem = _problem(spread, R, t, landmarks, canonical, {}, {}, focal)
+    minimise(problem)
+    return problem.X
+
+
+def _until(stop: int, source: Iterator[Tracks]) -> Iterator[Tracks]:
+    """Tracks up to the first of a keyframe at `stop` or later: by then all that earlier frames can have are there."""
+    for part in source:
+        yield part
+        if part.keyframe >= stop:
+            return
+
+
+def _by_keyframe(near: Iterable[Tracks], window: range, solved: dict[int, np.ndarray]) -> dict[int, list[Tracks]]:
+    """Tracks that a window can use, by keyframe: those whose points were solved before, then those of keyframes in it."""
+    found: dict[int, list[Tracks]] = {}
+    for part in near:
+        met = part.frames.start < window.stop and window.start < part.frames.stop
+        if met and (part.keyframe in solved or (part.keyframe in window and part.keyframe in part.frames)):
+            found.setdefault(part.keyframe, []).append(part)
+    return dict(sorted(found.items(), key=lambda item: item[0] not in solved))
 
 
 def _problem(
-    window: slice, R: np.ndarray, t: np.ndarray, observed: np.ndarray, shape: np.ndarray, followed: list[_Followed], focal: float
+    frames: range | np.ndarray, R: np.ndarray, t: np.ndarray, landmarks: np.ndarray, shape: np.ndarray,
+    tracks: dict[int, list[Tracks]], solved: dict[int, np.ndarray], focal: float,
 ) -> Problem:  # fmt: skip
-    """Landmarks and the tracks that touch the window, as dense arrays with weight 0 where nothing was seen.
-
-    Past the first window the shape is known, as are the points of tracks that the window before was solved with; they precede the others.
-    """
-    num_frames = window.stop - window.start
+    """Landmarks and tracks of some frames, in order, as dense arrays with weight 0 where nothing was seen."""
     rigid = np.array([_OVAL_WEIGHT if i in _OVAL else _LANDMARK_WEIGHT for i in STABLE])
     points, sigmas = [shape], [np.full(len(shape), _SHAPE_SIGMA_M)]
-    seen, weights = [observed.astype(np.float64)], [np.tile(rigid, (num_frames, 1))]
-    num_known = len(shape) if window.start else 0
-    for one in followed:
-        part, shared = one.tracks, _shared(one.tracks, window)
-        here, there = (slice(shared.start - first, shared.stop - first) for first in (window.start, part.first))
-        where, weight = np.zeros((num_frames, len(part.points), 2)), np.zeros((num_frames, len(part.points)))
-        where[here], weight[here] = part.observed[there], part.weights[there] * _TRACK_WEIGHT
-        if one.points is None:
-            points.append(_lift(part, R[part.keyframe], t[part.keyframe], focal))
-        else:
-            points.append(one.points)
-            num_known += len(one.points)
-        sigmas.append(np.full(len(part.points), _TRACK_SIGMA_M))
+    seen, weights = [landmarks[frames][:, STABLE, :2].astype(np.float64)], [np.tile(rigid, (len(frames), 1))]
+    for keyframe, parts in tracks.items():
+        num_points = len(parts[0].points)
+        where, weight = np.zeros((len(frames), num_points, 2)), np.zeros((len(frames), num_points))
+        for part in parts:
+            _, here, there = np.intersect1d(frames, part.frames, assume_unique=True, return_indices=True)
+            where[here], weight[here] = part.observed[there], part.weights[there] * _TRACK_WEIGHT
+        points.append(solved[keyframe] if keyframe in solved else _lift(parts[0], R[keyframe], t[keyframe], focal))
+        sigmas.append(np.full(num_points, _TRACK_SIGMA_M))
         seen.append(where)
         weights.append(weight)
     return Problem(
-        R=R[window].copy(),
-        t=t[window].copy(),
+        R=R[frames],
+        t=t[frames],
         X=np.concatenate(points),
         sigma_m=np.concatenate(sigmas),
         observed=np.concatenate(seen, 1),
         weights=np.concatenate(weights, 1),
         focal=focal,
-        num_known=num_known,
     )
-
-
-def _shared(tracks: Tracks, window: slice) -> range:
-    """Frames of the window through which the tracks' points were followed."""
-    return range(max(tracks.first, window.start), min(tracks.first + len(tracks.observed), window.stop))
 
 
 def _lift(part: Tracks, R: np.ndarray, t: np.ndarray, focal: float) -> np.ndarray:
@@ -184,12 +192,11 @@ def _lift(part: Tracks, R: np.ndarray, t: np.ndarray, focal: float) -> np.ndarra
     return (rays * depth[:, None] - t) @ R
 
 
-def _fade_in(R: np.ndarray, t: np.ndarray, solved: Problem, overlap: int) -> None:
-    """Puts a window's poses into R, t in place; over the first `overlap` frames they take over from those that are there bit by bit."""
+def _faded(R: np.ndarray, t: np.ndarray, solved: Problem, overlap: int) -> tuple[np.ndarray, np.ndarray]:
+    """A window's poses, which over the first `overlap` frames take over from R, t little by little."""
     share = np.minimum((np.arange(len(R)) + 1) / (overlap + 1), 1)
     turn = Rotation.from_matrix(solved.R @ R.transpose(0, 2, 1)).as_rotvec()
-    R[:] = Rotation.from_rotvec(turn * share[:, None]).as_matrix() @ R
-    t += share[:, None] * (solved.t - t)
+    return Rotation.from_rotvec(turn * share[:, None]).as_matrix() @ R, t + share[:, None] * (solved.t - t)
 
 
 def _to_head_frame(R: np.ndarray, t: np.ndarray, shape: np.ndarray, canonical: np.ndarray) -> np.ndarray:

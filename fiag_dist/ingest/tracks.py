@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -18,6 +18,8 @@ POSE_SIZE = 256
 """Poses are solved on crops of this side whatever the sample's size; all pixel settings here and in pose.py mean it."""
 KEYFRAME_STEP, REACH = 50, 100
 """A keyframe every so many frames; its points are followed this far to both sides, so that the cost grows with the clip's length only."""
+ANCHOR_STEP = 10
+"""The first keyframe is looked for in every so many frames beyond that."""
 GRID_PX, MAX_POINTS = 6, 160
 FLOW_TOLERANCE_PX = 0.5
 """Forward-backward error at which a track's weight has fallen to 1/e."""
@@ -45,7 +47,12 @@ class Tracks:
     """In the keyframe, pixels."""
     observed: Float[np.ndarray, "frames points 2"]
     weights: Float[np.ndarray, "frames points"]
-    """0..1, by forward-backward error."""
+    """0..1, by forward-backward error; up to ANCHOR_STEP in a frame that stands for so many."""
+
+    @property
+    def frames(self) -> range:
+        """Through which the points were followed."""
+        return range(self.first, self.first + len(self.observed))
 
 
 def follow(
@@ -55,46 +62,69 @@ def follow(
 ) -> Iterator[Tracks]:
     """Tracks of each keyframe, in order, as soon as its frames have come: 2 REACH of them are held, however long the clip.
 
+    Between them, what of the first keyframe is seen again in every ANCHOR_STEP-th frame far from it: without that, poses would drift.
     grey: the frames in order; landmarks: in pixels of them; mattes[k]: the person's matte of frame k, 0..255.
     """
     # DIS keeps scratch buffers, so one object serves all pairs.
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    num_frames = len(landmarks)
+    num_frames, anchor = len(landmarks), None
     waiting = deque(range(min(KEYFRAME_STEP, num_frames) // 2, num_frames, KEYFRAME_STEP))
     held: dict[int, np.ndarray] = {}
     for i, frame in enumerate(grey):
         held[i] = frame
         held.pop(i - 2 * REACH, None)
         while waiting and i == min(waiting[0] + REACH, num_frames) - 1:
-            keyframe = waiting.popleft()
-            tracks = _follow_keyframe(flow, held, landmarks, mattes[keyframe], keyframe)
-            if tracks is not None:
-                yield tracks
+            number = waiting.popleft()
+            keyframe = _cut_out(held[number], landmarks[number], mattes[number], number)
+            if keyframe is not None:
+                anchor = anchor or keyframe
+                around = range(max(0, number - REACH), min(num_frames, number + REACH))
+                yield _followed(flow, keyframe, held, landmarks, around)
+        if anchor and i >= 2 * REACH and i % ANCHOR_STEP == 0:
+            again = _followed(flow, anchor, held, landmarks, range(i, i + 1))
+            yield replace(again, weights=again.weights * ANCHOR_STEP)
 
 
-def _follow_keyframe(
-    flow: cv2.DISOpticalFlow, grey: dict[int, np.ndarray], landmarks: np.ndarray, matte: np.ndarray, keyframe: int
-) -> Tracks | None:
-    head = (head_mask(landmarks[keyframe], POSE_SIZE) * (matte > 127)) > 0.5
+@dataclass(frozen=True, eq=False)
+class _Keyframe:
+    """The head of a frame, cut out, and points on it."""
+
+    number: int
+    grey: UInt8[np.ndarray, "height width"]
+    corner: np.ndarray
+    """Centre of the cut-out's first pixel in the frame, x, y; pixel centres lie at +0.5 in our coordinates, at whole numbers in OpenCV's."""
+    points: np.ndarray
+    """Columns and rows of the cut-out [N 2]."""
+    landmarks: np.ndarray
+    """Of the frame [478 2]."""
+
+
+def _cut_out(grey: np.ndarray, landmarks: np.ndarray, matte: np.ndarray, number: int) -> _Keyframe | None:
+    """None where too little of a head can be followed."""
+    head = (head_mask(landmarks, POSE_SIZE) * (matte > 127)) > 0.5
     if not head.any():
         return None
     rows, columns = np.nonzero(head)
     x0, y0 = max(columns.min() - 12, 0), max(rows.min() - 12, 0)
     x1, y1 = min(columns.max() + 13, POSE_SIZE), min(rows.max() + 13, POSE_SIZE)
-    base = np.ascontiguousarray(grey[keyframe][y0:y1, x0:x1])
-    points = _choose_points(base, head[y0:y1, x0:x1], landmarks[keyframe, :, :2] - (x0, y0))
-    if len(points) < 8:
-        return None
+    base = np.ascontiguousarray(grey[y0:y1, x0:x1])
+    points = _choose_points(base, head[y0:y1, x0:x1], landmarks[:, :2] - (x0, y0))
+    return _Keyframe(number, base, np.array([x0, y0]) + 0.5, points, landmarks[:, :2]) if len(points) >= 8 else None
+
+
+def _followed(
+    flow: cv2.DISOpticalFlow, keyframe: _Keyframe, grey: dict[int, np.ndarray], landmarks: np.ndarray, frames: range
+) -> Tracks:
+    """The keyframe's points in these frames."""
+    base, points, corner = keyframe.grey, keyframe.points, keyframe.corner
     column, row = points.T
-    first, last = max(0, keyframe - REACH), min(len(landmarks), keyframe + REACH)
-    observed = np.zeros((last - first, len(points), 2), np.float32)
-    weights = np.zeros((last - first, len(points)), np.float32)
-    corner = np.array([x0, y0]) + 0.5  # pixel centres lie at +0.5 in our coordinates, at whole numbers in OpenCV's
-    for t in range(first, last):
-        if t == keyframe:
-            observed[t - first], weights[t - first] = points + corner, 1.0
+    observed = np.zeros((len(frames), len(points), 2), np.float32)
+    weights = np.zeros((len(frames), len(points)), np.float32)
+    for i, t in enumerate(frames):
+        if t == keyframe.number:
+            observed[i], weights[i] = points + corner, 1.0
             continue
-        warp, _ = cv2.estimateAffinePartial2D(landmarks[keyframe, _ALIGN, :2], landmarks[t, _ALIGN, :2])
+        warp, _ = cv2.estimateAffinePartial2D(keyframe.landmarks[_ALIGN, :], landmarks[t, _ALIGN, :2])
         if warp is None:
             continue
         shift = warp[:, :2] @ corner + warp[:, 2] - 0.5
@@ -110,9 +140,9 @@ def _follow_keyframe(
         ends = points + there[row, column]
         nearest = np.clip(ends.round().astype(int), 0, (base.shape[1] - 1, base.shape[0] - 1))
         error = np.linalg.norm(there[row, column] + back[nearest[:, 1], nearest[:, 0]], axis=1)
-        observed[t - first] = (ends + corner) @ warp[:, :2].T + warp[:, 2]
-        weights[t - first] = np.exp(-np.square(error / FLOW_TOLERANCE_PX))
-    return Tracks(keyframe, first, points + corner, observed, weights)
+        observed[i] = (ends + corner) @ warp[:, :2].T + warp[:, 2]
+        weights[i] = np.exp(-np.square(error / FLOW_TOLERANCE_PX))
+    return Tracks(keyframe.number, frames.start, points + corner, observed, weights)
 
 
 def _choose_points(base: np.ndarray, head: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Head poses against known ones: a rigid random head, noisy landmarks, exact and wrong tracks."""
 
+import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -113,12 +114,12 @@ def two_ways(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch, tracked: bo
 
 def test_windows_meet_without_a_seam(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     at_once, in_windows = two_ways(canonical, monkeypatch, tracked=True)
-    assert errors_deg(in_windows, at_once).max() < 0.5
+    assert errors_deg(in_windows, at_once).max() < 0.6
     pixels = [FOCAL * found[:, :2, 3] / found[:, 2:3, 3] for found in (at_once, in_windows)]
     drift = pixels[1] - pixels[0]
     for seam in (40, 80):
         before, after = drift[seam - 20 : seam].mean(0), drift[seam + 20 : seam + 40].mean(0)
-        assert np.abs(after - before).max() < 0.2, "pixels by which the head jumps where windows meet"
+        assert np.abs(after - before).max() < 0.25, "pixels by which the head jumps where windows meet"
 
 
 def test_windows_without_tracks_share_the_shape(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,9 +138,17 @@ def test_tracks_help(canonical: np.ndarray) -> None:
 
 
 def test_tracks_come_as_soon_as_their_frames_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracks, "_follow_keyframe", lambda flow, held, landmarks, matte, k: (k, min(held), max(held)))
-    monkeypatch.setattr(tracks, "KEYFRAME_STEP", 10)
-    monkeypatch.setattr(tracks, "REACH", 20)
+    spans = []
+
+    def followed(flow, keyframe, held, landmarks, frames):
+        spans.append((min(held), max(held)))
+        points = np.zeros((1, 2))
+        return Tracks(keyframe, frames.start, points, np.zeros((len(frames), 1, 2)), np.ones((len(frames), 1)))
+
+    monkeypatch.setattr(tracks, "_cut_out", lambda grey, landmarks, matte, number: number)
+    monkeypatch.setattr(tracks, "_followed", followed)
+    for name, value in (("KEYFRAME_STEP", 10), ("REACH", 20), ("ANCHOR_STEP", 8)):
+        monkeypatch.setattr(tracks, name, value)
     given = []
 
     def grey():
@@ -148,13 +157,60 @@ def test_tracks_come_as_soon_as_their_frames_have(monkeypatch: pytest.MonkeyPatc
             yield np.zeros((4, 4), np.uint8)
 
     landmarks, mattes = np.zeros((100, 478, 2), np.float32), np.zeros((100, 4, 4), np.uint8)
-    found = []
-    for keyframe, low, high in tracks.follow(grey(), landmarks, mattes):
-        assert len(given) == min(keyframe + 20, 100)
-        assert low <= max(0, keyframe - 20)
+    keyframes, anchored = [], []
+    for part in tracks.follow(grey(), landmarks, mattes):
+        low, high = spans[-1]
+        assert len(given) == part.frames.stop
         assert high - low < 40, "no more is held than one keyframe needs"
-        found.append(keyframe)
-    assert found == list(range(5, 100, 10))
+        if part.keyframe in part.frames:
+            assert low <= part.first
+            keyframes.append(part.keyframe)
+        else:
+            assert (part.keyframe, part.weights.max()) == (5, 8)
+            anchored.append(part.first)
+    assert keyframes == list(range(5, 100, 10))
+    assert anchored == list(range(40, 100, 8))
+
+
+def test_the_first_keyframe_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    face = cv2.GaussianBlur(rng.integers(0, 255, (256, 256), dtype=np.uint8), (0, 0), 2)
+    monkeypatch.setattr(tracks, "REACH", 4)
+    monkeypatch.setattr(tracks, "KEYFRAME_STEP", 6)
+    landmarks = np.tile(128 + rng.normal(size=(478, 2)).astype(np.float32) * 40, (31, 1, 1))
+    landmarks[:, [10, 152]] = [128, 60], [128, 200]
+    shifts = np.linspace(0, 6, 31)
+    moved = [cv2.warpAffine(face, np.array([[1.0, 0, s], [0, 1, 0]]), (256, 256)) for s in shifts]
+    landmarks[..., 0] += shifts[:, None].astype(np.float32)
+    monkeypatch.setattr(tracks, "head_mask", lambda landmarks, size: np.ones((size, size), np.float32))
+    found = list(tracks.follow(moved, landmarks, np.full((31, 256, 256), 255, np.uint8)))
+    again = [part for part in found if part.keyframe not in part.frames]
+    assert [part.first for part in again] == [10, 20, 30]
+    for part in again:
+        wanted = part.points + np.array([shifts[part.first] - shifts[3], 0])
+        assert np.median(np.abs(part.observed[0] - wanted)) < 0.1
+
+
+def test_what_is_seen_again_stops_drift(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Landmarks that slide off carry the pose along, less so where points of the first keyframe are seen again."""
+    monkeypatch.setattr(pose, "WINDOW", 40)
+    monkeypatch.setattr(pose, "OVERLAP", 10)
+    rng = np.random.default_rng(7)
+    true = moving_head(160)
+    landmarks, followed = observe(canonical, true, rng, noise_px=0.5)
+    matrices, first = model_matrices(true, 0.5, rng), followed[0]
+    landmarks[80:, :, 0] += 2 * np.minimum(np.arange(80) / 40, 1)[:, None]
+    seen = {t: part.observed[[t - part.first]] for part in followed for t in part.frames}
+    weights = np.full((1, len(first.points)), float(tracks.ANCHOR_STEP))
+    again = [Tracks(first.keyframe, t, first.points, seen[t], weights) for t in range(70, 160, 10)]
+
+    def drift_px(given: list[Tracks]) -> float:
+        given = sorted(given, key=lambda part: part.frames.stop)
+        found = pose.solve(landmarks, matrices, given, FOCAL).viewmats
+        apart = FOCAL * (found[:, 0, 3] / found[:, 2, 3] - true[:, 0, 3] / true[:, 2, 3])
+        return float(abs(apart[120:].mean() - apart[:40].mean()))
+
+    assert drift_px([*followed, *again]) < 0.9 * drift_px(followed)
 
 
 def test_windows_take_tracks_as_they_need_them(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
