@@ -12,7 +12,6 @@ from typing import Annotated
 import cv2
 import numba
 import numpy as np
-import torch
 import tyro
 from jaxtyping import UInt8
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fiag_dist import provenance
 from fiag_dist.credentials import Credentials
 from fiag_dist.errors import ConfigError, DataError, guarded
+from fiag_dist.kernels.launch import use_threads
 from fiag_dist.listening import num_frames
 from fiag_dist.sound import SAMPLE_RATE, Sound
 from fiag_dist.staging import Staging
@@ -130,8 +130,7 @@ def _signed_video(
 def main(argv: list[str]) -> int:
     """The command. Returns 0."""
     command = tyro.cli(RenderCommand, args=argv, prog="fiag-dist render")
-    torch.set_num_threads(1)  # a frame's networks are too small to be worth sharing out
-    numba.set_num_threads(max(1, min(numba.get_num_threads() - 1, 8)))  # one core is the encoder's
+    use_threads(max(1, min(numba.get_num_threads() - 1, 8)))  # one core is the encoder's
     console, began = Console(highlight=False), time.perf_counter()
     num = render(command, console)
     took = time.perf_counter() - began

@@ -5,6 +5,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 
@@ -19,6 +20,7 @@ from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.errors import ConfigError
 from fiag_dist.feed import Feed
+from fiag_dist.kernels.launch import use_threads
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import Stage
 from fiag_dist.start import fresh_head
@@ -59,6 +61,7 @@ class Bench(Benchmark):
         at_least(1, warm_up=self.warm_up)
         config = self._config()
         device = device_for(self.backend)
+        use_threads(numba.get_num_threads())  # as in training
         with ExitStack() as stack:
             url = self.data or stack.enter_context(
                 demo_shards(IDENTITIES, self.size, "or give your own: --data SHARDS")

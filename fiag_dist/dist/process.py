@@ -180,16 +180,15 @@ def _device(local_rank: int, local_world: int) -> torch.device:
 
 
 def _share_cores(local_world: int, asked: str) -> None:
-    """Gives each rank of this machine its share of the cores, in torch and in numba, or the number `asked` for.
+    """Gives each rank of this machine its share of the cores, or the number `asked` for.
 
     Under torchrun OMP_NUM_THREADS is no wish of the user's: torchrun itself sets it to 1.
     """
-    import numba  # here, not above: slow to import for those who only need Process
+    from fiag_dist.kernels.launch import use_threads  # here, not above: slow to import for those who only need Process
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = int(asked) if asked.isdigit() and int(asked) else max(1, cores // local_world)
-    torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    use_threads(threads)
 
 
 @contextmanager

@@ -29,6 +29,12 @@ _loaded: set[tuple] = set()
 """Kernels, with the kinds of their arguments, whose code in this process comes from the cache."""
 
 
+def use_threads(num: int) -> None:
+    """Gives the kernels `num` threads (as many as numba was started with, at most), and torch one: its operations between them are too small to share out."""
+    torch.set_num_threads(1)
+    numba.set_num_threads(min(num, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
 def launch(kernel: Any, *arguments: Any) -> Any:
     """Runs a numba kernel. Threads of this process take turns: numba's simplest threading layer ends the process when two enter it at once."""
     with _one_at_a_time:

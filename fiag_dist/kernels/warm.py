@@ -3,6 +3,7 @@
 import torch
 
 from fiag_dist.kernels.grid import encode, layout
+from fiag_dist.kernels.mlp import mlp
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.kernels.ssim import ssim
@@ -27,6 +28,7 @@ def warm() -> None:
     grid = layout(2, 4, 8.0, 17)
     table = torch.ones(3, int(grid.offsets[-1]), 1, requires_grad=True)
     encode(torch.full((2, 3), 0.5, requires_grad=True), table, grid).sum().backward()
+    mlp(torch.ones(1, 2, requires_grad=True), torch.ones(3, 2), torch.ones(1, 3)).sum().backward()
     picture = torch.rand(3, 16, 16, requires_grad=True)
     ssim(picture, torch.rand(3, 16, 16)).backward()
     with torch.no_grad():

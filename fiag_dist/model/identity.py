@@ -2,11 +2,10 @@
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fiag_dist.config import EncoderBackend, IdentityConfig
 from fiag_dist.model.grid import TriPlane
-from fiag_dist.model.layers import after_first, first_weight, mlp
+from fiag_dist.model.layers import ask, first_weight, mlp
 from fiag_dist.types import Gaussians
 
 
@@ -29,7 +28,7 @@ class IdentityNet(nn.Module):
         person = self.project(embedding * len(embedding) ** 0.5)
         by_features, by_product = first_weight(self.net).chunk(2, 1)
         # The first layer of [features, features * person], at half the multiplications.
-        return after_first(self.net, F.linear(self.grid(means_N3), by_features + by_product * person))
+        return ask(self.net, self.grid(means_N3), by_features + by_product * person)
 
     def forward(self, canonical: Gaussians, embedding: Float[Tensor, " id_dim"]) -> Gaussians:
         """theta_i = theta_c + dtheta_i for the identity with this embedding."""

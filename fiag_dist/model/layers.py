@@ -3,7 +3,11 @@
 from itertools import pairwise
 from typing import Literal, cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fiag_dist.kernels import mlp as kernel
 
 
 def mlp(*dims: int) -> nn.Sequential:
@@ -16,14 +20,23 @@ def mlp(*dims: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def after_first(net: nn.Sequential, outputs_NH: Tensor) -> Tensor:
-    """The rest of a network, from the outputs of its first layer on.
+def ask(net: nn.Sequential, inputs_NK: Tensor, first_HK: Tensor) -> Tensor:
+    """The outputs [N, J] of an `mlp` whose first layer has these weights instead of its own.
 
     Where some inputs are the same for all points, or products of others with what is, that layer needs fewer multiplications than its size says.
     """
-    for layer in list(net)[1:]:
-        outputs_NH = layer(outputs_NH)
-    return outputs_NH
+    weights = [first_HK, *(cast(nn.Linear, layer).weight for layer in list(net)[2::2])]
+    if inputs_NK.device.type == "cpu":
+        return kernel.mlp(inputs_NK, *weights)
+    outputs_NK = F.linear(inputs_NK, weights[0])
+    for weight in weights[1:]:
+        outputs_NK = F.linear(F.relu(outputs_NK), weight)
+    return outputs_NK
+
+
+def beside(columns_NK: Tensor, *more_N: Tensor) -> Tensor:
+    """Inputs of a network side by side, as they lie in memory: one input after the other, each for all points."""
+    return torch.cat([part.T for part in (columns_NK, *more_N)]).T
 
 
 def first_weight(net: nn.Sequential) -> Tensor:

@@ -11,7 +11,7 @@ from fiag_dist.config import EncoderBackend, GridConfig, MotionConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.model.audio import CODE_DIM, AudioCode
 from fiag_dist.model.grid import TriPlane
-from fiag_dist.model.layers import after_first, first_weight, mlp
+from fiag_dist.model.layers import ask, beside, first_weight, mlp
 from fiag_dist.types import EXPRESSION_NAMES
 
 NUM_EXPRESSION = len(EXPRESSION_NAMES)
@@ -94,8 +94,8 @@ class FaceMotionNet(nn.Module):
                 torch.cat([1 - upper_N1, upper_N1], 1) if self.config.drive_split else torch.ones_like(features[:, :2])
             )
             driven_2H = torch.stack([by_audio @ audio, by_expression @ expression])
-            first = torch.addmm(shares_N2 @ driven_2H, features, by_features.T)
-            out, attention = after_first(self.net, first) * self.config.output_scale, None
+            entered, first = beside(features, shares_N2), torch.cat([by_features, driven_2H.T], 1)
+            out, attention = ask(self.net, entered, first) * self.config.output_scale, None
         else:
             weights_a, weights_e = self.audio_attention(features), F.relu(self.expression_attention(features))
             coded = torch.cat([self.expression_code(expression[:-1]), expression[-1:]])  # the blink goes in as it is
@@ -120,7 +120,7 @@ class PersonalNet(FaceMotionNet):
         own = self.from_features(features, drive, upper_N1)
         if not self.config.align:
             return own, Alignment(torch.zeros_like(points_N3), torch.ones_like(points_N3))
-        out = self.align(features)
+        out = ask(self.align, features, first_weight(self.align))
         return own, Alignment(out[:, :3] * METRES, torch.tanh(out[:, 3:] / 5) * 0.25 + 1)
 
 
@@ -148,15 +148,18 @@ class MouthMotionNet(nn.Module):
         self, features: Float[Tensor, "n dim"], heard: Tensor, hook_3: Float[Tensor, "3"]
     ) -> Float[Tensor, "n 3"]:
         """The motion of points whose grid features are known."""
-        dim = features.shape[1]
-        weight, weight_strength = first_weight(self.net), first_weight(self.strength)
-        heard = torch.cat([self.audio(heard), hook_3])  # the same for all points: a bias of the first layer
-        out = after_first(self.net, F.linear(features, weight[:, :dim], weight[:, dim:] @ heard))
-        strength = after_first(
-            self.strength, F.linear(features, weight_strength[:, :dim], weight_strength[:, dim:] @ hook_3)
-        )
-        strength = 2 * torch.sigmoid(strength)
+        # What is the same for all points enters as one column of ones.
+        entered = beside(features, torch.ones_like(features[:, :1]))
+        out = ask(self.net, entered, _gathered(self.net, torch.cat([self.audio(heard), hook_3])))
+        strength = 2 * torch.sigmoid(ask(self.strength, entered, _gathered(self.strength, hook_3)))
         return out * strength * self.axes * (METRES * self.scale)
+
+
+def _gathered(net: nn.Sequential, shared: Tensor) -> Tensor:
+    """First weights of a network whose last inputs are `shared` by all points: these act through one input, which is 1."""
+    weight = first_weight(net)
+    own = weight.shape[1] - len(shared)
+    return torch.cat([weight[:, :own], (weight[:, own:] @ shared)[:, None]], 1)
 
 
 def hook(d_means_N3: Float[Tensor, "n 3"], k: int = 10) -> Float[Tensor, "3"]:

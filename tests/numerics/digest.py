@@ -12,6 +12,7 @@ from scenes import SCENES, gradients, image_gradients, incoming, leaves, scene
 from torch import Tensor
 
 from fiag_dist.kernels.grid import encode, layout
+from fiag_dist.kernels.mlp import mlp
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.kernels.ssim import ssim
@@ -41,6 +42,15 @@ def features(log2_table: int, features: int) -> list[Tensor]:
     return [out, *gradients(parts)]
 
 
+def network() -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(3000, 36), (64, 36), (64, 64), (23, 64)]
+    parts = leaves([torch.randn(*shape, generator=draw) for shape in shapes])
+    out = mlp(*parts)
+    out.backward(*incoming(tuple(out.shape)))
+    return [out, *gradients(parts)]
+
+
 def similarity() -> list[Tensor]:
     draw = torch.Generator().manual_seed(0)
     image, target = torch.rand(2, 3, 130, 90, generator=draw)
@@ -55,6 +65,7 @@ JOBS: dict[str, Callable[[], list[Tensor]]] = {
     "scene of 1500": lambda: images(*scene(1500)),
     "grid, dense": lambda: features(17, 1),
     "grid, hashed": lambda: features(11, 2),
+    "network": network,
     "ssim": similarity,
 }
 

@@ -54,6 +54,13 @@ def blend(
     return image_DP.reshape(-1, size[1], size[0]), alpha_P.reshape(size[1], size[0])
 
 
+def mlp(inputs: Tensor, *weights: Tensor) -> Tensor:
+    """Linear layers without bias, ReLU between them, in the inputs' precision."""
+    for k, weight in enumerate(weights):
+        inputs = F.linear(F.relu(inputs) if k else inputs, weight)
+    return inputs
+
+
 def render(means, quats, scales, opacities, colors, camera: Camera, background) -> tuple[Tensor, Tensor, Tensor]:
     """Image [D, H, W], alpha [1, H, W] and centres [N, 2], which keep their gradient."""
     size = (camera.width, camera.height)

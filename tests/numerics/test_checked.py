@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fiag_dist.errors import CHECKED, NumericsError, guarded
 from fiag_dist.kernels.grid import encode, layout
+from fiag_dist.kernels.mlp import mlp
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.kernels.ssim import ssim
@@ -39,6 +40,14 @@ def inputs() -> dict[str, tuple[Callable[..., Tensor], dict[str, Tensor]]]:
             {**seen, "depths": depths, "background": torch.zeros(3)},
         ),
         "encode": (lambda points, table: encode(points, table, GRID), {"points": points, "table": table}),
+        "mlp": (
+            mlp,
+            {
+                "inputs": points,
+                "weights_0": torch.rand(4, 3, generator=draw),
+                "weights_1": torch.rand(2, 4, generator=draw),
+            },
+        ),
         "ssim": (ssim, {"image": image, "target": target}),
     }
 
