@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import ipaddress
 import socket
 import sys
 import threading
@@ -16,6 +15,7 @@ import tyro
 from fiag_dist.errors import ConfigError, guarded
 from fiag_dist.sound import Sound
 from fiag_dist.synthesize import Identity
+from fiag_dist.viewing.origin import is_loopback
 from fiag_dist.viewing.show import Show
 
 HINT = "pip install 'fiag-dist[view]'"
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
     page = Page(show, speech, command.host, command.port)
     with contextlib.closing(page), contextlib.suppress(KeyboardInterrupt):
-        where = "" if _is_loopback(command.host) else "; whoever reaches this machine can use it"
+        where = "" if is_loopback(command.host) else "; whoever reaches this machine can use it"
         print(f"{show.info.name}: http://{command.host}:{page.port}{where} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
     return 0
@@ -66,13 +66,6 @@ def check_address(host: str, port: int) -> None:
         raise ConfigError(
             f"--host {host} --port {port}: can't be listened on ({error.strerror}); end what does, or give another: --port {port + 1}"
         ) from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fiag_dist.errors import FiagError
 from fiag_dist.sound import Sound
 from fiag_dist.staging import COLOURS
 from fiag_dist.viewing.orbit import FOV_RAD, Orbit
+from fiag_dist.viewing.origin import is_own_page
 from fiag_dist.viewing.show import Look, Show, Speech
 
 HEIGHTS = (128, 256, 384, 512, 768, 1024)
@@ -103,17 +104,15 @@ class Visit:
             image = self._show.picture(self._speech, look)
             self._client.scene.set_background_image(image, format="jpeg", jpeg_quality=_JPEG_QUALITY)
             self._drawn = look
-        return (
-            None
-            if self._began_s is None
-            else max(self._began_s - self._start_s + (t + 1) / fps - time.monotonic(), 0.0)
-        )
+        if self._began_s is None:
+            return None
+        return max(self._began_s - self._start_s + (t + 1) / fps - time.monotonic(), 0.0)
 
     def now_s(self) -> float:
         """Where in the speech the page is."""
-        return (
-            self._seconds.value if self._began_s is None else self._start_s + max(time.monotonic() - self._began_s, 0)
-        )
+        if self._began_s is None:
+            return self._seconds.value
+        return self._start_s + max(time.monotonic() - self._began_s, 0.0)
 
     def _look(self, t: int) -> Look:
         camera, height = self._client.camera, int(self._height.value)
@@ -202,7 +201,7 @@ class Page:
 
     def __init__(self, show: Show, speech: Speech, host: str, port: int):
         """port: free, or 0 for any."""
-        self._show, self._speech = show, speech
+        self._show, self._speech, self._host = show, speech, host
         self.visits: dict[int, Visit] = {}
         self._wake, self._over = threading.Event(), False
         # A browser that opens a connection and thinks better of it, or leaves while a picture is on its way, is no error.
@@ -231,6 +230,9 @@ class Page:
             self._server.stop()
 
     def _came(self, client: viser.ClientHandle) -> None:
+        request = self._server._websock_server._live_connections[client.client_id].request
+        if request and not is_own_page(request.headers.get("Origin"), request.headers.get("Host"), self._host):
+            return  # it gets neither controls nor pictures
         self.visits[client.client_id] = Visit(client, self._show, self._speech, self._wake)
         self._wake.set()
 

@@ -52,5 +52,5 @@ def test_help_explains_every_setting(name: str, capsys: pytest.CaptureFixture[st
     said = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
     assert program.__doc__
     assert program.__doc__.split(":")[0] in said
-    for option in re.findall(r"(?<![-\w])--[a-z][a-z-]*", said.split("options", 1)[-1]):
-        assert re.search(rf"{option}\b(, --no-[a-z]+)?[^-]{{20,}}", said), f"{name}: {option} is not explained"
+    explained = re.split(r"(?<![-\w])--[a-z][a-z-]*", said.split("options", 1)[-1])[1:]
+    assert all(text == ", " or len(text) > 25 for text in explained), explained

@@ -1,5 +1,6 @@
 """Rendering as it is asked for: sizes, backgrounds, borrowed poses and expressions, PNG frames, sound, and what the result says about itself."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -149,6 +150,38 @@ def test_sound_and_picture_are_equally_long(
     heard = video.read_audio(out)
     spectrum = np.abs(np.fft.rfft(heard[: round(0.3 * 16000)]))
     assert abs(spectrum[:300].argmax() / 0.3 - 440) < 8
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp3", "libmp3lame"), ("flac", "flac"), ("m4a", "aac"), ("ogg", "libopus")]
+)
+def test_any_kind_of_sound_file_is_heard_in_time(ball: Identity, tmp_path: Path, suffix: str, codec: str) -> None:
+    path, voice = tmp_path / f"speech.{suffix}", tiny.voice(1.2)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(codec, rate=48000)
+        frame = av.AudioFrame.from_ndarray(voice[None], format="fltp", layout="mono")
+        frame.sample_rate = 16000
+        for part in av.AudioResampler(stream.codec_context.format, "mono", 48000).resample(frame):
+            out.mux(stream.encode(part))
+        out.mux(stream.encode(None))
+    heard = video.read_audio(path)
+    assert len(heard) == pytest.approx(len(voice), abs=0.05 * 16000)
+    shifts = [np.corrcoef(heard[400 + by : 16000 + by], voice[400:16000])[0, 1] for by in range(-400, 401, 4)]
+    assert abs(np.argmax(shifts) * 4 - 400) <= 160, "within 10 ms"
+    assert max(shifts) > 0.7
+    assert len(list(ball.frames(path))) == pytest.approx(30, abs=1)
+
+
+def test_blinks_go_on_in_silence_where_the_clip_has_them(home: Path) -> None:
+    lively = Identity.load(tiny.make_identity(home / "lively", str(home / "data"), motion_scale=3.0))
+    blinks = lively.loop.expressions.copy()
+    blinks[[10, 25], -1] = 1
+    blinking = Identity(lively.folder, lively.info, lively.actor, dataclasses.replace(lively.loop, expressions=blinks))
+    silence = np.zeros(4 * 16000, np.float32)
+    shown = zip(lively.frames(silence), blinking.frames(silence), strict=True)
+    changed = [t for t, (open_eyed, other) in enumerate(shown) if (open_eyed != other).any()]
+    back = 2 * (tiny.TRAIN - 1)
+    assert changed == [10, 25, back - 25, back - 10, back + 10]
 
 
 def test_a_video_says_what_it_is(home: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from fiag_dist.staging import NECK_M, Staging
 from fiag_dist.synthesize import Identity
 from fiag_dist.viewing import show as viewing
 from fiag_dist.viewing.orbit import FOV_RAD, HOME_M, Orbit
+from fiag_dist.viewing.origin import is_loopback, is_own_page
 from fiag_dist.viewing.show import AROUND, Look, Show
 
 
@@ -145,3 +146,27 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_only_this_machine_is_served_unless_asked_otherwise() -> None:
     assert view.ViewCommand(identity=Path("x")).host == "127.0.0.1"
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("localhost")
+    assert is_loopback("::1")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("studio.example")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "served_on", "own"),
+    [
+        ("http://127.0.0.1:8080", "127.0.0.1:8080", "127.0.0.1", True),
+        ("http://localhost:8080", "localhost:8080", "127.0.0.1", True),
+        (None, "127.0.0.1:8080", "127.0.0.1", True),
+        ("https://other.example", "127.0.0.1:8080", "127.0.0.1", False),
+        ("null", "127.0.0.1:8080", "127.0.0.1", False),
+        ("http://rebound.example:8080", "rebound.example:8080", "127.0.0.1", False),
+        ("http://studio.example:8080", "studio.example:8080", "0.0.0.0", True),
+        ("https://other.example", "studio.example:8080", "0.0.0.0", False),
+    ],
+)
+def test_no_other_site_sees_through_a_visitors_browser(
+    origin: str | None, host: str, served_on: str, own: bool
+) -> None:
+    assert is_own_page(origin, host, served_on) is own
