@@ -28,6 +28,15 @@ train:
 plateau: {every: 10}
 """
 
+TINY_PRETRAIN = """
+train:
+  steps: 4
+  images_every: 0
+  stages: {landmark_steps: 2}
+  model:
+    field: {num_face: 600, num_mouth: 100, capacity_face: 700, capacity_mouth: 140}
+"""
+
 
 @dataclass(frozen=True)
 class Campaign:
@@ -122,6 +131,53 @@ def test_a_second_call_leaves_what_is_done_as_it_is(campaign: Campaign, adapted:
     done = fiag_dist(*campaign.words[:-1])  # without the damaged one
     assert "1 identities, 1 done before, 0 to adapt" in done.stdout
     assert {path: path.read_bytes() for path in adapted.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_search_keeps_the_best_sample_of_each_person(campaign: Campaign, shards: Path, tmp_path: Path):
+    data, start, config = shards, campaign.words[3], campaign.words[7]
+    words = ("adapt", data, "--from", start, "--out", tmp_path, "--config", config, "--names", campaign.sound)
+    done = fiag_dist(*words, "--search", "lr,steps", "--samples", "3", timeout_s=800)
+    choice = json.loads((tmp_path / campaign.sound / "search.json").read_text())
+    scores = [row["validation_psnr_db"] for row in choice["samples"]]
+    assert len(scores) == 3
+    assert scores[choice["chosen"]] == max(score for score in scores if score is not None)
+    info = json.loads((tmp_path / campaign.sound / "identity.json").read_text())
+    assert info["steps"] == 5 + choice["samples"][choice["chosen"]]["steps"]
+    assert f"{campaign.sound}/2: " in done.stdout
+    assert not list(tmp_path.rglob("work"))
+    again = fiag_dist(*words, "--search", "lr,steps", "--samples", "3", timeout_s=800)
+    assert "1 done before, 0 to adapt" in again.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_benchmark_compares_three_ways(campaign: Campaign, shards: Path):
+    words = ("--from", campaign.words[3], "--data", shards, "--names", campaign.sound, "--config", campaign.words[7])
+    done = fiag_dist("bench", "adapt", *words, "--steps", "5", timeout_s=1700)
+    found = json.loads(done.stdout)
+    assert found["identities"] == 1
+    for way in ("parallel", "one_after_another_one_core"):
+        assert found[way]["identities_per_hour"] == pytest.approx(3600 / found[way]["seconds"], rel=0.01)
+    assert found["parallel_against_one_after_another_one_core"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.clips
+@pytest.mark.weights
+@pytest.mark.timeout(1800)
+def test_a_clip_becomes_an_identity_with_its_consent(clips: Path, tmp_path: Path):
+    """From the file to the video in one command, on a run that knows real shards' formats."""
+    clip = next(iter(sorted(clips.glob("anchor*.mp4"))))
+    fiag_dist("pack", clip, "--out", tmp_path / "known", "--max-seconds", "3", timeout_s=600)
+    (tmp_path / "pre.yaml").write_text(f"data: {tmp_path / 'known'}\nruns: {tmp_path}\nname: pre\n{TINY_PRETRAIN}")
+    fiag_dist("pretrain", tmp_path / "pre.yaml", timeout_s=600)
+    (tmp_path / "adapt.yaml").write_text(TINY_ADAPT)
+    words = ("--from", tmp_path / "pre", "--out", tmp_path / "people", "--config", tmp_path / "adapt.yaml")
+    fiag_dist("adapt", clip, *words, "--consent", "the anchor, 2026, for this test", timeout_s=900)
+    info = json.loads((tmp_path / "people" / clip.stem / "identity.json").read_text())
+    assert info["consent"] == "the anchor, 2026, for this test"
 
 
 def test_speech_becomes_video(adapted: Path, tmp_path: Path):

@@ -335,6 +335,7 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
         (("ssim", "--threads", "4000"), "set NUMBA_NUM_THREADS"),
         (("ssim", "--out", "result.txt"), "give a name that ends in .json"),
         (("encoder", "--finest", "1"), "2 <= base <= finest"),
+        (("adapt", "--from", "runs/x", "--data", "y", "--cores", "9999"), "--cores 9999: this process may use 1 to"),
         (("render", "--size", "65"), "--size 65: H.264 needs an even side"),
         (("step", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
         (("pack", "--clip", "/nowhere.mp4"), "--clip /nowhere.mp4: no such file"),
