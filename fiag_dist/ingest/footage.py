@@ -109,8 +109,8 @@ class Footage:
 
     mattes: Spool
     looks: list[span.Look] = field(default_factory=list)
-    landmarks: list[Float32[np.ndarray, "478 2"]] = field(default_factory=list)
-    """Pixels of the sample."""
+    landmarks: bytearray = field(default_factory=bytearray)
+    """Float32 [frames 478 2], pixels of the sample: most of what grows with the clip, so never held twice."""
     matrices: list[Float64[np.ndarray, "4 4"]] = field(default_factory=list)
     expressions: list[Float32[np.ndarray, " channels"]] = field(default_factory=list)
     blinks: list[float] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Footage:
     def add(self, look: span.Look, face: Face | None, scale: float) -> None:
         """One more frame. scale: from the face's pixels to the sample's."""
         self.looks.append(look)
-        self.landmarks.append(_NOWHERE if face is None else (face.landmarks[:, :2] * scale).astype(np.float32))
+        self.landmarks += (_NOWHERE if face is None else face.landmarks[:, :2] * scale).astype(np.float32).tobytes()
         self.matrices.append(np.zeros((4, 4)) if face is None else face.matrix)
         self.expressions.append(_STILL if face is None else expression.raw(face.blendshapes))
         self.blinks.append(0.0 if face is None else expression.blink(face.blendshapes))
@@ -198,7 +198,7 @@ def select(footage: Footage, use: span.Span, name: str) -> Tracked:
         )
     return Tracked(
         first=use.first,
-        landmarks=np.stack(footage.landmarks[used]),
+        landmarks=np.frombuffer(footage.landmarks, np.float32).reshape(-1, NUM_LANDMARKS, 2)[used],
         matrices=np.stack(footage.matrices[used]),
         expressions=np.stack(footage.expressions[used]),
         blinks=footage.blinks[used],
