@@ -70,8 +70,10 @@ def _drives(training: Training, name: str, shot: Shot) -> Float[Tensor, "3 size 
     head = training.head
     if not moving(max(training.stage, Stage.MOTION), training.config):
         return torch.zeros_like(shot.image)
+    head.eval()
     acted = act(head.person(shot.embedding), head.universal, training.pool[name], head.drive(shot))
     (rendered,) = film([_with_drives(training, acted)], [shot.camera], head.raster)
+    head.train()
     red, blue = rendered.face.image[3:5].clamp(0, 1)
     dim = rendered.face.image[:3].mean(0) * 0.3
     return torch.stack([dim + red, dim, dim + blue]).clamp(0, 1)

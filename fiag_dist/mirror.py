@@ -38,9 +38,6 @@ class Mirror:
 
     @staticmethod
     def _writer_of(name: str) -> int:
-        """The rank that writes a file: its own log and the pictures below its own folder; everything else is rank 0's."""
-        for part in name.split("/"):
-            number = part.removeprefix("rank").removesuffix(".log")
-            if part.startswith("rank") and number.isdigit():
-                return int(number)
-        return 0
+        """The rank that writes a file: its own log; everything else is rank 0's."""
+        number = name.removeprefix("logs/rank").removesuffix(".log")
+        return int(number) if number.isdigit() else 0
