@@ -11,10 +11,11 @@ from statistics import median
 import torch
 
 from fiag_dist.adaptation.job import Job, stored_json
-from fiag_dist.adaptation.trial import build, use_threads
+from fiag_dist.adaptation.trial import build
 from fiag_dist.config import AdaptConfig
 from fiag_dist.configfile import to_dict
 from fiag_dist.errors import ConfigError, FiagError
+from fiag_dist.kernels.launch import use_threads
 from fiag_dist.stages import first_of_fusion
 from fiag_dist.storage import open_storage
 

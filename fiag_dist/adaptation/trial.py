@@ -5,7 +5,6 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-import numba
 import torch
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.dist.process import Process
 from fiag_dist.evaluate import evaluate_identity
 from fiag_dist.feed import Feed
+from fiag_dist.kernels.launch import use_threads
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
 from fiag_dist.monitor import Monitor, peak_mib
@@ -148,12 +148,6 @@ def final_score_db(job: Job) -> float | None:
     if stored is None or stored.info["job"] != job.training_key or stored.step < total_steps(job.config.train):
         return None
     return stored.info["looks"][-1]
-
-
-def use_threads(num: int) -> None:
-    """So many threads for torch and the kernels, in the thread that calls this."""
-    torch.set_num_threads(num)
-    numba.set_num_threads(min(num, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def _go_on(trained: Trained, job: Job, work: Storage) -> None:
