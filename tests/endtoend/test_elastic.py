@@ -33,7 +33,7 @@ train:
   keep: 0
   loss: {{lpips: 0.0}}
   stages: {{landmark_steps: 10}}
-  density: {{start: 10, every: 10, grad_face: 1.0e-5, grad_mouth: 1.0e-5}}
+  density: {{start: 8, every: 12, grad_face: 1.0e-5, grad_mouth: 1.0e-5}}
   model:
     field: {{num_face: 300, num_mouth: 60, capacity_face: 500, capacity_mouth: 120}}
 """
@@ -91,8 +91,6 @@ def test_1_2_4_3_1_ranks_train_what_one_rank_does(heads: Path, tmp_path: Path) -
     command(*torchrun(1), config, "--name", "one", timeout_s=1200)
     for ranks, step in ((1, 10), (2, 20), (4, 30), (3, 40)):
         train_until(config, "many", ranks, step)
-        later = [p for p in (tmp_path / "many/checkpoints").iterdir() if int(p.name[5:]) > step]
-        assert all(int(p.name[5:]) <= step + 10 for p in later)
     command(*torchrun(1), config, "--name", "many", timeout_s=1200)
     one, many = (tmp_path / name / "checkpoints/step-00000060" for name in ("one", "many"))
     worlds = [json.loads(p.read_text())["world"] for p in sorted((tmp_path / "many").glob("checkpoints/*/COMMIT.json"))]
