@@ -172,7 +172,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(pretrained: Path, config: Pa
         (["--train.frames-per-step", "9"], "frames_per_step 9 for 3 identities"),
         (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--identities", "demoo"], "demoo"),
-        (["--zero-stage", "3"], "zero_stage 3: the choices are 0, 1 and 2"),
     ],
 )
 def test_wrong_settings_get_one_line(config: Path, words: list[str], says: str):
