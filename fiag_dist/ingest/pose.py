@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -49,6 +50,7 @@ class Poses:
     landmark_rms_px: float
     """Of the stable landmarks against the rigid shape, pixels of a 256-pixel crop."""
     track_median_px: float
+    """NaN without tracks."""
     num_tracks: int
 
 
@@ -60,7 +62,7 @@ def solve(
 ) -> Poses:
     """Poses in the head frame of types.py. landmarks: pixels of 256-pixel crops; matrices: the landmark model's; focal_px: at that size.
 
-    tracks: by keyframe, in order; taken as each window needs them, and only those of a window are held.
+    tracks: as `follow` yields them; taken as each window needs them, and only those of a window are held.
     """
     R, t = start_poses(matrices, focal_px)
     windows, canonical = _windows(len(R)), canonical_vertices()[list(STABLE)]
@@ -85,9 +87,11 @@ def solve(
         error = problem.errors_px()
         squares.append(np.square(error[:, : len(shape)]).mean())
         trusted = error[:, len(shape) :][problem.weights[:, len(shape) :] > 0.5 * _TRACK_WEIGHT]
-        medians.append(float(np.median(trusted)) if trusted.size else float("nan"))
+        medians += [float(np.median(trusted))] if trusted.size else []
     viewmats = _to_head_frame(R, t, shape, canonical)
-    return Poses(viewmats, float(np.sqrt(np.mean(squares))), float(np.mean(medians)), num_tracks)
+    return Poses(
+        viewmats, float(np.sqrt(np.mean(squares))), float(np.mean(medians)) if medians else float("nan"), num_tracks
+    )
 
 
 def start_poses(matrices: Float64[np.ndarray, "frames 4 4"], focal_px: float) -> tuple[np.ndarray, np.ndarray]:
@@ -100,7 +104,7 @@ def start_poses(matrices: Float64[np.ndarray, "frames 4 4"], focal_px: float) ->
     return R, t + R @ np.array([0.0, HEAD_ORIGIN_M, 0.0])
 
 
-def jitter(viewmats: np.ndarray, focal_px: float, splices: Iterable[int] = ()) -> dict[str, list[float] | float]:
+def jitter(viewmats: np.ndarray, focal_px: float, splices: Iterable[int] = ()) -> dict[str, Any]:
     """Frame-to-frame noise from second differences (real motion counts too): degrees about x, y, z; pixels in x, y; percent of depth.
 
     splices: frames that begin after a splice; the jump there is the film's.

@@ -22,7 +22,7 @@ def looped(clip: Path, out: Path, seconds: float) -> Path:
     """The clip over and over, nothing coded anew."""
     with av.open(str(clip)) as source, av.open(str(out), "w") as target:
         streams = {s.index: target.add_stream_from_template(s) for s in (*source.streams.video, *source.streams.audio)}
-        length_s, done_s = source.duration / av.time_base, 0.0
+        length_s, done_s = (source.duration or 0) / av.time_base, 0.0
         while done_s < seconds:
             source.seek(0)
             for packet in source.demux(*source.streams.video, *source.streams.audio):
