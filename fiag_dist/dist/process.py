@@ -61,8 +61,8 @@ def start(timeout_s: float = 600.0) -> Process:
         )
     except (RuntimeError, ValueError) as error:
         raise DistributedError(
-            f"rank {rank} of {world}: no connection at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
-            f"within {timeout_s:g} s ({_first_line(error)}); check the address, the port and that all ranks are started"
+            f"rank {rank} of {world}: did not meet the other ranks at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
+            f"({_first_line(error)}; {timeout_s:g} s are allowed); check the address and the port, and that every rank was started and none has died"
         ) from error
     return Process(rank, world, local_rank, device)
 
