@@ -88,7 +88,7 @@ def table(results: Sequence[Result]) -> Table:
     title = "adapted identities (test frames, head region)"
     if len(results) > len(worst):
         title += f": the {len(worst)} worst of {len(results)}"
-    out = Table(title=title, box=SIMPLE_HEAD)
+    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, min_width=len(title))
     for column in columns:
         is_text = column in ("name", "state")
         out.add_column(column.removesuffix("_db").replace("_", " "), justify="left" if is_text else "right")

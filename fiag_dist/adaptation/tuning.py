@@ -80,12 +80,14 @@ def _round(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what failed is said by the standings, and why
     from ray import tune
 
+    threads = needs.threads  # a number: workers are sent what the trial names, and need not load where it comes from
+
     def trial(space: dict[str, str]) -> None:
         def report(progress: Progress) -> None:
             tune.report(asdict(progress))
 
         try:
-            work(jobs[space["trial"]], report, needs.threads)
+            work(jobs[space["trial"]], report, threads)
         except UnreachableError:  # a place that gives no answer now may give one later
             raise
         except FiagError as error:

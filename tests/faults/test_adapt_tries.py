@@ -16,7 +16,7 @@ from fiag_dist.adaptation.tuning import run_all
 from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig
 
-TRIES = {"calm": 1, "calm too": 1, "killed once": 2, "always killed": 3, "short of memory once": 2, "damaged": 1}
+TRIES = {"calm": 1, "killed once": 2, "always killed": 3, "short of memory once": 2, "damaged": 1}
 """Identity -> how often it is tried when two retries are allowed."""
 
 
