@@ -37,9 +37,13 @@ def start_ray(address: str = "") -> None:
     options: dict[str, Any] = {"address": address} if address else own
     try:
         ray.init(log_to_driver=False, configure_logging=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # OSError: no connection, or no home to keep its token in
         said = " ".join(str(error).split())
         raise DistributedError(
             f"Ray {'at ' + address if address else 'on this machine'} did not answer ({said:.200}); "
-            + ("start it: ray start --head, or leave --address out" if address else "run the command again")
+            + (
+                "start it: ray start --head, or leave --address out"
+                if address
+                else "it needs a HOME that can be written; run the command again"
+            )
         ) from error
