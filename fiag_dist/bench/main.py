@@ -9,6 +9,7 @@ from fiag_dist.errors import ConfigError, guarded
 BENCHMARKS = {
     "raster": "Gaussians to an image and back, against tiles in plain torch",
     "encoder": "tri-plane features and back, against the torch backend",
+    "network": "a small network at many points and back, against torch's own layers",
     "ssim": "structural similarity and back, against pytorch-msssim",
     "step": "one training step of the whole model, and where its time goes",
     "dist": "a step of pretraining with several ranks, DDP and ZeRO in turns, against one rank alone on one core",

@@ -100,6 +100,13 @@ def test_encoder(capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> 
     assert found["difference"]["gradient of table"]["max"] < 1e-3
 
 
+def test_network(capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(capsys, "network", "--num-gaussians", "300", "--repeat", "2", "--widths", "9", "16", "4")
+    assert_times_hold_together(found)
+    assert_says_where(found, "network")
+    assert set(found["difference"]) == {"outputs", *(f"gradient of {x}" for x in ("inputs", "weights 0", "weights 1"))}
+
+
 def test_ssim_beside_the_library(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("pytorch_msssim")
     found = measured(capsys, "ssim", "--size", "64", "--repeat", "2")
@@ -326,7 +333,7 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "says"),
     [
         (("rastr",), "unknown benchmark 'rastr'; did you mean 'raster'?"),
-        (("xyz",), "unknown benchmark 'xyz'; known: raster, encoder, ssim, step, dist, pack, render, adapt"),
+        (("xyz",), f"unknown benchmark 'xyz'; known: {', '.join(BENCHMARKS)}"),
         (("raster", "--backend", "gspalt"), "--backend 'gspalt': no such backend; did you mean 'gsplat'?"),
         (("encoder", "--backend", "cuda"), "no such backend; known: auto, cpu, torch, tcnn"),
         (("step", "--encoder", "tccn"), "--encoder 'tccn': no such encoder; did you mean 'tcnn'?"),
@@ -334,6 +341,7 @@ def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
         (("raster", "--repeat", "0"), "--repeat 0: the rule is at least 1"),
         (("ssim", "--threads", "4000"), "set NUMBA_NUM_THREADS"),
         (("ssim", "--out", "result.txt"), "give a name that ends in .json"),
+        (("network", "--widths", "9"), "the rule is two or more"),
         (("encoder", "--finest", "1"), "2 <= base <= finest"),
         (("adapt", "--from", "runs/x", "--data", "y", "--cores", "9999"), "--cores 9999: this process may use 1 to"),
         (("render", "--size", "65"), "--size 65: H.264 needs an even side"),
