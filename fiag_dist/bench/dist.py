@@ -31,7 +31,7 @@ class Bench(Benchmark):
     DeepSpeed's ZeRO stages take turns in the same processes.
 
     With enough cores the ratio is what the ranks' talk and their shared memory cost. Constants of the model in docs/scaling.md come out, and what it
-    predicts for these ranks stands beside what they took. Examples: fiag-dist bench dist --ranks 2; fiag-dist bench dist --ranks 1 2 4 --stages 1
+    predicts for these ranks stands beside what they took. Example: fiag-dist bench dist --ranks 2 (or --ranks 1 2 4 --stages 1)
     """
 
     ranks: tuple[int, ...] = (2,)
