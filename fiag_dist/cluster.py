@@ -37,13 +37,13 @@ def start_ray(address: str = "") -> None:
     options: dict[str, Any] = {"address": address} if address else own
     try:
         ray.init(log_to_driver=False, configure_logging=False, **options)
-    except (OSError, RuntimeError, ValueError) as error:  # OSError: no connection, or no home to keep its token in
+    except Exception as error:  # no connection, no home to keep its token in, a start of more than 30 s: Ray has no type of its own for these
         said = " ".join(str(error).split())
         raise DistributedError(
             f"Ray {'at ' + address if address else 'on this machine'} did not answer ({said:.200}); "
             + (
                 "start it: ray start --head, or leave --address out"
                 if address
-                else "it needs a HOME that can be written; run the command again"
+                else "it needs a HOME that can be written, and 30 s at most to start; run the command again"
             )
         ) from error
