@@ -28,7 +28,7 @@ from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.storage import open_storage
 from fiag_dist.types import Camera, Gaussians
 
-VERSION = 2
+VERSION = 3
 """Raised whenever a program that knows only the one before could not read the folder."""
 OLDEST = 1
 """From this version on, folders are brought up to date as they are loaded."""

@@ -77,6 +77,8 @@ class FieldConfig:
 class IdentityConfig:
     """IE-Net: what makes the shared field one person (paper Eq. 2, 3)."""
 
+    enabled: bool = True
+    """Off: all are the shared field alone (an ablation of the paper's; needs `loss.triplet` 0)."""
     grid: GridConfig = GridConfig(finest=128.0, init=0.1)
     hidden: int = 64
     means_scale: float = 1e-2
@@ -100,6 +102,8 @@ class AudioConfig:
 class MotionConfig:
     """UM-Net and the IM-Nets (paper Eq. 5 to 8)."""
 
+    personal: bool = True
+    """Off: all move as UM-Net says, without IM-Nets (an ablation of the paper's; needs `loss.contrast` 0)."""
     form: Literal["direct", "attention"] = "direct"
     """`direct` concatenates features, audio and expression; `attention` is the relatives' form, measured slower (docs/decisions.md)."""
     order: Literal["sequential", "additive"] = "sequential"
@@ -119,7 +123,9 @@ class MotionConfig:
     align: bool = True
     """Alignment head of the personal net: where the universal motion is looked up, and how strong it is."""
     hook_k: int = 10
-    """The face-mouth hook takes the k-th largest and smallest vertical motion."""
+    """The face-mouth hook takes the k-th largest and smallest vertical motion; 0: none (an ablation of the paper's)."""
+    hook_k_most: int = 0
+    """In training k is drawn anew for each frame, from `hook_k` to this; 0: k is always `hook_k`."""
     audio: AudioConfig = AudioConfig()
 
 

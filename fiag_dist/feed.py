@@ -25,7 +25,7 @@ class Lesson:
     lane: int
     shot: Shot
     positive: Tensor
-    """Embedding [id_dim] of another frame of the same person."""
+    """Embedding [id_dim] of another frame of the same person, if the feed reads them."""
     rival: str | None
     """Another identity of the lane to tell this one from, if it has one."""
 
@@ -118,13 +118,15 @@ class Feed:
         cache_mib: float = CACHE_MIB,
         resident_mib: float | None = None,
         held_out: int = 0,
+        positives: bool = True,
     ):
         """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
 
         held_out: last training frames of each identity that are kept back to judge training by; a tenth of them at most.
+        positives: whether lessons bring another frame's embedding, for which that frame must be read.
         """
         self.ownership, self.fps = ownership, manifest.fps
-        self._seed, self._device = seed, device
+        self._seed, self._device, self._positives = seed, device, positives
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
@@ -200,7 +202,7 @@ class Feed:
         stream, count = self._streams[name], counts[name]
         shot = self._resident(name, stream.position(count)).shot()
         # The frame before it in the stream is another one of the same person, and lies in the cache.
-        before = self._resident(name, stream.position(count - 1)) if count else None
+        before = self._resident(name, stream.position(count - 1)) if count and self._positives else None
         return Lesson(lane, shot, shot.embedding if before is None else before.others["embedding"], rival)
 
     def _resident(self, name: str, position: int) -> Resident:

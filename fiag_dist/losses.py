@@ -109,7 +109,7 @@ def fusion_terms(
 def motion_terms(performance: Performance, config: LossConfig) -> dict[str, Tensor]:
     """Small motion is preferred: mean absolute value of every output."""
     motion = performance.motion
-    if motion is None or performance.mouth_motion is None:
+    if motion is None or performance.mouth_motion is None or not config.motion:
         return {}
     sizes = [motion.means / METRES, motion.quats, motion.log_scales, performance.mouth_motion / METRES]
     return {"motion": config.motion * torch.stack([x.abs().mean(0).sum() for x in sizes]).sum()}
@@ -117,7 +117,7 @@ def motion_terms(performance: Performance, config: LossConfig) -> dict[str, Tens
 
 def attention_terms(performance: Performance, shot: Shot, config: LossConfig) -> dict[str, Tensor]:
     """Expression must leave the lips alone, and hair is moved by nothing (form `attention`: its norms are rendered as channels)."""
-    if performance.face.image.shape[0] < 5:
+    if performance.face.image.shape[0] < 5 or not (config.attention_lips or config.attention_hair):
         return {}
     audio, expression = performance.face.image[3:5]
     x0, y0, x1, y1 = shot.lips_rect

@@ -124,7 +124,8 @@ def build(
     else:
         names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
         head = fresh_head(config.train, data, manifest, sorted(names), config.train.seed, here.device)
-    feed = Feed(data, manifest, ownership, here.rank, config.train.seed, here.device)
+    told_apart = config.train.loss.triplet > 0
+    feed = Feed(data, manifest, ownership, here.rank, config.train.seed, here.device, positives=told_apart)
     pool = PersonalPool({name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names})
     make_engine = make_engine or partial(
         ZeroEngine, zero_stage=config.zero_stage, grad_clip=config.train.optim.grad_clip

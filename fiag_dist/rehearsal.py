@@ -16,7 +16,7 @@ from fiag_dist.actor import Actor
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.model.head import Person
-from fiag_dist.model.motion import NUM_EXPRESSION, Drive, hook
+from fiag_dist.model.motion import NUM_EXPRESSION, Drive
 from fiag_dist.raster import rasterize, view_colors
 from fiag_dist.types import AUDIO_FRAMES, Camera, Gaussians
 
@@ -75,8 +75,7 @@ class Rehearsal:
                 own.log_scales + shared.log_scales,
             )
         )
-        hook_3 = hook(motion_N3, universal.config.hook_k)
-        chewed = universal.mouth.from_features(self._mouth_features, drive.heard, hook_3)
+        chewed = universal.mouth.from_features(self._mouth_features, drive.heard, universal.hook(motion_N3))
         face = replace(
             face,
             means=face.means + motion_N3,

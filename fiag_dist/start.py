@@ -8,6 +8,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from fiag_dist.config import TrainConfig
+from fiag_dist.errors import ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
@@ -37,19 +38,12 @@ def fresh_head(
     device: torch.device | str = "cpu",
 ) -> Head:
     """A head whose field, listener and mean face come from the training frames of `names`. The same arguments give the same head."""
+    refuse_contradictions(config)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     metas = [read_meta(storage, manifest.entry(name)) for name in names]
     rest = torch.from_numpy(np.mean([m.rest_landmarks for m in metas], 0).astype(np.float32))
-    head = Head(
-        config.model,
-        manifest.id_embedding.dim,
-        manifest.audio.dim,
-        manifest.audio.window,
-        rest,
-        config.encoder,
-        config.raster,
-    )
+    head = _empty(config, manifest.id_embedding.dim, manifest.audio.dim, manifest.audio.window, rest)
     head.universal.listener.fit(*_speech(metas, manifest.fps, rng))
     shots = [_look(storage, manifest, meta) for meta in metas]
     _plant(head, rest.numpy(), shots, rng)
@@ -61,21 +55,41 @@ def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[s
 
     formats: id_dim, audio_dim, audio_window.
     """
+    refuse_contradictions(config)
     rest = shared["universal.rest_landmarks"]
-    head = Head(
-        config.model,
-        formats["id_dim"],
-        formats["audio_dim"],
-        formats["audio_window"],
-        rest,
-        config.encoder,
-        config.raster,
-    )
+    head = _empty(config, formats["id_dim"], formats["audio_dim"], formats["audio_window"], rest)
     state = {name: value for name, value in shared.items() if not name.startswith("ema.")}
     if averaged:
         state |= {name.removeprefix("ema."): value for name, value in shared.items() if name.startswith("ema.")}
     head.load_state_dict(state, strict=False)
     return head
+
+
+def refuse_contradictions(config: TrainConfig) -> None:
+    """Raises ConfigError when settings, each fine by itself, make no sense together."""
+    identity, motion, loss, stages = config.model.identity, config.model.motion, config.loss, config.stages
+    if not identity.enabled and loss.triplet:
+        raise ConfigError(
+            f"train.loss.triplet is {loss.triplet}, but train.model.identity.enabled is False: L_t compares what IE-Net says; set train.loss.triplet to 0"
+        )
+    if not motion.personal and loss.contrast:
+        raise ConfigError(
+            f"train.loss.contrast is {loss.contrast}, but train.model.motion.personal is False: L_c compares IM-Nets; set train.loss.contrast to 0"
+        )
+    if motion.hook_k_most and not 0 < motion.hook_k <= motion.hook_k_most:
+        raise ConfigError(
+            f"train.model.motion.hook_k_most is {motion.hook_k_most} and hook_k {motion.hook_k}: k is drawn between them; "
+            "set hook_k to 1 or more and hook_k_most to at least that, or to 0"
+        )
+    if not 0 <= stages.warm_up <= stages.identity <= stages.motion <= 1:
+        raise ConfigError(
+            f"train.stages ends at warm_up {stages.warm_up}, identity {stages.identity}, motion {stages.motion}: "
+            "they are shares of the steps that follow each other; let them rise within 0 .. 1"
+        )
+
+
+def _empty(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int, rest: Tensor) -> Head:
+    return Head(config.model, id_dim, audio_dim, audio_window, rest, config.encoder, config.raster)
 
 
 def _speech(metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

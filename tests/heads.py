@@ -12,7 +12,7 @@ SIZE = 48
 
 def small_config(**motion) -> ModelConfig:
     grid = GridConfig(levels=3, base=4, finest=12.0, init=0.1)
-    audio = motion.pop("audio", AudioConfig(noise=0.0))
+    motion = {"audio": AudioConfig(noise=0.0), "hook_k": 5} | motion
     return ModelConfig(
         field=FieldConfig(num_face=300, num_mouth=80, capacity_face=400, capacity_mouth=120, sh_degree=1),
         identity=IdentityConfig(grid=grid, hidden=16),
@@ -22,8 +22,6 @@ def small_config(**motion) -> ModelConfig:
             mouth_grid=grid,
             universal_hidden=16,
             personal_hidden=8,
-            hook_k=5,
-            audio=audio,
             **motion,
         ),
     )

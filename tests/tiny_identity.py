@@ -107,10 +107,10 @@ def clip(name: str) -> tuple[IdentityMeta, list[Frame]]:
     return meta, frames
 
 
-def pack(folder: Path, name: str = "ball") -> str:
-    """Shards with the one clip; returns where they are."""
+def pack(folder: Path, *names: str) -> str:
+    """Shards with the one clip, under each of the names (none: "ball"); returns where they are."""
     store = open_storage(folder)
-    entry = write_identity(store, *clip(name), 20)
+    entries = [write_identity(store, *clip(name), 20) for name in names or ("ball",)]
     manifest = Manifest(
         fps=FPS,
         size=SIZE,
@@ -118,7 +118,7 @@ def pack(folder: Path, name: str = "ball") -> str:
         audio=AudioFormat(extractor="mel", dim=80, window=4),
         expression=list(EXPRESSION_NAMES),
         id_embedding=EmbeddingFormat(model="none", dim=16),
-        identities=[entry],
+        identities=entries,
     )
     write_manifest(store, manifest)
     return str(folder)

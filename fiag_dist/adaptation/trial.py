@@ -173,7 +173,8 @@ def build(job: Job) -> Training:
     device = torch.device("cuda" if torch.cuda.is_available() and job.config.gpus_per_trial != 0 else "cpu")
     owners = assign([job.name], {job.name: entry.split.train}, 1, 1)
     torch.manual_seed(config.seed)  # a new IM-Net is drawn
-    feed = Feed(data, manifest, owners, 0, config.seed, device, held_out=job.config.plateau.frames)
+    held_out, told_apart = job.config.plateau.frames, config.loss.triplet > 0
+    feed = Feed(data, manifest, owners, 0, config.seed, device, held_out=held_out, positives=told_apart)
     if job.start:
         storage, name = checkpoint.resolve(job.start)
         stored = checkpoint.load(storage, name)

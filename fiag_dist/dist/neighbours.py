@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 from fiag_dist.dist import process
 from fiag_dist.dist.ownership import Ownership
@@ -43,7 +42,7 @@ class Neighbours:
         self._alone = [lane for lane, names in enumerate(lanes) if len(names) == 1 and len(lanes) > 1]
         self._mine = {lane: lanes[lane][0] for lane in self._alone if lane in ownership.lanes_of(rank)}
         self._kept = {lane: self._blank(name) for lane, name in self._mine.items()}
-        self._device = next(next(iter(pool.nets.values())).parameters()).device
+        self._device = embedding(next(iter(pool.nets))).device
         self._current = False
 
     def of(self, lane: int) -> Neighbour | None:
@@ -61,7 +60,7 @@ class Neighbours:
             name = self._chosen(lane, step // self._every)
             source, target = (self._ownership.rank_of(n) for n in (name, self._ownership.lanes[lane][0]))
             if source == self._rank:
-                packed = torch.cat([parameters_to_vector(self._pool[name].parameters()), self._embedding(name)])
+                packed = _vector(self._pool[name], self._embedding(name))
                 if target == self._rank:
                     self._unpack(lane, packed)
                 else:
@@ -107,10 +106,15 @@ class Neighbours:
 
     def _packed(self, lane: int) -> Tensor:
         neighbour = self._kept[lane]
-        return torch.cat([parameters_to_vector(neighbour.net.parameters()), neighbour.embedding])
+        return _vector(neighbour.net, neighbour.embedding)
 
     def _unpack(self, lane: int, packed: Tensor) -> None:
         neighbour = self._kept[lane]
         room = [*neighbour.net.parameters(), neighbour.embedding]
         for tensor, values in zip(room, packed.split([tensor.numel() for tensor in room]), strict=True):
             tensor.copy_(values.view_as(tensor))
+
+
+def _vector(net: PersonalNet, embedding: Tensor) -> Tensor:
+    """A person as one tensor; the net may have nothing to learn."""
+    return torch.cat([*(parameter.detach().flatten() for parameter in net.parameters()), embedding])

@@ -13,7 +13,7 @@ from fiag_dist.config import EncoderBackend, ModelConfig, RasterBackend
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.layers import kind_of
-from fiag_dist.model.motion import Drive, Motion, PersonalNet, hook
+from fiag_dist.model.motion import Drive, Motion, PersonalNet
 from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.raster import Splats, rasterize_frames, view_colors
@@ -84,7 +84,7 @@ def act(
     motion = universal.move(points, personal, drive)
     if rest_landmarks is not None:
         landmark_motion, motion = motion.means[len(face) :], _first(motion, len(face))
-    mouth_motion = universal.mouth(mouth.means.detach(), drive.heard, hook(motion.means, universal.config.hook_k))
+    mouth_motion = universal.mouth(mouth.means.detach(), drive.heard, universal.hook(motion.means))
     moved = replace(
         face,
         means=face.means + motion.means,

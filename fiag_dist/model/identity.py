@@ -18,6 +18,8 @@ class IdentityNet(nn.Module):
     def __init__(self, config: IdentityConfig, id_dim: int, num_sh: int, encoder: EncoderBackend = "auto"):
         super().__init__()
         self.config = config
+        if not config.enabled:
+            return
         self.grid = TriPlane(config.grid, encoder)
         self.project = nn.Linear(id_dim, config.grid.dim, bias=False)
         self.net = mlp(2 * config.grid.dim, config.hidden, config.hidden, 11 + 3 * num_sh)
@@ -32,6 +34,8 @@ class IdentityNet(nn.Module):
 
     def forward(self, canonical: Gaussians, embedding: Float[Tensor, " id_dim"]) -> Gaussians:
         """theta_i = theta_c + dtheta_i for the identity with this embedding."""
+        if not self.config.enabled:
+            return canonical
         out = self.raw(canonical.means.detach(), embedding)
         d_means, d_quats, d_scales, d_opacity, d_dc, d_rest = out.split([3, 4, 3, 1, 3, out.shape[1] - 14], 1)
         return Gaussians(

@@ -124,6 +124,25 @@ class PersonalNet(FaceMotionNet):
         return own, Alignment(out[:, :3] * METRES, torch.tanh(out[:, 3:] / 5) * 0.25 + 1)
 
 
+class StillNet(PersonalNet):
+    """An IM-Net that is left out (`MotionConfig.personal`): nothing to learn, and nothing moves but as UM-Net says."""
+
+    def __init__(self, config: MotionConfig):
+        nn.Module.__init__(self)
+        self.config = config
+        self.grid = nn.Identity()
+
+    def from_features(self, features: Float[Tensor, "n dim"], drive: Drive, upper_N1: Float[Tensor, "n 1"]) -> Motion:
+        n = len(features)
+        return Motion(*(features.new_zeros(n, width) for width in (3, 4, 3)))
+
+    def aligned(
+        self, points_N3: Float[Tensor, "n 3"], drive: Drive, upper_N1: Float[Tensor, "n 1"]
+    ) -> tuple[Motion, Alignment]:
+        still = self.from_features(points_N3, drive, upper_N1)
+        return still, Alignment(torch.zeros_like(points_N3), torch.ones_like(points_N3))
+
+
 class MouthMotionNet(nn.Module):
     """Motion of the inside of the mouth from audio and the hook; mainly up and down."""
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fiag_dist.config import EncoderBackend, MotionConfig
 from fiag_dist.model.audio import Listener
-from fiag_dist.model.motion import SPLIT_M, Drive, FaceMotionNet, Motion, MouthMotionNet, PersonalNet
+from fiag_dist.model.motion import SPLIT_M, Drive, FaceMotionNet, Motion, MouthMotionNet, PersonalNet, StillNet, hook
 from fiag_dist.model.surface import NOSE_TIP, FaceSurface, MotionGate
 
 
@@ -39,11 +39,20 @@ class UniversalMotion(nn.Module):
 
     def new_personal(self) -> PersonalNet:
         """A fresh IM-Net that fits these networks."""
+        if not self.config.personal:
+            return StillNet(self.config)
         return PersonalNet(self.config, self.audio_dim, self.audio_window, self.encoder)
 
     def upper(self, points_N3: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1"]:
         """1 above the nose tip, 0 below, soft over 4 mm."""
         return torch.sigmoid((points_N3[:, 1:2] - self.rest_landmarks[NOSE_TIP, 1]) / SPLIT_M)
+
+    def hook(self, d_means_N3: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
+        """E of a face's motion as the mouth gets it: with a k of its own for each frame of training where that is asked for, and 0 without a hook."""
+        k, most = self.config.hook_k, self.config.hook_k_most
+        if not k:
+            return d_means_N3.new_zeros(3)
+        return hook(d_means_N3, int(torch.randint(k, most + 1, ())) if self.training and most else k)
 
     def move(self, points_N3: Float[Tensor, "n 3"], personal: PersonalNet, drive: Drive) -> Motion:
         """Total motion of face points: theta - theta_i = d_IM + d_UM, with UM-Net asked at the points that IM-Net moved (paper Eq. 7).
@@ -69,11 +78,11 @@ class UniversalMotion(nn.Module):
             still = values_MD.new_zeros(len(points_N3), values_MD.shape[1])
             return still.index_copy(0, open_M, values_MD)
 
-        attention = None if shared.attention is None or own.attention is None else own.attention + shared.attention
+        attentions = [motion.attention for motion in (own, shared) if motion.attention is not None]
         return Motion(
             means=placed((own.means + alignment.factor * shared.means) * gate),
             quats=placed((own.quats + shared.quats) * gate),
             log_scales=placed((own.log_scales + shared.log_scales) * gate),
-            attention=None if attention is None else placed(attention),
+            attention=placed(torch.stack(attentions).sum(0)) if attentions else None,
             own=placed(own.means),
         )

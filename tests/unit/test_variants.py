@@ -1,0 +1,136 @@
+"""The paper's ablations: each variant trains, checkpoints, goes on and is baked; what is left out costs nothing; what makes no sense is refused."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+import tiny_identity
+import torch
+from heads import small_config, small_head, small_shot
+
+from fiag_dist.actor import Actor
+from fiag_dist.config import PretrainConfig
+from fiag_dist.configfile import from_dict, to_dict
+from fiag_dist.dist.engine import LocalEngine
+from fiag_dist.dist.process import Process
+from fiag_dist.errors import ConfigError
+from fiag_dist.pretrain import build, identity_tensors
+from fiag_dist.rehearsal import Rehearsal
+from fiag_dist.start import refuse_contradictions
+from fiag_dist.storage import open_storage
+from fiag_dist.training import Training
+
+NO_IDENTITY = {"model": {"identity": {"enabled": False}}, "loss": {"triplet": 0}}
+NO_PERSONAL = {"model": {"motion": {"personal": False}}, "loss": {"contrast": 0}}
+VARIANTS = {
+    "full": {},
+    "without IE-Net": NO_IDENTITY,
+    "without IM-Net": NO_PERSONAL,
+    "without IM-Net, attention form": {
+        "model": {"motion": {"personal": False, "form": "attention"}},
+        "loss": {"contrast": 0},
+    },
+    "without hook": {"model": {"motion": {"hook_k": 0}}},
+    "random hook": {"model": {"motion": {"hook_k_most": 50}}},
+    "without L_t, without L_c": {"loss": {"triplet": 0, "contrast": 0}},
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_identity.pack(tmp_path_factory.mktemp("two"), "ball", "twin")
+
+
+def merged(tree: dict, over: dict) -> dict:
+    return tree | {k: merged(tree[k], v) if isinstance(v, dict) and k in tree else v for k, v in over.items()}
+
+
+@contextmanager
+def training(shards: str, variant: dict) -> Iterator[Training]:
+    model = to_dict(small_config())
+    tiny = {
+        "steps": 8,
+        "frames_per_step": 2,
+        "stages": {"landmark_steps": 1, "warm_up": 0.2, "identity": 0.4},
+        "model": model,
+    }
+    tree = merged({**tiny, "loss": {"lpips": 0.0}}, variant)
+    config = from_dict(PretrainConfig, {"data": shards, "train": tree})
+    made = build(
+        config, Process(), open_storage(shards), open_storage(f"{shards}/none"), lambda h, g: LocalEngine(h, g, 0.0)
+    )
+    with closing(made.feed):
+        yield made
+
+
+def learnt(made: Training) -> list[dict[str, float]]:
+    return [made.learn(made.feed.next(made.step)) for _ in range(9)]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_each_variant_trains_is_kept_and_rehearsed(shards: str, name: str) -> None:
+    with training(shards, VARIANTS[name]) as made:
+        tags = learnt(made)
+        assert all(torch.tensor(t["loss/total"]).isfinite() for t in tags)
+        assert tags[-1]["train/refused_steps"] == 0
+        seen = {key for t in tags for key in t}
+        assert ("loss/triplet" in seen) == (name not in ("without IE-Net", "without L_t, without L_c"))
+        assert ("loss/contrast" in seen) == ("without IM-Net" not in name and name != "without L_t, without L_c")
+        person = made.feed.names[0]
+        kept = identity_tensors(made, person)
+        with training(shards, VARIANTS[name]) as other:
+            other.restore(made.step, *made.shared(), rank=0)
+            other.pool.load(person, kept)
+            shot = made.feed.test_shots(person, 1)[0]
+            images = [t.compare(person, [shot])[1][0][2] for t in (made, other)]
+            torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-6)
+        actor = Actor.bake(made.head.eval(), made.pool[person], made.feed.embedding(person))
+        performed = actor(shot.audio, shot.expression, shot.camera).over(torch.zeros(3, 1, 1))
+        rehearsed = Rehearsal(actor).perform(shot.audio, shot.expression, shot.camera).image
+        assert float((performed - rehearsed).abs().mean().detach()) < 1e-4
+
+
+def test_what_is_left_out_has_no_parameters_and_is_not_read(shards: str) -> None:
+    with training(shards, merged(NO_IDENTITY, NO_PERSONAL) | {"loss": {"triplet": 0, "contrast": 0}}) as bare:
+        assert not [name for name, _ in bare.head.named_parameters() if "identity" in name]
+        assert not list(bare.pool[bare.feed.names[0]].parameters())
+        reads = []
+        for reader in bare.feed.readers.values():
+            original = reader.frame
+            reader.frame = lambda position, original=original: reads.append(position) or original(position)
+        for step in range(4):
+            bare.feed.next(step)
+    assert len(reads) <= 10  # two frames a step, and those of the step ahead; no frame for L_t
+
+
+def test_without_ie_net_all_are_one_person() -> None:
+    head = small_head(
+        from_dict(type(small_config()), merged(to_dict(small_config()), {"identity": {"enabled": False}}))
+    )
+    people = [head.person(small_shot(seed=seed).embedding).face for seed in (1, 2)]
+    torch.testing.assert_close(people[0].opacities, people[1].opacities, rtol=0, atol=0)
+
+
+def test_k_of_the_hook_is_drawn_in_training_only() -> None:
+    head = small_head(small_config(hook_k_most=50))
+    moved = torch.randn(300, 3)
+    drawn = {float(head.universal.hook(moved)[0]) for _ in range(20)}
+    assert len(drawn) > 3
+    head.eval()
+    assert len({float(head.universal.hook(moved)[0]) for _ in range(5)}) == 1
+    assert not small_head(small_config(hook_k=0)).universal.hook(moved).any()
+
+
+@pytest.mark.parametrize(
+    ("variant", "line"),
+    [
+        ({"model": {"identity": {"enabled": False}}}, "train.loss.triplet is 0.01"),
+        ({"model": {"motion": {"personal": False}}}, "train.loss.contrast is 1.0"),
+        ({"model": {"motion": {"hook_k": 20, "hook_k_most": 10}}}, "hook_k_most is 10 and hook_k 20"),
+        ({"stages": {"warm_up": 0.5, "identity": 0.2}}, "warm_up 0.5, identity 0.2"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_line(variant: dict, line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as refused:
+        refuse_contradictions(from_dict(PretrainConfig, {"train": variant}).train)
+    assert "\n" not in str(refused.value)
