@@ -28,8 +28,8 @@ WRITES = 15
 """Files of an undisturbed run: three shards and four others of each of two clips, and the manifest."""
 GONE_S = 20.0
 """After so long nothing of a killed run is at work."""
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own, which may look for their parent a minute later: they pack nothing."""
+AT_WORK = ("ray::_task", "raylet", "gcs_server")
+"""What packs, and what could start more that does; Ray's agents, which look for their parent now and then, may last a minute longer."""
 STOP_S = 10.0
 """Ctrl-C takes no longer."""
 
@@ -93,7 +93,7 @@ def wait(run: subprocess.Popen[str], due: Callable[[], bool]) -> bool:
 
 def kill(run: subprocess.Popen[str], victim: Victim, ray_of: int) -> None:
     """Without warning: the command with what is in its group, the command alone, or one of its workers (nothing, where none is at work)."""
-    mine = [child for child in psutil.Process(run.pid).children(recursive=True) if child.name() not in AGENTS]
+    mine = [child for child in psutil.Process(run.pid).children(recursive=True) if child.name().startswith(AT_WORK)]
     if victim == "worker":
         family = psutil.Process(ray_of).children(recursive=True)
         for worker in [child for child in family if child.name().startswith("ray::_task")][:1]:
@@ -105,7 +105,7 @@ def kill(run: subprocess.Popen[str], victim: Victim, ray_of: int) -> None:
         run.kill()
     run.communicate()
     _, alive = psutil.wait_procs(mine, timeout=GONE_S)
-    assert not [child for child in alive if child.name() not in AGENTS], "what a killed run leaves at work"
+    assert not alive, "what a killed run leaves at work"
 
 
 def files_since(out: Path) -> Callable[[], int]:
