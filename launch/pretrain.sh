@@ -24,6 +24,7 @@ fi
 # torchrun knows nothing of SIGUSR1 and would die of it: it ignores the signal, which its workers, who answer it, get from here.
 (
   trap '' USR1
+  export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # else ranks that start again may read where the dead ones of the start before listened
   exec torchrun --nnodes="$nodes" --nproc-per-node="$nproc" --max-restarts="${RESTARTS:-3}" "${rendezvous[@]}" -m fiag_dist.pretrain "$@"
 ) &
 agent=$!

@@ -133,7 +133,7 @@ def new_store(name: str, timeout_s: float) -> dist.Store | None:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     table = dist.TCPStore(address, port, timeout=timedelta(seconds=timeout_s), wait_for_workers=False)
-    return dist.PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", table)
+    return dist.PrefixStore(name, table)
 
 
 class StopSignal:

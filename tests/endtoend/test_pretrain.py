@@ -107,8 +107,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(pretrained: Path, config: Path):
 
 
 def _started(words: list[str]) -> subprocess.Popen[str]:
-    """A command under way, with all that it prints in one pipe."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    """A command under way as launch/pretrain.sh starts it, with all that it prints in one pipe."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
