@@ -13,6 +13,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.model.motion import PersonalNet
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import iter_frames, read_meta
+from fiag_dist.stages import sh_degree
 from fiag_dist.start import load_head
 from fiag_dist.storage import Storage, open_storage
 
@@ -26,16 +27,18 @@ def write_identity_folder(
     name: str,
     start: str,
     steps: int,
+    embedding: torch.Tensor | None = None,
 ) -> None:
-    """Bakes identity `name` for its mean embedding and writes its folder, identity.json last.
+    """Bakes identity `name` for its embedding and writes its folder, identity.json last.
 
-    start: the checkpoint that it came from, empty for one trained from scratch.
+    start: the checkpoint that it came from, empty for one trained from scratch. embedding: [id_dim]; None: the mean over the clip.
     """
     entry = manifest.entry(name)
     meta = read_meta(data, entry)
     head.eval()
     device = head.face_field.means.device
-    actor = Actor.bake(head, personal, torch.from_numpy(meta.embedding).to(device))
+    embedding = torch.from_numpy(meta.embedding) if embedding is None else embedding
+    actor = Actor.bake(head, personal, embedding.to(device))
     info = IdentityInfo(
         name=name,
         size=manifest.size,
@@ -66,6 +69,7 @@ def bake_run(run: str) -> Path:
     manifest = read_manifest(data)
     out, start = Path(run) / "identities", f"{storage.url}/{folder}"
     head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
+    head.sh_degree = sh_degree(stored.step, config.train)
     for name in stored.identities:
         done = out / name
         if (done / INFO).is_file() and load_info(done).checkpoint == start:
@@ -73,5 +77,5 @@ def bake_run(run: str) -> Path:
         personal = head.universal.new_personal()
         tensors = stored.identities[name]
         personal.load_state_dict({key: tensors[key] for key in personal.state_dict()})
-        write_identity_folder(done, head, personal, data, manifest, name, start, stored.step)
+        write_identity_folder(done, head, personal, data, manifest, name, start, stored.step, tensors["embedding"])
     return out

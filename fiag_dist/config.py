@@ -79,6 +79,10 @@ class IdentityConfig:
 
     enabled: bool = True
     """Off: all are the shared field alone (an ablation of the paper's; needs `loss.triplet` 0)."""
+    embedding: Literal["recogniser", "table"] = "recogniser"
+    """Who a frame shows: what a face recogniser says, or a vector for each person learnt with its IM-Net. Somebody new starts from the mean."""
+    table_dim: int = 32
+    """Length of learnt vectors."""
     grid: GridConfig = GridConfig(finest=128.0, init=0.1)
     hidden: int = 64
     means_scale: float = 1e-2
@@ -167,6 +171,8 @@ class StageConfig:
     motion: float = 0.90
     landmark_steps: int = 500
     """Motion-only steps on tracked landmarks before the first image: they halve the time to living lips and lids."""
+    sh_every: int = 0
+    """Steps with images after which one more degree of the spherical harmonics takes part; 0: all from the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,6 +195,9 @@ class OptimConfig:
     """All networks' rates fall log-linearly to this share."""
     universal: float = 1.0
     """Multiplier of UM-Net's rates; adaptation uses less, so that what many people taught is kept."""
+    universal_schedule: Literal["decay", "pretraining", "adaptation"] = "decay"
+    """How UM-Net's rates fall: `decay` as all networks'; else as the relatives', t from 0 to 1 with the steps: `pretraining` 0.5^(1.5 t) up to two thirds, then
+    0.1^t; `adaptation` 0.1 in warm-up, then 0.5^t."""
     ema: float = 0.995
     """Decay of the moving average of IE-Net and UM-Net, from which adaptation starts."""
     grad_clip: float = 0.0
@@ -218,6 +227,8 @@ class TrainConfig:
     steps: int = 1500
     frames_per_step: int = 2
     """The global batch, whatever the number of ranks: each frame comes from another lane of identities."""
+    curriculum_every: int = 0
+    """Each so-many-th frame of an identity is chosen by how far mouth or eyes are open, from closed to open and back; 0: every frame once an epoch."""
     seed: int = 0
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

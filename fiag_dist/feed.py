@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import Ownership, draw
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
@@ -80,15 +81,31 @@ def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu"
     return resident_of(frame, meta, device).shot()
 
 
-class IdentityStream:
-    """Training positions of one identity: every frame once an epoch, in an order that only (seed, name, epoch) decides."""
+SWEPT_SHARE = 0.1
+"""Of an identity's frames: the window within which a frame of the curriculum is drawn."""
 
-    def __init__(self, positions: np.ndarray, seed: int, name: str):
+
+class IdentityStream:
+    """Training positions of one identity: every frame once an epoch, in an order that only (seed, name, epoch) decides.
+
+    every: each so-many-th draw is one of the curriculum's beside these, 0: none. openings: how far mouth and eyes are open at each of `positions`.
+    """
+
+    def __init__(
+        self, positions: np.ndarray, seed: int, name: str, every: int = 0, openings: Sequence[np.ndarray] = ()
+    ):
         self._positions, self._seed, self._name = positions, seed, list(name.encode())
         self._epoch, self._order = -1, positions
+        self._every = every
+        self._by_opening = [positions[np.argsort(opening, kind="stable")] for opening in openings]
 
     def position(self, count: int) -> int:
         """The frame of draw number `count`."""
+        if self._every:
+            turn, place = divmod(count, self._every)
+            if place == self._every - 1:
+                return self._swept(turn)
+            count -= turn
         epoch, place = divmod(count, len(self._positions))
         if epoch != self._epoch:
             self._epoch, self._order = (
@@ -96,6 +113,18 @@ class IdentityStream:
                 np.random.default_rng((self._seed, epoch, *self._name)).permutation(self._positions),
             )
         return int(self._order[place])
+
+    def _swept(self, turn: int) -> int:
+        """Draw number `turn` of the curriculum: any frame of a window that slides from closed to open and back, over the mouth's openings, then the eyes'.
+
+        Windows are of ranks, not of degrees of opening: a clip without a blink has them as well.
+        """
+        num = len(self._positions)
+        sweep, place = divmod(turn, num)
+        ordered = self._by_opening[sweep // 2 % len(self._by_opening)]
+        width = max(round(SWEPT_SHARE * num), 1)
+        first = round((num - width) * (place if sweep % 2 == 0 else num - 1 - place) / max(num - 1, 1))
+        return int(ordered[first + np.random.default_rng((self._seed, turn, 0, *self._name)).integers(width)])
 
 
 CACHE_MIB = 64.0
@@ -119,11 +148,13 @@ class Feed:
         resident_mib: float | None = None,
         held_out: int = 0,
         positives: bool = True,
+        curriculum_every: int = 0,
     ):
         """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
 
         held_out: last training frames of each identity that are kept back to judge training by; a tenth of them at most.
         positives: whether lessons bring another frame's embedding, for which that frame must be read.
+        curriculum_every: as in TrainConfig.
         """
         self.ownership, self.fps = ownership, manifest.fps
         self._seed, self._device, self._positives = seed, device, positives
@@ -132,7 +163,12 @@ class Feed:
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
         self.readers = {name: FrameReader(storage, manifest.entry(name), cache_mib) for name in self.names}
         parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
-        self._streams = {name: IdentityStream(learnt, seed, name) for name, (learnt, _) in parted.items()}
+        self._streams = {
+            name: IdentityStream(
+                learnt, seed, name, curriculum_every, [t[learnt] for t in _openings(self.readers[name])]
+            )
+            for name, (learnt, _) in parted.items()
+        }
         self.held_out = {name: kept for name, (_, kept) in parted.items()}
         """Positions of the training frames that are kept back."""
         self.counts = dict.fromkeys(self.names, 0)
@@ -221,3 +257,31 @@ def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarra
     """Positions to learn from, and the last ones, which are kept back."""
     num = len(positions) - min(held_out, len(positions) // 10)
     return positions[:num], positions[num:]
+
+
+def _openings(reader: FrameReader) -> tuple[np.ndarray, np.ndarray]:
+    """How far mouth and eyes are open in each frame."""
+    return reader.mouth_open, -reader.blink
+
+
+def feed_of(
+    config: TrainConfig,
+    storage: Storage,
+    manifest: Manifest,
+    ownership: Ownership,
+    rank: int,
+    device: torch.device | str,
+    held_out: int = 0,
+) -> Feed:
+    """The feed that a training asks for."""
+    return Feed(
+        storage,
+        manifest,
+        ownership,
+        rank,
+        config.seed,
+        device,
+        held_out=held_out,
+        positives=config.loss.triplet > 0,
+        curriculum_every=config.curriculum_every,
+    )

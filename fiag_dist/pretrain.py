@@ -16,10 +16,10 @@ from fiag_dist.dist.engine import Engine, Group, ZeroEngine
 from fiag_dist.dist.heartbeat import Heartbeat
 from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.ownership import Ownership, assign
-from fiag_dist.dist.pool import PersonalPool
+from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.saving import Saved, Saver
 from fiag_dist.errors import guarded
-from fiag_dist.feed import Feed
+from fiag_dist.feed import feed_of
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
 from fiag_dist.model.head import Head
@@ -124,18 +124,18 @@ def build(
     else:
         names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
         head = fresh_head(config.train, data, manifest, sorted(names), config.train.seed, here.device)
-    told_apart = config.train.loss.triplet > 0
-    feed = Feed(data, manifest, ownership, here.rank, config.train.seed, here.device, positives=told_apart)
-    pool = PersonalPool({name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names})
+    feed = feed_of(config.train, data, manifest, ownership, here.rank, here.device)
+    personals = {name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names}
+    embeddings = first_embeddings(config.train.model.identity, feed.names, config.train.seed)
+    pool = PersonalPool(personals, {name: start.to(here.device) for name, start in embeddings.items()})
     make_engine = make_engine or partial(
         ZeroEngine, zero_stage=config.zero_stage, grad_clip=config.train.optim.grad_clip
     )
     engine = make_engine(head, optimizer_groups(head))
     perceptual = perceptual_loss(config.train, here.device)
-    neighbours = Neighbours(ownership, here.rank, pool, feed.embedding, config.neighbour_every)
-    training = Training(
-        config.train, head, engine, pool, feed, len(ownership.lanes), here.world, perceptual, neighbours
-    )
+    training = Training(config.train, head, engine, pool, feed, len(ownership.lanes), here.world, perceptual)
+    neighbours = Neighbours(ownership, here.rank, pool, training.embedding, config.neighbour_every)
+    training.neighbours = neighbours
     if stored:
         training.restore(stored.step, stored.shared, stored.optim, here.rank)
         for name in feed.names:
@@ -147,8 +147,8 @@ def build(
 
 
 def identity_tensors(training: Training, name: str) -> dict[str, torch.Tensor]:
-    """One identity's part of a checkpoint: its personal net, how many of its frames were drawn, its mean embedding, and its frozen neighbour."""
-    own = {"count": torch.tensor(training.feed.counts[name]), "embedding": training.feed.embedding(name).cpu()}
+    """One identity's part of a checkpoint: its personal net, how many of its frames were drawn, its embedding, and its frozen neighbour."""
+    own = {"count": torch.tensor(training.feed.counts[name]), "embedding": training.embedding(name).cpu()}
     neighbour = training.neighbours.tensors(name) if training.neighbours else {}
     return training.pool.tensors(name) | own | neighbour
 

@@ -65,7 +65,8 @@ def rates(step: int, config: TrainConfig, groups: list[str]) -> dict[str, float]
             rate = {"grids": optim.grids, "nets": optim.identity_nets}[kind] * net_decay
             trains = Stage.LANDMARKS < stage < Stage.FUSION
         elif owner == "universal":
-            rate = {"grids": optim.grids, "nets": optim.nets, "audio": optim.audio}[kind] * net_decay * optim.universal
+            start = {"grids": optim.grids, "nets": optim.nets, "audio": optim.audio}[kind]
+            rate = start * _universal_decay(done, config) * optim.universal
             trains = stage < Stage.FUSION
         else:
             rate = {"grids": optim.personal_grids, "nets": optim.personal_nets, "audio": optim.audio}[kind] * net_decay
@@ -78,6 +79,22 @@ def landmark_weight(step: int, config: TrainConfig) -> float:
     """Weight of the landmark term: constant to 30 % of the steps, then linear to a tenth."""
     done = progress(step, config)
     return config.loss.landmarks * (1 - 0.9 * max(0.0, (done - 0.3) / 0.7))
+
+
+def sh_degree(step: int, config: TrainConfig) -> int:
+    """How many degrees of the spherical harmonics take part above 0 in the step that comes after `step` finished ones."""
+    every, most = config.stages.sh_every, config.model.field.sh_degree
+    return min(max(step - config.stages.landmark_steps, 0) // every, most) if every else most
+
+
+def _universal_decay(done: float, config: TrainConfig) -> float:
+    """UM-Net's rates against those at the start."""
+    schedule = config.optim.universal_schedule
+    if schedule == "pretraining":
+        return 0.5 ** (1.5 * done) if done < 2 / 3 else 0.1**done
+    if schedule == "adaptation":
+        return 0.1 if done < config.stages.warm_up else 0.5**done
+    return config.optim.decay**done
 
 
 def prune_threshold(step: int, config: TrainConfig) -> float:

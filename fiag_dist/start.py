@@ -72,6 +72,10 @@ def refuse_contradictions(config: TrainConfig) -> None:
         raise ConfigError(
             f"train.loss.triplet is {loss.triplet}, but train.model.identity.enabled is False: L_t compares what IE-Net says; set train.loss.triplet to 0"
         )
+    if not identity.enabled and identity.embedding == "table":
+        raise ConfigError(
+            "train.model.identity.embedding is table, but identity.enabled is False: nothing reads the learnt embeddings; set embedding to recogniser"
+        )
     if not motion.personal and loss.contrast:
         raise ConfigError(
             f"train.loss.contrast is {loss.contrast}, but train.model.motion.personal is False: L_c compares IM-Nets; set train.loss.contrast to 0"

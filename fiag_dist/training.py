@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from fiag_dist.stages import (
     progress,
     prune_threshold,
     rates,
+    sh_degree,
     stage_at,
     total_steps,
 )
@@ -136,7 +137,9 @@ class Training:
     def _perform(self, lessons: Sequence[Lesson]) -> list[tuple[Performance | None, dict[str, Tensor]]]:
         """Each lesson's frame and its loss terms. The draws are the same at any number of ranks, and after a resume."""
         config, stage = self.config, self.stage
-        shots, personals = [lesson.shot for lesson in lessons], [self.pool[lesson.shot.identity] for lesson in lessons]
+        self.head.sh_degree = sh_degree(self.step, config)
+        shots = [self._known(lesson.shot) for lesson in lessons]
+        personals = [self.pool[shot.identity] for shot in shots]
         seeds = [_seed(config.seed, self.step, lesson.lane) for lesson in lessons]
         if stage is Stage.LANDMARKS:
             moved = self.engine.forward(shots, personals, seeds, rendered=False)
@@ -154,18 +157,27 @@ class Training:
             config.loss, config.ssim, landmark_weight(self.step, config), self.perceptual if fusing else None
         )
         tried = []
-        for performance, lesson in zip(performances, lessons, strict=True):
+        for performance, shot, lesson in zip(performances, shots, lessons, strict=True):
             torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
             rival = self._rival(lesson)
-            tried.append((performance, losses.compute(self.head, performance, lesson.shot, stage, critic, rival)))
+            tried.append((performance, losses.compute(self.head, performance, shot, stage, critic, rival)))
         return tried
+
+    def embedding(self, name: str) -> Tensor:
+        """Of an identity of this rank: learnt, or the mean over its clip, [id_dim]."""
+        return self.pool.embedding(name, self.feed.embedding(name)).detach()
+
+    def _known(self, shot: Shot) -> Shot:
+        """The shot with the embedding of its person that is learnt, if one is."""
+        return replace(shot, embedding=self.pool.embedding(shot.identity, shot.embedding))
 
     def _rival(self, lesson: Lesson) -> Rival | None:
         """Whom the lesson's person is told from: another one of the lane, else a neighbour's frozen copy, if there is anybody."""
+        positive = self.pool.embedding(lesson.shot.identity, lesson.positive)
         if lesson.rival is not None:
-            return Rival(lesson.positive, self.feed.embedding(lesson.rival), self.pool[lesson.rival])
+            return Rival(positive, self.embedding(lesson.rival), self.pool[lesson.rival])
         neighbour = self.neighbours.of(lesson.lane) if self.neighbours else None
-        return neighbour and Rival(lesson.positive, neighbour.embedding, neighbour.net)
+        return neighbour and Rival(positive, neighbour.embedding, neighbour.net)
 
     def _observe(self, lessons: Sequence[Lesson], performances: Sequence[Performance | None], share: float) -> None:
         for performance in performances:
@@ -248,7 +260,7 @@ class Training:
         """Mean PSNR of the head in `shots` of one identity of this rank, and each shot as performed, and put over its own backdrop [3, size, size]."""
         self.head.eval()
         shown, errors = [], []
-        for shot in shots:
+        for shot in map(self._known, shots):
             performance = self.head.perform(
                 shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
             )

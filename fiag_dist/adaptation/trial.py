@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -18,13 +19,14 @@ from fiag_dist.configfile import from_dict
 from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
-from fiag_dist.dist.pool import PersonalPool
+from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.process import Process
 from fiag_dist.evaluate import evaluate_identity
-from fiag_dist.feed import Feed
+from fiag_dist.feed import feed_of
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
+from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor, peak_mib
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage, first_of_fusion, total_steps
@@ -76,7 +78,10 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
     tell("baking")
     data, folder = open_storage(job.data), mirror.folder
     manifest, personal = read_manifest(data, check=False), training.pool[job.name]
-    write_identity_folder(folder, training.head, personal, data, manifest, job.name, job.start, trained.steps)
+    embedding, steps_trained = training.embedding(job.name), trained.steps
+    write_identity_folder(
+        folder, training.head, personal, data, manifest, job.name, job.start, steps_trained, embedding
+    )
     tell("scoring")
     metrics = evaluate_identity(folder) | {
         "seconds": round(time.time() - began, 1),
@@ -173,22 +178,32 @@ def build(job: Job) -> Training:
     device = torch.device("cuda" if torch.cuda.is_available() and job.config.gpus_per_trial != 0 else "cpu")
     owners = assign([job.name], {job.name: entry.split.train}, 1, 1)
     torch.manual_seed(config.seed)  # a new IM-Net is drawn
-    held_out, told_apart = job.config.plateau.frames, config.loss.triplet > 0
-    feed = Feed(data, manifest, owners, 0, config.seed, device, held_out=held_out, positives=told_apart)
+    feed = feed_of(config, data, manifest, owners, 0, device, job.config.plateau.frames)
     if job.start:
         storage, name = checkpoint.resolve(job.start)
         stored = checkpoint.load(storage, name)
+        embeddings: dict[str, torch.Tensor] = {}
         config = replace(config, model=from_dict(ModelConfig, stored.info["config"]["train"]["model"]))
         head = load_head(config, stored.info["formats"], stored.shared, averaged=True).to(device)
-        pool = PersonalPool({job.name: head.universal.new_personal().to(device)})
-        nearest = _nearest(stored, feed.embedding(job.name).cpu()) if job.config.nearest_personal else None
+        if config.model.identity.embedding == "table":  # nobody knows yet whom the new one is like
+            embeddings = {job.name: torch.stack([t["embedding"] for t in stored.identities.values()]).mean(0)}
+        pool = _pool(job.name, head, embeddings)
+        known = pool.embedding(job.name, feed.embedding(job.name)).detach().cpu()
+        nearest = _nearest(stored, known) if job.config.nearest_personal else None
         if nearest:
             pool.load(job.name, stored.identities[nearest], moments=False)
     else:
         head = fresh_head(config, data, manifest, [job.name], config.seed, device)
-        pool = PersonalPool({job.name: head.universal.new_personal().to(device)})
+        pool = _pool(job.name, head, first_embeddings(config.model.identity, [job.name], config.seed))
     engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
     return Training(config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device))
+
+
+def _pool(name: str, head: Head, embeddings: Mapping[str, torch.Tensor]) -> PersonalPool:
+    device = head.face_field.means.device
+    return PersonalPool(
+        {name: head.universal.new_personal().to(device)}, {n: start.to(device) for n, start in embeddings.items()}
+    )
 
 
 def _nearest(stored: checkpoint.Checkpoint, embedding: torch.Tensor) -> str | None:

@@ -125,7 +125,7 @@ def _render(
 class Head(nn.Module):
     """Everything that all identities share: the Global Gaussian Field, the IE-Nets and UM-Net.
 
-    id_dim, audio_dim, audio_window: shapes of the identity embedding and of one window of speech features, as in the manifest.
+    id_dim, audio_dim, audio_window: shapes of the recogniser's embedding and of one window of speech features, as in the manifest.
     rest_landmarks: [478, 3], mean rest shape, metres.
     """
 
@@ -142,6 +142,9 @@ class Head(nn.Module):
         super().__init__()
         self.config = config
         self.raster: RasterBackend = raster
+        self.sh_degree = config.field.sh_degree
+        """Degrees of the spherical harmonics that take part; training raises it (`StageConfig.sh_every`)."""
+        id_dim = config.identity.table_dim if config.identity.embedding == "table" else id_dim
         field, num_sh = config.field, (config.field.sh_degree + 1) ** 2
         self.face_field = GaussianField(field.capacity_face, field.sh_degree)
         self.mouth_field = GaussianField(field.capacity_mouth, field.sh_degree)
@@ -155,10 +158,16 @@ class Head(nn.Module):
 
     def person(self, embedding: Float[Tensor, " id_dim"]) -> Person:
         """theta_i of both branches for one identity embedding."""
+        face = self.face_identity(self.face_field.gaussians(), embedding)
         mouth = self.mouth_identity(self.mouth_field.gaussians(), embedding)
+        num_rest = (self.sh_degree + 1) ** 2 - 1
         return Person(
-            self.face_identity(self.face_field.gaussians(), embedding),
-            replace(mouth, log_scales=mouth.log_scales.clamp(max=math.log(MOUTH_SCALE_M))),
+            replace(face, sh_rest=face.sh_rest[:, :num_rest]),
+            replace(
+                mouth,
+                sh_rest=mouth.sh_rest[:, :num_rest],
+                log_scales=mouth.log_scales.clamp(max=math.log(MOUTH_SCALE_M)),
+            ),
         )
 
     def drive(self, shot: Shot) -> Drive:

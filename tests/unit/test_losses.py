@@ -2,13 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from heads import small_head, small_shot
 
 from fiag_dist import density, losses
-from fiag_dist.config import DensityConfig, LossConfig, StageConfig, TrainConfig
+from fiag_dist.config import (
+    DensityConfig,
+    FieldConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    StageConfig,
+    TrainConfig,
+)
 from fiag_dist.losses import Rival
-from fiag_dist.stages import landmark_weight, rates, stage_at, total_steps
+from fiag_dist.stages import landmark_weight, rates, sh_degree, stage_at, total_steps
 from fiag_dist.types import Rendering
 
 
@@ -64,6 +73,28 @@ def test_stages_follow_each_other_and_freeze_what_they_should():
     assert [bool(r) for r in rates(105, config, groups).values()] == [False, True, False, False, False]
     assert landmark_weight(10, config) == 0.02
     assert abs(landmark_weight(110, config) - 0.002) < 1e-9
+
+
+def test_degrees_of_colour_come_one_by_one_and_all_at_once_by_default():
+    config = TrainConfig(model=ModelConfig(field=FieldConfig(sh_degree=2)), stages=StageConfig(landmark_steps=10))
+    assert sh_degree(0, config) == 2
+    config = replace(config, stages=replace(config.stages, sh_every=100))
+    assert [sh_degree(step, config) for step in (0, 109, 110, 209, 210, 900)] == [0, 0, 1, 1, 2, 2]
+    head, shot = small_head(), small_shot()
+    head.sh_degree = 0
+    assert head.person(shot.embedding).face.sh_rest.shape[1] == 0
+
+
+def test_universal_rates_fall_as_the_relatives_do():
+    def shares(schedule: str) -> list[float]:
+        stages = StageConfig(warm_up=0.1, landmark_steps=0)
+        optim = OptimConfig(universal_schedule=schedule, universal=1.0, nets=1.0)
+        config = TrainConfig(steps=100, frames_per_step=1, stages=stages, optim=optim)
+        return [rates(step, config, ["universal_nets"])["universal_nets"] for step in (0, 5, 50, 80)]
+
+    np.testing.assert_allclose(shares("decay"), [1, 0.1**0.05, 0.1**0.5, 0.1**0.8])
+    np.testing.assert_allclose(shares("pretraining"), [1, 0.5**0.075, 0.5**0.75, 0.1**0.8])
+    np.testing.assert_allclose(shares("adaptation"), [0.1, 0.1, 0.5**0.5, 0.5**0.8])
 
 
 def test_a_gaussian_that_one_identity_needs_survives():

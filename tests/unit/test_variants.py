@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 import tiny_identity
@@ -9,12 +10,15 @@ import torch
 from heads import small_config, small_head, small_shot
 
 from fiag_dist.actor import Actor
-from fiag_dist.config import PretrainConfig
+from fiag_dist.adaptation import trial
+from fiag_dist.adaptation.job import Job
+from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, to_dict
+from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.process import Process
 from fiag_dist.errors import ConfigError
-from fiag_dist.pretrain import build, identity_tensors
+from fiag_dist.pretrain import _info, build, identity_tensors
 from fiag_dist.rehearsal import Rehearsal
 from fiag_dist.start import refuse_contradictions
 from fiag_dist.storage import open_storage
@@ -22,17 +26,15 @@ from fiag_dist.training import Training
 
 NO_IDENTITY = {"model": {"identity": {"enabled": False}}, "loss": {"triplet": 0}}
 NO_PERSONAL = {"model": {"motion": {"personal": False}}, "loss": {"contrast": 0}}
+NO_HOOK = {"model": {"motion": {"hook_k": 0}}, "loss": {"triplet": 0, "contrast": 0}}
+TABLE = {"model": {"identity": {"embedding": "table", "table_dim": 12}}}
+SCHEDULES = {"curriculum_every": 2, "stages": {"sh_every": 3}, "optim": {"universal_schedule": "pretraining"}}
 VARIANTS = {
     "full": {},
-    "without IE-Net": NO_IDENTITY,
-    "without IM-Net": NO_PERSONAL,
-    "without IM-Net, attention form": {
-        "model": {"motion": {"personal": False, "form": "attention"}},
-        "loss": {"contrast": 0},
-    },
-    "without hook": {"model": {"motion": {"hook_k": 0}}},
-    "random hook": {"model": {"motion": {"hook_k_most": 50}}},
-    "without L_t, without L_c": {"loss": {"triplet": 0, "contrast": 0}},
+    "no IE-Net": NO_IDENTITY,
+    "no IM-Net": {**NO_PERSONAL, "model": {"motion": {"personal": False, "form": "attention"}}},
+    "no hook, L_t, L_c": NO_HOOK,
+    "learnt embeddings, schedules": TABLE | SCHEDULES,
 }
 
 
@@ -74,8 +76,8 @@ def test_each_variant_trains_is_kept_and_rehearsed(shards: str, name: str) -> No
         assert all(torch.tensor(t["loss/total"]).isfinite() for t in tags)
         assert tags[-1]["train/refused_steps"] == 0
         seen = {key for t in tags for key in t}
-        assert ("loss/triplet" in seen) == (name not in ("without IE-Net", "without L_t, without L_c"))
-        assert ("loss/contrast" in seen) == ("without IM-Net" not in name and name != "without L_t, without L_c")
+        assert ("loss/triplet" in seen) == (name not in ("no IE-Net", "no hook, L_t, L_c"))
+        assert ("loss/contrast" in seen) == (name not in ("no IM-Net", "no hook, L_t, L_c"))
         person = made.feed.names[0]
         kept = identity_tensors(made, person)
         with training(shards, VARIANTS[name]) as other:
@@ -84,10 +86,33 @@ def test_each_variant_trains_is_kept_and_rehearsed(shards: str, name: str) -> No
             shot = made.feed.test_shots(person, 1)[0]
             images = [t.compare(person, [shot])[1][0][2] for t in (made, other)]
             torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-6)
-        actor = Actor.bake(made.head.eval(), made.pool[person], made.feed.embedding(person))
+        actor = Actor.bake(made.head.eval(), made.pool[person], made.embedding(person))
         performed = actor(shot.audio, shot.expression, shot.camera).over(torch.zeros(3, 1, 1))
         rehearsed = Rehearsal(actor).perform(shot.audio, shot.expression, shot.camera).image
         assert float((performed - rehearsed).abs().mean().detach()) < 1e-4
+
+
+def test_learnt_embeddings_start_apart_are_learnt_and_whoever_is_new_starts_from_their_mean(
+    shards: str, tmp_path: Path
+) -> None:
+    run = open_storage(tmp_path / "run")
+    with training(shards, TABLE) as made:
+        first = {name: made.embedding(name).clone() for name in made.feed.names}
+        assert float(first["ball"] @ first["twin"]) < 0.9
+        learnt(made)
+        kept = {name: identity_tensors(made, name) for name in first}
+        config = PretrainConfig(data=shards, train=made.config)
+        saving.save(run, checkpoint.FOLDER, made.step, *made.shared(), kept, _info(config, made), Process(), keep=1)
+    for name, tensors in kept.items():
+        assert 0 < float((tensors["embedding"] - first[name]).abs().max()) < 0.1
+    settings = from_dict(AdaptConfig, {"train": {"steps": 4, "stages": {"landmark_steps": 0}, "loss": {"lpips": 0}}})
+    new = trial.build(Job("ball", shards, f"{tmp_path}/run", str(tmp_path / "ball"), settings))
+    mean = torch.stack([tensors["embedding"] for tensors in kept.values()]).mean(0)
+    with closing(new.feed):
+        torch.testing.assert_close(new.embedding("ball"), mean)
+        new.learn(new.feed.next(0))
+        assert float((new.embedding("ball") - mean).abs().max()) > 0
+        assert new.pool.tensors("ball")["embedding"].shape == (12,)
 
 
 def test_what_is_left_out_has_no_parameters_and_is_not_read(shards: str) -> None:
@@ -127,6 +152,7 @@ def test_k_of_the_hook_is_drawn_in_training_only() -> None:
         ({"model": {"identity": {"enabled": False}}}, "train.loss.triplet is 0.01"),
         ({"model": {"motion": {"personal": False}}}, "train.loss.contrast is 1.0"),
         ({"model": {"motion": {"hook_k": 20, "hook_k_most": 10}}}, "hook_k_most is 10 and hook_k 20"),
+        (merged(NO_IDENTITY, {"model": {"identity": {"embedding": "table"}}}), "embedding is table, but"),
         ({"stages": {"warm_up": 0.5, "identity": 0.2}}, "warm_up 0.5, identity 0.2"),
     ],
 )
