@@ -152,7 +152,7 @@ class Feed:
     ):
         """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
 
-        held_out: last training frames of each identity that are kept back to judge training by; a tenth of them at most.
+        held_out: training frames of each identity, spread over its clip, that are kept back to judge training by; a tenth of them at most.
         positives: whether lessons bring another frame's embedding, for which that frame must be read.
         curriculum_every: as in TrainConfig.
         """
@@ -254,34 +254,8 @@ class Feed:
 
 
 def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to learn from, and the last ones, which are kept back."""
-    num = len(positions) - min(held_out, len(positions) // 10)
-    return positions[:num], positions[num:]
-
-
-def _openings(reader: FrameReader) -> tuple[np.ndarray, np.ndarray]:
-    """How far mouth and eyes are open in each frame."""
-    return reader.mouth_open, -reader.blink
-
-
-def feed_of(
-    config: TrainConfig,
-    storage: Storage,
-    manifest: Manifest,
-    ownership: Ownership,
-    rank: int,
-    device: torch.device | str,
-    held_out: int = 0,
-) -> Feed:
-    """The feed that a training asks for."""
-    return Feed(
-        storage,
-        manifest,
-        ownership,
-        rank,
-        config.seed,
-        device,
-        held_out=held_out,
-        positives=config.loss.triplet > 0,
-        curriculum_every=config.curriculum_every,
-    )
+    """Positions to learn from, and those spread evenly among them that are kept back."""
+    num = min(held_out, len(positions) // 10)
+    kept = np.zeros(len(positions), bool)
+    kept[((np.arange(num) + 0.5) * len(positions) / max(num, 1)).astype(int)] = True
+    return positions[~kept], positions[kept]
