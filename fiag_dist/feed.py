@@ -259,3 +259,31 @@ def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarra
     kept = np.zeros(len(positions), bool)
     kept[((np.arange(num) + 0.5) * len(positions) / max(num, 1)).astype(int)] = True
     return positions[~kept], positions[kept]
+
+
+def _openings(reader: FrameReader) -> tuple[np.ndarray, np.ndarray]:
+    """How far mouth and eyes are open in each frame."""
+    return reader.mouth_open, -reader.blink
+
+
+def feed_of(
+    config: TrainConfig,
+    storage: Storage,
+    manifest: Manifest,
+    ownership: Ownership,
+    rank: int,
+    device: torch.device | str,
+    held_out: int = 0,
+) -> Feed:
+    """The feed that a training asks for."""
+    return Feed(
+        storage,
+        manifest,
+        ownership,
+        rank,
+        config.seed,
+        device,
+        held_out=held_out,
+        positives=config.loss.triplet > 0,
+        curriculum_every=config.curriculum_every,
+    )
