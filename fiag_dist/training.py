@@ -132,7 +132,7 @@ class Training:
         self.step += 1
         if self._regrowth_is_due():
             self._regrow()
-        return self._tags(tried, report, named)
+        return self._tags(tried, report, named, share)
 
     def _perform(self, lessons: Sequence[Lesson]) -> list[tuple[Performance | None, dict[str, Tensor]]]:
         """Each lesson's frame and its loss terms. The draws are the same at any number of ranks, and after a resume."""
@@ -231,15 +231,16 @@ class Training:
         tried: Sequence[tuple[Performance | None, dict[str, Tensor]]],
         report: StepReport,
         named: Mapping[str, float],
+        share: float,
     ) -> dict[str, float]:
-        """Numbers of this step on this rank, by their name in the log; integers are states."""
+        """Numbers of this step on this rank, by their name in the log; integers are states. The mean of losses over ranks is that over lanes."""
         names = [(k, term) for k, (_, terms) in enumerate(tried) for term in terms]
         values = torch.stack([tried[k][1][term].detach() for k, term in names]).tolist()  # waits for the device once
         tags: dict[str, float] = {}
         for term in sorted({term for _, term in names}):
             found = [value for (_, name), value in zip(names, values, strict=True) if name == term]
-            tags[f"loss/{term}"] = sum(found) / len(found)
-        tags["loss/total"] = sum(values) / len(tried)
+            tags[f"loss/{term}"] = sum(found) / share
+        tags["loss/total"] = sum(values) / share
         tags |= {f"rate/{name}": rate for name, rate in named.items()}
         tags |= {f"field/num_gaussians_{name}": len(f) for name, f in self.head.fields.items()}
         tags |= {"field/num_gaussians": sum(len(f) for f in self.head.fields.values())}
