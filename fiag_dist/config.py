@@ -286,12 +286,12 @@ class PlateauConfig:
 
     every: int = 100
     """Steps between two looks at the frames that are held out."""
-    patience: int = 5
+    patience: int = 8
     """Looks in a row without a rise that make a plateau; 0: every identity trains for all of its steps."""
     rise_db: float = 0.05
     """Less than this over the best look so far is no rise."""
     frames: int = 6
-    """Training frames that are held out, the last ones before the test part; a tenth of them at most."""
+    """Training frames that are held out, spread over the clip; a tenth of them at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +308,8 @@ class AdaptConfig:
     )
     nearest_personal: bool = True
     """Start the new IM-Net from the pretrained identity nearest by embedding, else fresh."""
+    own_field: bool = False
+    """Start Gaussians and IE-Net anew from the clip, and take only motion from the checkpoint: the paper's exclusive field (EGF), to compare with."""
     plateau: PlateauConfig = PlateauConfig()
     retries: int = 2
     """How often an identity that died is tried again, from its last checkpoint."""

@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from fiag_dist.actor import Actor
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
-from fiag_dist.model.head import Person
+from fiag_dist.model.head import Person, shown_colors
 from fiag_dist.model.motion import NUM_EXPRESSION, Drive
-from fiag_dist.raster import rasterize, view_colors
+from fiag_dist.raster import rasterize
 from fiag_dist.types import AUDIO_FRAMES, Camera, Gaussians
 
 
@@ -95,8 +95,7 @@ class Rehearsal:
             torch.cat([getattr(person.face, name), getattr(person.mouth, name)])
             for name in ("means", "quats", "log_scales")
         )
-        # Nothing is lighter than white: of a Gaussian that training pushed far beyond it, a sliver shows as a speck.
-        scales, colors = torch.exp(log_scales), view_colors(self._sh_dc, self._sh_rest, means, camera).clamp_(max=1)
+        scales, colors = torch.exp(log_scales), shown_colors(self._sh_dc, self._sh_rest, means, camera)
         black = colors.new_zeros(3)
         if means.is_cuda:
             face, mouth = (

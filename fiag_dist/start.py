@@ -65,6 +65,12 @@ def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[s
     return head
 
 
+def take_field(head: Head, source: Head) -> None:
+    """Gives a head the Gaussians and the IE-Nets of another one of the same shape, and leaves it its motion."""
+    state = {name: value for name, value in source.state_dict().items() if not name.startswith("universal.")}
+    head.load_state_dict(state, strict=False)
+
+
 def refuse_contradictions(config: TrainConfig) -> None:
     """Raises ConfigError when settings, each fine by itself, make no sense together."""
     identity, motion, loss, stages = config.model.identity, config.model.motion, config.loss, config.stages

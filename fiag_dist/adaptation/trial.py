@@ -30,7 +30,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor, peak_mib
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage, first_of_fusion, total_steps
-from fiag_dist.start import fresh_head, load_head
+from fiag_dist.start import fresh_head, load_head, take_field
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.synthesize import write_preview
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
@@ -185,6 +185,8 @@ def build(job: Job) -> Training:
         embeddings: dict[str, torch.Tensor] = {}
         config = replace(config, model=from_dict(ModelConfig, stored.info["config"]["train"]["model"]))
         head = load_head(config, stored.info["formats"], stored.shared, averaged=True).to(device)
+        if job.config.own_field:
+            take_field(head, fresh_head(config, data, manifest, [job.name], config.seed, device))
         if config.model.identity.embedding == "table":  # nobody knows yet whom the new one is like
             embeddings = {job.name: torch.stack([t["embedding"] for t in stored.identities.values()]).mean(0)}
         pool = _pool(job.name, head, embeddings)

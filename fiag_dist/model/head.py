@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -21,6 +21,8 @@ from fiag_dist.types import Camera, Gaussians, Rendering, Shot
 
 MOUTH_SCALE_M = 0.006
 """Largest standard deviation of the mouth's Gaussians: behind the face nothing keeps them short, and needles came out beside the cheeks."""
+FACE_SCALE_M = 0.030
+"""The same of the face's: nothing on a head is as wide and smooth as what went beyond it, up to 81 mm."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +106,27 @@ def film(acts: Sequence[Act], cameras: Sequence[Camera], raster: RasterBackend =
     ]
 
 
+def shown_colors(
+    sh_dc: Float[Tensor, "n 3"], sh_rest: Float[Tensor, "n k 3"], means: Float[Tensor, "n 3"], camera: Camera
+) -> Float[Tensor, "n 3"]:
+    """Colours 0..1 of Gaussians, in training and rendering alike: of one that went far beyond white, a sliver shows as a speck."""
+    return cast(Tensor, _AtMostWhite.apply(view_colors(sh_dc, sh_rest, means, camera)))
+
+
+class _AtMostWhite(torch.autograd.Function):
+    """Colours up to 1. What is lighter is pulled back by its gradient, and not pushed on: it would run away unseen."""
+
+    @staticmethod
+    def forward(context: Any, colors: Tensor) -> Tensor:
+        context.save_for_backward(colors)
+        return colors.clamp(max=1)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        (colors,) = context.saved_tensors
+        return gradient * ((colors <= 1) | (gradient > 0))
+
+
 def _first(motion: Motion, n: int) -> Motion:
     head = {name: None if value is None else value[:n] for name, value in vars(motion).items()}
     return Motion(**head)  # type: ignore[arg-type]
@@ -114,7 +137,7 @@ def _render(
 ) -> list[Rendering]:
     splats = []
     for g, camera, extra in zip(people, cameras, extras, strict=True):
-        colors = view_colors(g.sh_dc, g.sh_rest, g.means, camera)
+        colors = shown_colors(g.sh_dc, g.sh_rest, g.means, camera)
         if extra is not None:
             colors = torch.cat([colors, extra], 1)
         splats.append(Splats(g.means, g.quats, torch.exp(g.log_scales), torch.sigmoid(g.opacities), colors))
@@ -162,7 +185,9 @@ class Head(nn.Module):
         mouth = self.mouth_identity(self.mouth_field.gaussians(), embedding)
         num_rest = (self.sh_degree + 1) ** 2 - 1
         return Person(
-            replace(face, sh_rest=face.sh_rest[:, :num_rest]),
+            replace(
+                face, sh_rest=face.sh_rest[:, :num_rest], log_scales=face.log_scales.clamp(max=math.log(FACE_SCALE_M))
+            ),
             replace(
                 mouth,
                 sh_rest=mouth.sh_rest[:, :num_rest],

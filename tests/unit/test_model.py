@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from heads import rest_landmarks, small_config, small_head, small_shot
+from heads import camera, rest_landmarks, small_config, small_head, small_shot
 
 from fiag_dist.actor import Actor
 from fiag_dist.config import AudioConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.model.audio import AudioCode, Listener, held, taps
-from fiag_dist.model.head import Performance, Person
+from fiag_dist.model.head import FACE_SCALE_M, Performance, Person, shown_colors
 from fiag_dist.model.motion import hook
 from fiag_dist.model.surface import FaceSurface, MotionGate
 from fiag_dist.types import BOUND_M, Rendering
@@ -178,3 +178,23 @@ def test_no_gaussian_of_the_mouth_is_a_needle():
     person = head.person(shot.embedding)
     assert float(person.mouth.log_scales.exp().max().detach()) <= 0.006 * (1 + 1e-6)
     assert len(person.mouth.log_scales) == len(head.mouth_field)
+
+
+def test_no_gaussian_of_the_face_is_wider_than_a_cheek():
+    head, shot = small_head(), small_shot()
+    with torch.no_grad():
+        head.face_field.log_scales[:, 1] = 0.0
+    assert float(head.person(shot.embedding).face.log_scales.exp().max().detach()) == pytest.approx(FACE_SCALE_M)
+
+
+def test_nothing_is_lighter_than_white_and_what_is_can_only_come_back():
+    dc = torch.tensor([[9.0, 9.0, 0.0]], requires_grad=True)
+    colors = shown_colors(dc, torch.zeros(1, 0, 3), torch.zeros(1, 3), camera())
+    assert colors.tolist() == [[1.0, 1.0, 0.5]]
+    (colors * torch.tensor([[1.0, -1.0, -1.0]])).sum().backward()
+    assert dc.grad is not None
+    assert [sign(g) for g in dc.grad[0].tolist()] == [1, 0, -1]
+
+
+def sign(value: float) -> int:
+    return (value > 0) - (value < 0)
