@@ -1,0 +1,233 @@
+"""One training or examination of a paper experiment: run once, in a process of its own, and remembered, so that an interrupted table goes on."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fiag_dist.actor import load_actor, load_info
+from fiag_dist.adaptation.job import Job
+from fiag_dist.adaptation.trial import adapt_identity
+from fiag_dist.bake import bake_run
+from fiag_dist.config import AdaptConfig, PackConfig, PretrainConfig
+from fiag_dist.configfile import from_dict, from_yaml, to_dict, to_yaml
+from fiag_dist.dist import checkpoint
+from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.evaluate import evaluate_identity
+from fiag_dist.examine import Evaluation
+from fiag_dist.metrics.panel import ALL, IMAGE, Panel
+from fiag_dist.monitor import peak_mib
+from fiag_dist.pack import pack
+from fiag_dist.shards.manifest import FILE as MANIFEST
+from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.storage import open_storage
+from fiag_dist.synthesize import Identity
+from fiag_dist.video import SAMPLE_RATE
+
+ROOT = Path(__file__).resolve().parents[1]
+TEST_SHARE = 1 / 11
+RENDERED_S = 2.0
+
+Numbers = dict[str, Any]
+Settings = Mapping[str, Any]
+"""Nested settings that differ from a configuration file's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What all cells of an experiment share."""
+
+    clips: str
+    """Folder of clips, or of packed shards."""
+    out: Path
+    steps: int
+    """Of an adaptation, with images."""
+    pretrain_steps: int
+    pretrain_config: str
+    adapt_config: str
+    ranks: int
+    fast: bool
+    """PSNR and SSIM alone."""
+    isolated: bool = True
+    """Each cell in a process of its own, or its memory could not be told from that of others."""
+
+    @property
+    def is_packed(self) -> bool:
+        return open_storage(self.clips).exists(MANIFEST)
+
+
+class Lab:
+    """Makes cells, or remembers them."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def shards(self, seconds: float = 0.0, extractor: str = "whisper") -> str:
+        """Shards with so many seconds to train on for each person, 0: all there are. Raises ConfigError when shards were given and others are needed."""
+        plan = self.plan
+        if plan.is_packed:
+            return plan.clips
+        out = plan.out / "shards" / f"{extractor.replace(':', '_').replace('/', '_')}_{seconds:g}s"
+        if not (out / MANIFEST).is_file():
+            settings = PackConfig(extractor=extractor, max_seconds=seconds / (1 - TEST_SHARE), test_share=TEST_SHARE)
+            pack([plan.clips], str(out), settings)
+        return str(out)
+
+    def need_clips(self, what: str) -> None:
+        """Raises ConfigError when shards were given where clips are needed."""
+        if self.plan.is_packed:
+            raise ConfigError(
+                f"--clips {self.plan.clips}: holds shards, but {what} are packed anew from clips; give the folder of clips"
+            )
+
+    def pretrained(self, data: str, people: Sequence[str], seed: int, settings: Settings | None = None) -> Numbers:
+        """A pretraining: `run`, its folder; how large its field became, how long it took, and its peak memory."""
+        plan = self.plan
+        base = from_yaml(PretrainConfig, ROOT / plan.pretrain_config)
+        lanes = min(base.train.frames_per_step, len(people))
+        own = {"steps": plan.pretrain_steps, "seed": seed, "frames_per_step": lanes}
+        tree = merged(to_dict(base), {"data": _absolute(data), "identities": sorted(people), "train": own})
+        tree = merged(tree, settings or {})
+        return self._cell("pretrain", tree, lambda key: _pretrain(plan, key, tree))
+
+    def adapted(self, data: str, name: str, start: str, seed: int, settings: Settings | None = None) -> Numbers:
+        """An adaptation from a run, or from scratch when `start` is empty: all metrics of its test frames, `folder`, `minutes` and `peak_mib`."""
+        plan = self.plan
+        tree = merged(
+            to_dict(from_yaml(AdaptConfig, ROOT / plan.adapt_config)), {"train": {"steps": plan.steps, "seed": seed}}
+        )
+        config = from_dict(AdaptConfig, merged(tree, settings or {}))
+        if start:
+            storage, folder = checkpoint.resolve(start)
+            start = f"{storage.url}/{folder}"
+        job = Job(name, _absolute(data), start, "", config)
+        asked = {"job": job.key, "name": name, "fast": plan.fast}
+
+        def work(key: str) -> Numbers:
+            folder = plan.out / "identities" / key
+            return self._apart(_adapt, replace(job, folder=str(folder)), plan.fast) | {"folder": str(folder)}
+
+        return self._cell("adapt", asked, work)
+
+    def rendered(self, folder: str) -> Numbers:
+        """How fast a finished identity speaks, frames a second, and its peak memory."""
+        return self._cell("render", {"folder": folder}, lambda _: self._apart(_render, folder))
+
+    def baked(self, run: str) -> Numbers:
+        """All identities of a pretraining, straight from its field: metrics of each by name, and `folders`."""
+        return self._cell(
+            "baked", {"run": run, "fast": self.plan.fast}, lambda _: self._apart(_bake, run, self.plan.fast)
+        )
+
+    def _cell(self, kind: str, asked: Mapping[str, Any], work: Callable[[str], Numbers]) -> Numbers:
+        key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
+        path = self.plan.out / "cells" / f"{kind}-{key}.json"
+        if path.is_file():
+            return json.loads(path.read_text())["numbers"]
+        began = time.monotonic()
+        numbers = work(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps({"asked": asked, "numbers": numbers}, indent=1))
+        part.replace(path)
+        print(f"{kind} {key}: {time.monotonic() - began:.0f} s", flush=True)
+        return numbers
+
+    def _apart(self, function: Callable[..., Numbers], *arguments: Any) -> Numbers:
+        if not self.plan.isolated:
+            return function(*arguments)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+
+
+def merged(tree: Mapping[str, Any], over: Settings) -> dict[str, Any]:
+    """Nested settings, those of `over` first."""
+    deeper = {k: merged(tree[k], v) if isinstance(v, Mapping) and k in tree else v for k, v in over.items()}
+    return {**tree, **deeper}
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else str(Path(url).resolve())
+
+
+def _pretrain(plan: Plan, key: str, tree: Settings) -> Numbers:
+    """Runs the command, which goes on from its newest checkpoint if it was interrupted. Raises DataError with its last line when it fails."""
+    runs = plan.out / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    config = from_dict(PretrainConfig, {**tree, "runs": str(runs.resolve()), "name": key})
+    path, log = runs / f"{key}.yaml", runs / f"{key}.log"
+    path.write_text(to_yaml(config, f"python -m fiag_dist.pretrain {path}"))
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={plan.ranks}"] if plan.ranks > 1 else []
+    )
+    words = [sys.executable, *launcher, "-m", "fiag_dist.pretrain", str(path.resolve())]
+    began = time.monotonic()
+    with log.open("a") as stream:
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(words, stdout=stream, stderr=subprocess.STDOUT, cwd=ROOT, env=env, check=False)
+    if done.returncode:
+        raise DataError(
+            f"pretraining {path} ended with {done.returncode}: {log.read_text().splitlines()[-1][:300]}; see {log}"
+        )
+    records = [json.loads(line) for line in (runs / key / "metrics.jsonl").read_text().splitlines()]
+    last = {name: value for record in records for name, value in record.items()}
+    return {
+        "run": str((runs / key).resolve()),
+        "minutes": (time.monotonic() - began) / 60,
+        "peak_mib": last["memory/peak_mib"],
+        "gaussians_face": last["field/num_gaussians_face"],
+        "gaussians_mouth": last["field/num_gaussians_mouth"],
+        "bytes_of_a_gaussian": 4 * (11 + 3 * (config.train.model.field.sh_degree + 1) ** 2),
+    }
+
+
+def _adapt(job: Job, fast: bool) -> Numbers:
+    adapt_identity(job, lambda progress: None)
+    noted = json.loads((Path(job.folder) / "metrics.json").read_text())
+    return _examined(Path(job.folder), fast) | {"minutes": noted["seconds"] / 60, "peak_mib": noted["peak_mib"]}
+
+
+def _examined(folder: Path, fast: bool) -> Numbers:
+    """The metrics that this installation can measure, those of the nearest warped training frame as `nearest.KEY`, and what was left out."""
+    with Panel(IMAGE if fast else ALL) as panel:
+        metrics = evaluate_identity(folder, Evaluation(panel))
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float | str)}
+        nearest = metrics["baselines"]["nearest_warped"]
+        return numbers | {f"nearest.{key}": v for key, v in nearest.items()} | {"left_out": panel.left_out}
+
+
+def _render(folder: str) -> Numbers:
+    identity = Identity.load(folder)
+    sound: NDArray[np.float32] = np.zeros(round(RENDERED_S * SAMPLE_RATE), np.float32)
+    for _ in identity.frames(sound[: SAMPLE_RATE // 5]):  # kernels are loaded
+        pass
+    began = time.perf_counter()
+    frames = sum(1 for _ in identity.frames(sound))
+    return {"frames_per_s": frames / (time.perf_counter() - began), "peak_mib": peak_mib()}
+
+
+def _bake(run: str, fast: bool) -> Numbers:
+    folders = sorted(path for path in bake_run(run).iterdir() if path.is_dir())
+    return {folder.name: _examined(folder, fast) | {"folder": str(folder)} for folder in folders}
+
+
+def people_of(data: str) -> list[str]:
+    """Names in shards."""
+    return read_manifest(data).names
+
+
+def gaussians_of(folder: str) -> int:
+    """How many Gaussians an identity is made of."""
+    person = load_actor(Path(folder), load_info(Path(folder))).person
+    return len(person.face) + len(person.mouth)

@@ -1,0 +1,285 @@
+"""The paper's experiments: which cells each of them needs, and the table that they make."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from paper_cells import Lab, Numbers, Settings, gaussians_of, merged, people_of
+from paper_page import AUE, IMAGE, LAG, LMD, LPIPS, MINUTES, MOUTH, SPEECH, SSIM, Column, Findings, bars, beside
+
+from fiag_dist.errors import ConfigError
+from fiag_dist.examine import STRIP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """What is asked of all experiments."""
+
+    lab: Lab
+    taught: tuple[str, ...]
+    """Who is pretrained on."""
+    tested: tuple[str, ...]
+    """Who is adapted to, and was never pretrained on."""
+    seconds: float
+    seeds: int
+    extractors: tuple[str, ...]
+
+    def reconstructed(self, seed: int, variant: Settings | None = None, adapting: Settings | None = None) -> Numbers:
+        """Means over the people tested, adapted from a pretraining of this variant with some seconds of each."""
+        run = self.lab.pretrained(self.lab.shards(), self.taught, seed, variant)["run"]
+        return self.adapted(self.lab.shards(self.seconds), run, seed, adapting)
+
+    def adapted(self, data: str, run: str, seed: int, settings: Settings | None = None) -> Numbers:
+        """Means over the people tested, adapted from a run, or from scratch when there is none."""
+        return _means([self.lab.adapted(data, name, run, seed, settings) for name in self.tested])
+
+    def over_seeds(self, rows: Mapping[str, Callable[[int], Numbers]]) -> dict[str, list[Numbers]]:
+        """Every row with every seed, all rows of one seed before those of the next."""
+        found: dict[str, list[Numbers]] = {name: [] for name in rows}
+        for seed in range(self.seeds):
+            for name, make in rows.items():
+                found[name].append(make(seed))
+        return found
+
+
+def parts(personal: bool = True, hook: bool = True, triplet: bool = True, contrast: bool = True) -> Settings:
+    """A pretraining with some of its parts only. L_c needs IM-Nets."""
+    motion = {} if hook else {"hook_k": 0}
+    motion |= {} if personal else {"personal": False}
+    loss = {} if triplet else {"triplet": 0.0}
+    loss |= {} if contrast and personal else {"contrast": 0.0}
+    return {"train": {"model": {"motion": motion}, "loss": loss}}
+
+
+WITHOUT_IDENTITY: Settings = {"train": {"model": {"identity": {"enabled": False}}, "loss": {"triplet": 0.0}}}
+CUBE: Settings = {"train": {"model": {"field": {"init": "cube"}}}}
+OWN_FIELD: Settings = {"own_field": True}
+
+
+def table1(study: Study) -> Findings:
+    """Ours beside training from scratch, with our start and the paper's cube, and beside the nearest training frame."""
+    lab, data = study.lab, study.lab.shards(study.seconds)
+
+    def ours(seed: int) -> Numbers:
+        run = lab.pretrained(lab.shards(), study.taught, seed)["run"]
+        each = [lab.adapted(data, name, run, seed) for name in study.tested]
+        speeds = [lab.rendered(numbers["folder"]) for numbers in each]
+        return _means([numbers | speed for numbers, speed in zip(each, speeds, strict=True)])
+
+    rows = study.over_seeds(
+        {
+            "FIAG": ours,
+            "from scratch, our start": lambda seed: study.adapted(data, "", seed),
+            "from scratch, cube": lambda seed: study.adapted(data, "", seed, CUBE),
+        }
+    )
+    prefix = "nearest."
+    nearest = [{k.removeprefix(prefix): v for k, v in n.items() if k.startswith(prefix)} for n in rows["FIAG"]]
+    columns = (*IMAGE, LPIPS, SSIM, LMD, *AUE, MOUTH, SPEECH, MINUTES, Column("frames/s", "frames_per_s", ".1f"))
+    return Findings(rows | {"nearest training frame, warped": nearest}, columns)
+
+
+def table2(study: Study) -> Findings:
+    """More seconds of footage, the same number of steps."""
+    study.lab.need_clips("5, 10 and 20 s")
+    lab = study.lab
+
+    def row(seconds: float) -> Callable[[int], Numbers]:
+        def make(seed: int) -> Numbers:
+            run = lab.pretrained(lab.shards(), study.taught, seed)["run"]
+            return study.adapted(lab.shards(seconds), run, seed)
+
+        return make
+
+    rows = study.over_seeds({f"{seconds} s": row(seconds) for seconds in (5, 10, 20)})
+    remark = "The test frames are those that follow the footage, so they differ from row to row; a clip that is shorter gives all it has."
+    return Findings(rows, (*IMAGE, SSIM, LMD, MOUTH, SPEECH), [remark])
+
+
+def table3(study: Study) -> Findings:
+    """Another person's voice: who follows it, and when."""
+    lab, data = study.lab, study.lab.shards(study.seconds)
+
+    def row(name: str) -> Callable[[int], Numbers]:
+        def make(seed: int) -> Numbers:
+            return lab.adapted(data, name, lab.pretrained(lab.shards(), study.taught, seed)["run"], seed)
+
+        return make
+
+    columns = (
+        Column("voice", "speech_voice"),
+        SPEECH,
+        Column("by chance", "speech_score_rolled"),
+        Column("the voice's own video", "speech_score_true_video"),
+        LAG,
+        Column("opening in silence", "speech_opening_in_silence_eye_distances", ".3f"),
+    )
+    return Findings(study.over_seeds({name: row(name) for name in study.tested}), columns)
+
+
+def table4(study: Study) -> Findings:
+    """What the shared field, IE-Net and the IM-Nets are worth."""
+    rows = study.over_seeds(
+        {
+            "exclusive field (EGF)": lambda seed: study.reconstructed(seed, adapting=OWN_FIELD),
+            "without IM-Net": lambda seed: study.reconstructed(seed, parts(personal=False)),
+            "without IE-Net": lambda seed: study.reconstructed(seed, WITHOUT_IDENTITY),
+            "full": study.reconstructed,
+        }
+    )
+    remark = "EGF: Gaussians and IE-Net of each person start anew, and only motion comes from the pretraining, which itself had the shared field."
+    return Findings(rows, (*IMAGE, LPIPS, SSIM, LMD, MOUTH, SPEECH), [remark])
+
+
+def table5(study: Study) -> Findings:
+    """Memory: flat in the number of people."""
+    lab, everybody = study.lab, (*study.taught, *study.tested)
+
+    def pretraining(num: int) -> Callable[[int], Numbers]:
+        return lambda seed: lab.pretrained(lab.shards(), everybody[:num], seed)
+
+    def adaptation(seed: int) -> Numbers:
+        run = lab.pretrained(lab.shards(), study.taught, seed)["run"]
+        return lab.adapted(lab.shards(study.seconds), study.tested[0], run, seed)
+
+    counts = [num for num in (2, 4, 6, 8, 10) if num <= len(everybody)]
+    rows = study.over_seeds(
+        {
+            "rendering": lambda seed: lab.rendered(adaptation(seed)["folder"]),
+            "adaptation": adaptation,
+            **{f"pretraining, {num} people": pretraining(num) for num in counts},
+        }
+    )
+    remark = (
+        "Peak memory of the process in MiB, the interpreter and libraries among it; with several ranks, of the first."
+    )
+    return Findings(
+        rows, (Column("memory", "peak_mib", ".0f"), Column("Gaussians of the face", "gaussians_face", ".0f")), [remark]
+    )
+
+
+def table6(study: Study) -> Findings:
+    """Motion's personal parts, and the losses that tell people apart."""
+    variants = {
+        "none": parts(personal=False, hook=False, triplet=False),
+        "IM-Net": parts(hook=False, triplet=False, contrast=False),
+        "IM-Net, E": parts(triplet=False, contrast=False),
+        "IM-Net, E, L_t": parts(contrast=False),
+        "IM-Net, E, L_c": parts(triplet=False),
+        "IM-Net, L_t, L_c": parts(hook=False),
+        "full": None,
+    }
+    rows = study.over_seeds(
+        {name: lambda seed, variant=variant: study.reconstructed(seed, variant) for name, variant in variants.items()}
+    )
+    return Findings(rows, (*IMAGE, LPIPS, LMD, MOUTH, SPEECH))
+
+
+def table7(study: Study) -> Findings:
+    """Speech features."""
+    study.lab.need_clips("speech features")
+    lab = study.lab
+
+    def row(extractor: str) -> Callable[[int], Numbers]:
+        def make(seed: int) -> Numbers:
+            run = lab.pretrained(lab.shards(0.0, extractor), study.taught, seed)["run"]
+            return study.adapted(lab.shards(study.seconds, extractor), run, seed)
+
+        return make
+
+    rows = study.over_seeds({extractor: row(extractor) for extractor in study.extractors})
+    return Findings(rows, (*IMAGE, LPIPS, SSIM, LMD, *AUE, MOUTH, SPEECH))
+
+
+def table8(study: Study) -> Findings:
+    """All of each person's footage, and a third more steps."""
+    lab, data = study.lab, study.lab.shards()
+    more: Settings = {"train": {"steps": round(lab.plan.steps * 4 / 3)}}
+
+    def row(settings: Settings | None) -> Callable[[int], Numbers]:
+        def make(seed: int) -> Numbers:
+            return study.adapted(data, lab.pretrained(data, study.taught, seed)["run"], seed, settings)
+
+        return make
+
+    rows = {
+        "adapted": row(None),
+        "adapted, 4/3 of the steps": row(more),
+        "from scratch": lambda s: study.adapted(data, "", s),
+    }
+    return Findings(study.over_seeds(rows), (*IMAGE, SSIM, LMD, MOUTH, SPEECH, MINUTES))
+
+
+def fig8(study: Study) -> Findings:
+    """One field for all against a field for each."""
+    lab, data = study.lab, study.lab.shards()
+    lonely = merged(WITHOUT_IDENTITY, {"train": {"loss": {"contrast": 0.0}}})
+
+    def shared(seed: int) -> Numbers:
+        return _sizes([lab.pretrained(data, study.taught, seed)])
+
+    def exclusive(seed: int) -> Numbers:
+        return _sizes([lab.pretrained(data, [name], seed, lonely) for name in study.taught])
+
+    rows = study.over_seeds({"one field for all (GGF)": shared, "exclusive fields (EGF), sum": exclusive})
+    counts = {name: float(np.mean([n["gaussians"] for n in numbers])) for name, numbers in rows.items()}
+    one, many = counts.values()
+    remark = (
+        f"Reuse: {1 - one / many:.1%} (paper: 98.5 %). {len(study.taught)} people. EGF: a pretraining of each by itself, without IE-Net, for as many steps. "
+        "Fields grow to their capacity at most (train.model.field)."
+    )
+    columns = (Column("Gaussians", "gaussians", ".0f"), Column("megabytes", "megabytes"))
+    return Findings(rows, columns, [remark], bars(counts, "Gaussians"))
+
+
+def fig10(study: Study) -> Findings:
+    """Everybody in one field with seconds of footage each: how each looks straight from it."""
+    lab, data = study.lab, study.lab.shards(study.seconds)
+    everybody = sorted((*study.taught, *study.tested))
+    baked = [lab.baked(lab.pretrained(data, everybody, seed)["run"]) for seed in range(study.seeds)]
+    rows = {name: [numbers[name] for numbers in baked] for name in everybody}
+    strips = [cv2.imread(str(Path(baked[0][name]["folder"]) / STRIP)) for name in everybody]
+    if any(strip is None for strip in strips):
+        raise ConfigError(
+            f"{lab.plan.out}: pictures of an earlier run are gone; delete {lab.plan.out}/cells to make them again"
+        )
+    first = [strip[:, : strip.shape[0] // 2, ::-1] for strip in strips if strip is not None]
+    num = gaussians_of(baked[0][everybody[0]]["folder"])
+    remark = f"{len(everybody)} people in {num} Gaussians. Above: truth; below: rendered, not adapted; one test frame of each."
+    return Findings(rows, (*IMAGE, SSIM, LPIPS), [remark], beside(first))
+
+
+EXPERIMENTS: dict[str, Callable[[Study], Findings]] = {
+    make.__name__: make for make in (table1, table2, table3, table4, table5, table6, table7, table8, fig8, fig10)
+}
+
+
+def divided(lab: Lab, data: str, held_out: Sequence[str], num: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Who is pretrained on and who is tested: the given names, else the last `num` by name. Raises ConfigError when nobody would be left."""
+    people = sorted(people_of(data))
+    unknown = set(held_out) - set(people)
+    if unknown:
+        raise ConfigError(f"--held-out {' '.join(sorted(unknown))}: not in {data}; there: {', '.join(people)}")
+    tested = tuple(sorted(held_out)) or tuple(people[-num:])
+    taught = tuple(name for name in people if name not in tested)
+    if len(taught) < 2:
+        raise ConfigError(
+            f"{data}: {len(people)} people, {len(tested)} of them to test: two or more must be left to pretrain on; give fewer with --held-out"
+        )
+    return taught, tested
+
+
+def _means(each: Sequence[Numbers]) -> Numbers:
+    """Means of what is a number for everybody."""
+    keys = set.intersection(*(set(numbers) for numbers in each))
+    values: dict[str, list[Any]] = {key: [numbers[key] for numbers in each] for key in keys}
+    return {k: float(np.mean(v)) for k, v in values.items() if all(isinstance(x, int | float) for x in v)}
+
+
+def _sizes(runs: Sequence[Numbers]) -> Numbers:
+    counts = [run["gaussians_face"] + run["gaussians_mouth"] for run in runs]
+    held = [count * run["bytes_of_a_gaussian"] for count, run in zip(counts, runs, strict=True)]
+    return {"gaussians": sum(counts), "megabytes": sum(held) / 1e6}

@@ -1,0 +1,145 @@
+"""The page of an experiment: a table of ours beside the paper's, where trends differ, what it was made with, and its picture."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from paper_facts import FACTS, SETTING, Facts
+
+from fiag_dist.bench.machine import machine
+
+Value = float | str | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of our tables. Titles that the paper's table has too are compared with it."""
+
+    title: str
+    key: str
+    form: str = ".2f"
+
+
+IMAGE = (Column("PSNR", "full_psnr_db"), Column("head PSNR", "head_psnr_db"))
+LPIPS, SSIM = Column("LPIPS", "full_lpips", ".4f"), Column("SSIM", "full_ssim", ".4f")
+LMD, SPEECH = Column("LMD", "lmd_px_at_512"), Column("speech score", "speech_score")
+LAG = Column("lag, ms", "speech_lag_ms", "+.0f")
+AUE = (Column("AUE upper", "aue_upper_intensity2", ".3f"), Column("AUE lower", "aue_lower_intensity2", ".3f"))
+MOUTH = Column("mouth corr.", "mouth_opening_correlation")
+MINUTES = Column("minutes", "minutes", ".1f")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment found. rows: by name, one mapping of numbers for each seed."""
+
+    rows: Mapping[str, Sequence[Mapping[str, Value]]]
+    columns: Sequence[Column]
+    remarks: Sequence[str] = ()
+    picture: UInt8[np.ndarray, "height width 3"] | None = field(default=None, compare=False)
+
+
+def write_page(out: Path, name: str, found: Findings, caption: str) -> Path:
+    """Writes NAME.md, and NAME.png when there is a picture. Returns the page."""
+    facts = FACTS[name]
+    out.mkdir(parents=True, exist_ok=True)
+    columns = [column for column in found.columns if any(_known(found, row, column) for row in found.rows)]
+    parts = [f"# {facts.title}", "## Here"]
+    titles = ["", *(column.title for column in columns)]
+    parts.append(_grid(titles, [[row, *(_cell(found, row, column) for column in columns)] for row in found.rows]))
+    if found.picture is not None:
+        cv2.imwrite(str(out / f"{name}.png"), found.picture[..., ::-1])
+        parts.append(f"![{facts.title}]({name}.png)")
+    theirs = [
+        [row, *(f"{value:g}" if isinstance(value, float) else value for value in values)]
+        for row, values in facts.rows.items()
+    ]
+    parts += ["## In the paper", _grid(["", *facts.columns], theirs)]
+    differing = _differing(found, facts)
+    if differing:
+        parts.append("Trends that differ: " + "; ".join(differing) + ".")
+    parts += [*found.remarks, caption, SETTING]
+    page = out / f"{name}.md"
+    page.write_text("\n\n".join(parts) + "\n")
+    return page
+
+
+def caption(clips: str, people: str, steps: str, seeds: int) -> str:
+    """What the numbers were made with."""
+    about = machine()
+    where = about["gpu"] or f"{about['cpu']}, {about['cores']} cores"
+    spread = (
+        f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed: small differences say nothing"
+    )
+    return (
+        f"Clips: {clips}; {people}. {steps}. Numbers are means over the people tested, {spread}. Frames that were never trained on, not encoded; "
+        f"the speech score is our own (docs/metrics.md), not Sync-C. {where}, {about['date'][:10]}, commit {about['commit']}."
+    )
+
+
+def bars(values: Mapping[str, float], unit: str, width: int = 720) -> UInt8[np.ndarray, "height width 3"]:
+    """A bar for each value, its name on the left and the number on its right."""
+    left, line = 260, 44
+    picture = np.full((line * len(values) + 16, width, 3), 255, np.uint8)
+    longest = max(values.values())
+    for row, (name, value) in enumerate(values.items()):
+        top = 8 + row * line
+        right = left + max(round(value / longest * (width - left - 150)), 1)
+        cv2.rectangle(picture, (left, top + 6), (right, top + line - 8), (70, 110, 170), -1)
+        for text, x in ((name, 8), (f"{value:,.0f} {unit}", right + 8)):
+            cv2.putText(picture, text, (x, top + 27), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return picture
+
+
+def beside(
+    strips: Sequence[UInt8[np.ndarray, "height width 3"]], height: int = 256
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Pictures of one height in a row."""
+    scaled = [
+        cv2.resize(s, (round(s.shape[1] * height / s.shape[0]), height), interpolation=cv2.INTER_AREA) for s in strips
+    ]
+    return np.concatenate(scaled, 1)
+
+
+def _differing(found: Findings, facts: Facts) -> list[str]:
+    """Pairs of rows that both tables have and order differently, in columns that both have."""
+    out = []
+    shared = [row for row in facts.rows if row in found.rows]
+    for column in found.columns:
+        if column.title not in facts.columns:
+            continue
+        place = facts.columns.index(column.title)
+        for one, other in combinations(shared, 2):
+            theirs = [facts.rows[row][place] for row in (one, other)]
+            ours = [_mean(found, row, column) for row in (one, other)]
+            if any(not isinstance(value, float) for value in (*theirs, *ours)):
+                continue
+            if np.sign(theirs[0] - theirs[1]) * np.sign(ours[0] - ours[1]) < 0:  # type: ignore[operator]
+                out.append(f"{column.title} of {one} and {other} (here {ours[0]:.3g} and {ours[1]:.3g})")
+    return out
+
+
+def _known(found: Findings, row: str, column: Column) -> list[Value]:
+    return [value for numbers in found.rows[row] if (value := numbers.get(column.key)) is not None]
+
+
+def _mean(found: Findings, row: str, column: Column) -> float | None:
+    values = [value for value in _known(found, row, column) if isinstance(value, int | float)]
+    return float(np.mean(values)) if values else None
+
+
+def _cell(found: Findings, row: str, column: Column) -> str:
+    values = _known(found, row, column)
+    if not values or isinstance(values[0], str):
+        return str(values[0]) if values else ""
+    mean = format(np.mean(values), column.form)  # type: ignore[arg-type]
+    return f"{mean} ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else mean  # type: ignore[arg-type]
+
+
+def _grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    marks = ["---", *["---:"] * (len(titles) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, marks, *lines))
