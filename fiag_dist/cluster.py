@@ -2,6 +2,7 @@
 
 import logging
 import os
+from types import ModuleType
 from typing import Any
 
 from fiag_dist.errors import DistributedError
@@ -13,6 +14,9 @@ QUIET = {
 """What Ray reads from the environment when it is imported."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """What tasks hand one another is small; Ray would keep 30 % of the memory for it."""
+SLOW_START = "timed out during startup"
+STARTS = 3
+"""Ray gives itself 30 s to start, which a busy machine exceeds: how often it may try."""
 
 
 def start_ray(address: str = "") -> None:
@@ -36,7 +40,7 @@ def start_ray(address: str = "") -> None:
     }
     options: dict[str, Any] = {"address": address} if address else own
     try:
-        ray.init(log_to_driver=False, configure_logging=False, **options)
+        _init(ray, options, 1 if address else STARTS)
     except Exception as error:  # no connection, no home to keep its token in, a start of more than 30 s: Ray has no type of its own for these
         said = " ".join(str(error).split())
         raise DistributedError(
@@ -44,6 +48,18 @@ def start_ray(address: str = "") -> None:
             + (
                 "start it: ray start --head, or leave --address out"
                 if address
-                else "it needs a HOME that can be written, and 30 s at most to start; run the command again"
+                else "it needs a HOME that can be written, and 30 s at most to start, which a busy machine exceeds; run the command again"
             )
         ) from error
+
+
+def _init(ray: ModuleType, options: dict[str, Any], tries: int) -> None:
+    """Starts Ray, once more when it was too slow."""
+    for tries_left in reversed(range(tries)):
+        try:
+            ray.init(log_to_driver=False, configure_logging=False, **options)
+            return
+        except Exception as error:
+            ray.shutdown()  # what has come up goes down again
+            if not tries_left or SLOW_START not in str(error):
+                raise

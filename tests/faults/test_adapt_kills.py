@@ -32,9 +32,13 @@ def states(out: Path) -> dict[str, str]:
 
 
 def gone(processes: list[psutil.Process]) -> None:
-    """Waits until none of them runs any more."""
+    """Waits until none of them runs any more, but for two agents of Ray's, which do no work and take their time."""
     _, alive = psutil.wait_procs(processes, timeout=60)
-    assert not alive
+    left = []
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            left.append(process.name())
+    assert not [name for name in left if not name.startswith(("ray::DashboardAgen", "ray::RuntimeEnvAg"))]
 
 
 def test_20_kills_lose_nothing(ready: tuple[Path, Path], tmp_path: Path) -> None:
