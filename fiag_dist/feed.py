@@ -163,10 +163,9 @@ class Feed:
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
         self.readers = {name: FrameReader(storage, manifest.entry(name), cache_mib) for name in self.names}
         parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
+        swept = {name: _openings(self.readers[name]) if curriculum_every else () for name in self.names}
         self._streams = {
-            name: IdentityStream(
-                learnt, seed, name, curriculum_every, [t[learnt] for t in _openings(self.readers[name])]
-            )
+            name: IdentityStream(learnt, seed, name, curriculum_every, [opening[learnt] for opening in swept[name]])
             for name, (learnt, _) in parted.items()
         }
         self.held_out = {name: kept for name, (_, kept) in parted.items()}

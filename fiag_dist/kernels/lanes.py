@@ -25,6 +25,8 @@ SIDE = 4 if WIDE else 2
 
 _float = ir.FloatType()
 _vector = ir.VectorType(_float, LANES)
+_array, _place = types.Array(types.float32, 1, "C"), types.intp
+"""numba's types of what the products take: a flat array, and where in it something begins."""
 
 
 class _Code:
@@ -101,8 +103,7 @@ def multiply(typingctx, out, out_at, weights, weights_at, entered, entered_at, n
 
     Flat arrays, from the places given on; weights [num, ROWS], entered [num, CHUNK], out [ROWS, CHUNK].
     """
-    array, place = types.Array(types.float32, 1, "C"), types.intp
-    signature = types.void(array, place, array, place, array, place, place, types.float32)
+    signature = types.void(_array, _place, _array, _place, _array, _place, _place, types.float32)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(context, builder, signature, arguments)
@@ -135,8 +136,7 @@ def add_outer(typingctx, out, out_at, stride, left, left_at, right, right_at):
 
     Flat arrays, from the places given on; left and right [SIDE, CHUNK]; out's rows are `stride` apart.
     """
-    array, place = types.Array(types.float32, 1, "C"), types.intp
-    signature = types.void(array, place, place, array, place, array, place)
+    signature = types.void(_array, _place, _place, _array, _place, _array, _place)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(context, builder, signature, arguments)
@@ -160,8 +160,7 @@ def add_outer(typingctx, out, out_at, stride, left, left_at, right, right_at):
 @intrinsic
 def keep_where(typingctx, out, out_at, shown, shown_at, num):
     """Zeros in `num` rows of a chunk, out[r, p], wherever shown[r, p] is not above 0: the gradient of ReLU. Flat arrays, from the places given on."""
-    array, place = types.Array(types.float32, 1, "C"), types.intp
-    signature = types.void(array, place, array, place, place)
+    signature = types.void(_array, _place, _array, _place, _place)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(context, builder, signature, arguments)

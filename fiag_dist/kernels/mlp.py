@@ -125,10 +125,10 @@ def _backward(entered, numbers, widths, v_out, v_entered, v_parts):
     layers = len(widths) - 1
     packed, places = _packed(numbers, widths, False)
     turned, turned_places = _packed(numbers, widths, True)
-    room = _padded(widths.max()) * CHUNK
+    wide = _padded(widths.max())
+    room = wide * CHUNK
     num = entered.shape[1]
     chunks, parts = _shares(num)
-    wide = _padded(widths.max())
     for part in prange(parts):
         maps = np.empty((layers + 2) * room, _f4)  # what entered each layer, then two gradients in turn
         sums = np.zeros(layers * wide * wide, _f4)
@@ -168,23 +168,23 @@ class _Mlp(torch.autograd.Function):
         numbers = array(torch.cat([weight.detach().reshape(-1) for weight in weights]))
         out = np.empty((widths[-1], len(inputs)), np.float32)
         launch(_forward, entered, numbers, widths, out)
-        ctx.save_for_backward(inputs, *weights)
+        ctx.save_for_backward(inputs)  # whose memory `entered` may be: torch notices when it is changed meanwhile
         ctx.packed = (entered, numbers, widths)
         return torch.from_numpy(out).T
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
         check("mlp's gradient", outputs=v_outputs[0])
-        _, *weights = ctx.saved_tensors
+        _ = ctx.saved_tensors
         entered, numbers, widths = ctx.packed
         v_out = array(v_outputs[0].T)
         v_entered = np.empty(entered.shape if ctx.needs_input_grad[0] else (0, 0), np.float32)
         v_parts = np.zeros((PARTS, len(numbers)), np.float32)
         launch(_backward, entered, numbers, widths, v_out, v_entered, v_parts)
-        sizes = [weight.numel() for weight in weights]
-        v_weights = torch.from_numpy(v_parts.sum(0)).split(sizes)
+        shapes = list(zip(widths[1:].tolist(), widths[:-1].tolist(), strict=True))
+        v_weights = torch.from_numpy(v_parts.sum(0)).split([rows * columns for rows, columns in shapes])
         v_inputs = torch.from_numpy(v_entered).T if len(v_entered) else None
-        return v_inputs, *(v.reshape(weight.shape) for v, weight in zip(v_weights, weights, strict=True))
+        return v_inputs, *(v.reshape(shape) for v, shape in zip(v_weights, shapes, strict=True))
 
 
 def mlp(inputs: Float[Tensor, "n k"], *weights: Float[Tensor, "_ _"]) -> Float[Tensor, "n j"]:
