@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -44,8 +45,9 @@ class Benchmark(ABC):
         if self.out is not None and (self.out.suffix != ".json" or self.out.is_dir()):
             raise ConfigError(f"--out {self.out}: the result is a JSON file; give a name that ends in .json")
         with redirect_stdout(sys.stderr), _threads(self.threads):
-            about = machine()
+            load_1_min = os.getloadavg()[0]  # without the benchmark's own
             numbers = self.measure()
+            about = machine(load_1_min)
         settings = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "out"}
         command = " ".join(["fiag-dist bench", name, *argv])
         report = {"benchmark": name} | numbers | {"settings": settings, "machine": about, "command": command}

@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fiag_dist.bench.turns import Turns
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, LocalEngine, ZeroEngine
+from fiag_dist.dist.process import Process
 from fiag_dist.errors import guarded
 from fiag_dist.monitor import peak_mib
 from fiag_dist.pretrain import build
@@ -59,6 +61,12 @@ class Contestant:
             self.step_ms.append(1e3 * (time.perf_counter() - began))
             self.talk_ms.append(1e3 * self.training.engine.talk.take_s())
 
+    def summary(self) -> dict[str, float]:
+        """Medians, and the loss of one more step."""
+        loss = self.training.learn(self.training.feed.next(self.training.step))["loss/total"]
+        times = {"step_ms": median(self.step_ms), "fastest_ms": min(self.step_ms), "talk_ms": median(self.talk_ms)}
+        return times | {"loss": loss}
+
 
 def engine_of(name: str, grad_clip: float) -> Callable[[nn.Module, Sequence[Group]], Engine]:
     """Makes the engine of that name around a module."""
@@ -88,43 +96,44 @@ def decode_ms(training: Training) -> float:
     return median(times_ms)
 
 
+def about(training: Training, here: Process) -> dict[str, float]:
+    """What the model of docs/scaling.md wants to know; all ranks call it."""
+    parameters = sum(p.numel() for p in training.head.parameters())
+    return {
+        "parameters": parameters,
+        "personal_mib": max(process.all_gather_object(training.pool.bytes / 2**20)),
+        "peak_mib": max(process.all_gather_object(peak_mib())),
+        "decode_ms": decode_ms(training),
+        "small_all_reduce_ms": all_reduce_ms(1, here.device),
+        "shared_all_reduce_ms": all_reduce_ms(parameters, here.device),
+    }
+
+
 def main(argv: list[str]) -> int:
-    """CONFIG.yaml WARM_UP STEPS OUT.json ENGINE...: rank 0 writes medians by engine."""
-    path, warm_up, steps, out, *names = argv
+    """CONFIG.yaml OUT.json WARM_UP STEPS PLAYER PLAYERS TURNS ENGINE...: rank 0 writes medians by engine."""
+    path, out, *numbers = argv[:6]
+    warm_up, steps, player, players = map(int, numbers)
+    turns, names = Turns(Path(argv[6]), player, players), argv[7:]
     config, here = from_yaml(PretrainConfig, path), process.start()
     data, runs = open_storage(config.data), open_storage(config.runs)
-    contestants = {
-        name: Contestant(build(config, here, data, runs, engine_of(name, config.train.optim.grad_clip)), [], [])
-        for name in names
-    }
-    for contestant in contestants.values():
-        contestant.turn(int(warm_up))
-    for contestant in contestants.values():
-        contestant.step_ms.clear()
-        contestant.talk_ms.clear()
-    for _ in range(int(steps) // TURN):
-        for contestant in contestants.values():
-            contestant.turn(TURN)
-    found = {
-        name: {
-            "step_ms": median(c.step_ms),
-            "fastest_ms": min(c.step_ms),
-            "talk_ms": median(c.talk_ms),
-            "loss": c.training.learn(c.training.feed.next(c.training.step))["loss/total"],
+    with turns.mine(here):
+        contestants = {
+            name: Contestant(build(config, here, data, runs, engine_of(name, config.train.optim.grad_clip)), [], [])
+            for name in names
         }
-        for name, c in contestants.items()
-    }
-    first = next(iter(contestants.values())).training
-    about = {
-        "parameters": sum(p.numel() for p in first.head.parameters()),
-        "personal_mib": max(process.all_gather_object(first.pool.bytes / 2**20)),
-        "peak_mib": max(process.all_gather_object(peak_mib())),
-        "decode_ms": decode_ms(first),
-        "small_all_reduce_ms": all_reduce_ms(1, here.device),
-        "shared_all_reduce_ms": all_reduce_ms(sum(p.numel() for p in first.head.parameters()), here.device),
-    }
+        for contestant in contestants.values():
+            contestant.turn(warm_up)
+            contestant.step_ms.clear()
+            contestant.talk_ms.clear()
+    for _ in range(steps // TURN):
+        with turns.mine(here):
+            for contestant in contestants.values():
+                contestant.turn(TURN)
+    with turns.mine(here):
+        found = {"engines": {name: c.summary() for name, c in contestants.items()}}
+        found["about"] = about(next(iter(contestants.values())).training, here)
     if here.is_first:
-        Path(out).write_text(json.dumps({"engines": found, "about": about}))
+        Path(out).write_text(json.dumps(found))
     for contestant in contestants.values():
         contestant.training.feed.close()
     process.finish()

@@ -5,6 +5,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,10 @@ from fiag_dist.errors import ConfigError, DistributedError
 from fiag_dist.scaling import Machine, sizes, step_time
 from fiag_dist.shards.manifest import read_manifest
 
+World = tuple[int, int]
+"""Ranks, and frames a step of all of them."""
+OUT, ERRORS = "out.json", "errors.log"
+"""Of a launch, in a folder of its own."""
 MODELLED = "zero_1"
 """The engine whose constants and steps the model of docs/scaling.md is held against."""
 
@@ -28,7 +35,7 @@ MODELLED = "zero_1"
 @dataclass(frozen=True, kw_only=True)
 class Bench(Benchmark):
     """Pretrains demo heads through torchrun, one frame a rank and step: one rank on one core (or GPU), then several; torch's own data parallelism and
-    DeepSpeed's ZeRO stages take turns in the same processes.
+    DeepSpeed's ZeRO stages take turns in the same processes, and so do all launches, a few steps each, so that a slow minute is slow for all.
 
     With enough cores the ratio is what the ranks' talk and their shared memory cost. Constants of the model in docs/scaling.md come out, and what it
     predicts for these ranks stands beside what they took. Example: fiag-dist bench dist --ranks 2 (or --ranks 1 2 4 --stages 1)
@@ -54,18 +61,20 @@ class Bench(Benchmark):
         if not set(self.stages) <= {0, 1, 2} or not self.stages:
             raise ConfigError(f"--stages {self.stages}: the choices are 0, 1 and 2; give one or more of them")
         engines = ["ddp", *(f"zero_{stage}" for stage in self.stages)]
+        worlds = sorted({(1, 1), (1, 2), *((ranks, ranks) for ranks in self.ranks)})
         with demo_shards(2 * max(self.ranks), self.size, "demo people are all that this benchmark knows") as data:
-            alone, twice = self._run(data, 1, 1, engines), self._run(data, 1, 2, engines)
-            together = {ranks: self._run(data, ranks, ranks, engines) for ranks in self.ranks}
+            launched = self._launch(data, worlds, engines)
             manifest = read_manifest(data)
             hears = (manifest.id_embedding.dim, manifest.audio.dim, manifest.audio.window)
             counted = sizes(self._config(data, "", 1).train, *hears)
-        found: dict[str, Any] = {"one_rank": alone, "one_rank_two_frames": twice["engines"], "ranks": {}}
-        for ranks, measured in together.items():
+        alone, twice = launched[1, 1], launched[1, 2]
+        together = {ranks: launched[ranks, ranks] for ranks in self.ranks}
+        for measured in together.values():
             for name, times in measured["engines"].items():
                 times["ratio"] = times["step_ms"] / alone["engines"][name]["step_ms"]
                 times["over_ddp"] = times["step_ms"] / measured["engines"]["ddp"]["step_ms"]
-            found["ranks"][str(ranks)] = measured
+        found: dict[str, Any] = {"one_rank_two_frames": twice["engines"], "one_rank": alone}
+        found["ranks"] = {str(ranks): measured for ranks, measured in together.items()}
         if MODELLED in engines:
             machine = _constants(alone, twice, together)
             found["machine_model"] = asdict(machine)
@@ -73,34 +82,31 @@ class Bench(Benchmark):
                 modelled = step_time(machine, counted, world=ranks, frames_per_step=ranks).total_ms
                 taken = measured["engines"][MODELLED]["step_ms"]
                 measured["model"] = {"step_ms": modelled, "of_measured": modelled / taken}
-        return found | {"statistic": f"medians over {self.repeat} turns of {TURN} steps"}
+        return found | {
+            "statistic": f"medians over {self.repeat} turns of {TURN} steps, which all launches take in turn"
+        }
 
-    def _run(self, data: str, ranks: int, frames: int, engines: list[str]) -> dict[str, Any]:
-        """What `bench/contenders.py` found with so many ranks and frames a step."""
+    def _launch(self, data: str, worlds: Sequence[World], engines: Sequence[str]) -> dict[World, dict[str, Any]]:
+        """What `bench/contenders.py` found in each world. All are there at once and take turns."""
         steps = TURN * self.repeat
-        say(
-            f"{ranks} rank{'s' if ranks > 1 else ''}, {frames} frames a step: {', '.join(engines)}, {self.warm_up + steps} steps each"
-        )
-        with tempfile.TemporaryDirectory(prefix="fiag-bench-") as folder:
-            config, out = Path(folder) / "bench.yaml", Path(folder) / "out.json"
-            config.write_text(to_yaml(self._config(data, folder, frames), "fiag-dist bench dist"))
-            launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-            work = ["-m", "fiag_dist.bench.contenders", str(config), str(self.warm_up), str(steps), str(out), *engines]
-            unasked = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
-            env = {name: value for name, value in os.environ.items() if name not in unasked}
-            cores = sorted(os.sched_getaffinity(0))
-            mine = cores if ranks > 1 or torch.cuda.is_available() else cores[:1]
-            done = subprocess.run(
-                [*launcher, *work],
-                capture_output=True,
-                text=True,
-                env=env,
-                preexec_fn=lambda: os.sched_setaffinity(0, mine),
-            )
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or [""])[-1]
-                raise DistributedError(f"{ranks} ranks ended with {done.returncode}: {last}")
-            return json.loads(out.read_text())
+        said = ", ".join(f"{ranks} x {frames}" for ranks, frames in worlds)
+        say(f"ranks x frames a step: {said}; {', '.join(engines)}; {self.warm_up + steps} steps each")
+        with tempfile.TemporaryDirectory(prefix="fiag-bench-") as folder, ExitStack() as stack:
+            turns = Path(folder) / "turns"
+            turns.write_text("0")
+            launches = []
+            for player, (ranks, frames) in enumerate(worlds):
+                own = Path(folder) / f"{ranks}x{frames}"
+                own.mkdir()
+                (own / "bench.yaml").write_text(to_yaml(self._config(data, str(own), frames), "fiag-dist bench dist"))
+                numbers = (self.warm_up, steps, player, len(worlds))
+                launches.append(_started(own, ranks, [*map(str, numbers), str(turns), *engines]))
+                stack.callback(_end, launches[-1])
+            _wait(launches, [Path(folder) / f"{ranks}x{frames}" for ranks, frames in worlds])
+            return {
+                (ranks, frames): json.loads((Path(folder) / f"{ranks}x{frames}" / OUT).read_text())
+                for ranks, frames in worlds
+            }
 
     def _config(self, data: str, runs: str, frames: int) -> PretrainConfig:
         """The motion stage alone; the field neither grows nor shrinks."""
@@ -114,6 +120,40 @@ class Bench(Benchmark):
             model=ModelConfig(field=field_of(self.num_gaussians)),
         )
         return PretrainConfig(data=data, runs=runs, name="run", train=train)
+
+
+def _started(own: Path, ranks: int, words: Sequence[str]) -> subprocess.Popen[bytes]:
+    """torchrun with so many ranks, which are `bench/contenders.py`; one rank has one core."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    work = ["-m", "fiag_dist.bench.contenders", str(own / "bench.yaml"), str(own / OUT), *words]
+    unasked = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+    env = {name: value for name, value in os.environ.items() if name not in unasked}
+    cores = sorted(os.sched_getaffinity(0))
+    mine = cores if ranks > 1 or torch.cuda.is_available() else cores[:1]
+    with (own / ERRORS).open("wb") as errors:
+        return subprocess.Popen(
+            [*launcher, *work],
+            stdout=errors,
+            stderr=errors,
+            env=env,
+            preexec_fn=lambda: os.sched_setaffinity(0, mine),
+        )
+
+
+def _wait(launches: Sequence[subprocess.Popen[bytes]], folders: Sequence[Path]) -> None:
+    """Until all have ended. Raises DistributedError for the first that fails, since the others would wait for its turn."""
+    while any(launch.poll() is None for launch in launches):
+        for launch, folder in zip(launches, folders, strict=True):
+            if launch.poll():
+                last = ((folder / ERRORS).read_text().strip().splitlines() or [""])[-1]
+                raise DistributedError(f"ranks x frames {folder.name} ended with {launch.returncode}: {last}")
+        time.sleep(0.1)
+
+
+def _end(launch: subprocess.Popen[bytes]) -> None:
+    if launch.poll() is None:
+        launch.terminate()
+        launch.wait()
 
 
 def _constants(alone: dict[str, Any], twice: dict[str, Any], together: dict[int, dict[str, Any]]) -> Machine:

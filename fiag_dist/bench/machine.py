@@ -20,13 +20,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "numba", "numpy", "gsplat", "tinycudann", "pytorch-msssim", "av")
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, threads in use, GPU, versions, load, date and commit."""
+def machine(load_1_min: float | None = None) -> dict[str, Any]:
+    """Processor, cores, threads in use, GPU, versions, load (now, unless given), date and commit."""
     about: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "threads": {"torch": torch.get_num_threads(), "kernels": numba.get_num_threads()},
-        "load_1_min": os.getloadavg()[0],
+        "load_1_min": os.getloadavg()[0] if load_1_min is None else load_1_min,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "fiag-dist": __version__,

@@ -1,12 +1,16 @@
 """What all kernels share: how tensors come in, how loops become parallel, and that one kernel runs at a time."""
 
+import fcntl
 import importlib
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -51,12 +55,24 @@ def _load(kernel: Any, arguments: tuple) -> None:
     What numba has just compiled rounds differently, in a last bit, from what it reads back: the first run on a machine would not equal the second.
     """
     types = tuple(map(numba.typeof, arguments))
-    if CACHE_FILLER not in os.environ:
-        if not _stored(kernel, types):
-            _fill_cache()
-        if not _stored(kernel, types):  # a kind of input that the warm-up doesn't know: another number of channels, say
-            _compile_elsewhere(kernel, types)
+    if CACHE_FILLER not in os.environ and not _stored(kernel, types):
+        with _alone(Path(kernel._cache.cache_path)):
+            if not _stored(kernel, types):  # another process may have filled it meanwhile
+                _fill_cache()
+            if not _stored(
+                kernel, types
+            ):  # a kind of input that the warm-up doesn't know: another number of channels, say
+                _compile_elsewhere(kernel, types)
     kernel.compile(types)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process of the machine at a time: of many ranks that start at once, the first compiles, and the others read what it wrote."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".compiling").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _stored(kernel: Any, types: tuple) -> bool:

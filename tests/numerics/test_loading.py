@@ -57,3 +57,14 @@ def test_new_kind_of_input_is_compiled_elsewhere_and_read_from_the_cache(
     assert sum(total.stats.cache_hits.values()) == 1
     assert sum(total.stats.cache_misses.values()) == 0
     assert capfd.readouterr().err.count("compiling small_kernel.total") == 1
+
+
+def test_of_two_processes_that_start_at_once_one_compiles(tmp_path: Path) -> None:
+    (tmp_path / "small_kernel.py").write_text(KERNEL)
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    code = "import numpy, small_kernel; from fiag_dist.kernels.launch import launch; print(launch(small_kernel.total, numpy.ones(5, numpy.float32)))"
+    words, both = [sys.executable, "-c", code], {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(words, env=os.environ | {"PYTHONPATH": path}, text=True, **both) for _ in range(2)]
+    said = [process.communicate(timeout=200) for process in processes]
+    assert [out.strip() for out, _ in said] == ["5.0", "5.0"], said
+    assert sum(error.count("compiling small_kernel.total") for _, error in said) == 1

@@ -5,19 +5,16 @@ import os
 import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import numba
 import pytest
 import tiny_identity
 import torch
+from bench_calls import measured, refused
 
-from fiag_dist import cli
 from fiag_dist.bench import reference
-from fiag_dist.bench.benchmark import Benchmark
 from fiag_dist.bench.contest import Contender, agreement, contest
-from fiag_dist.bench.main import BENCHMARKS
 from fiag_dist.bench.parts import PARTS, Stopwatch, watched
 from fiag_dist.bench.scene import head_scene
 from fiag_dist.bench.step import Bench as StepBench
@@ -41,20 +38,6 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
     return out
 
 
-def measured(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
-    """What a benchmark prints, which must be one JSON object and nothing else."""
-    assert cli.main(["bench", *words]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line with which a command ends that was a mistake."""
-    assert cli.main(["bench", *words]) == 2
-    out, error = capsys.readouterr()
-    assert not out
-    return error.splitlines()[-1]
-
-
 def assert_times_hold_together(found: dict) -> None:
     assert found["ratio"] == pytest.approx(found["reference_ms"] / found["total_ms"], rel=2e-3)
     for name in ("forward_ms", "backward_ms", "total_ms"):
@@ -64,7 +47,7 @@ def assert_times_hold_together(found: dict) -> None:
     assert found["reference_minimum_ms"] <= found["reference_ms"]
 
 
-def assert_says_where(found: dict, name: str) -> None:
+def assert_says_where(found: dict, name: str, torch_threads: int | None = None) -> None:
     assert found["benchmark"] == name
     assert found["command"].startswith(f"fiag-dist bench {name}")
     about = found["machine"]
@@ -72,7 +55,7 @@ def assert_says_where(found: dict, name: str) -> None:
     assert about["cpu"]
     assert about["cores"] >= 1
     assert about["date"][:2] == "20"
-    assert about["threads"] == {"torch": torch.get_num_threads(), "kernels": numba.get_num_threads()}
+    assert about["threads"] == {"torch": torch_threads or torch.get_num_threads(), "kernels": numba.get_num_threads()}
 
 
 @pytest.mark.parametrize("channels", [3, 5])
@@ -129,7 +112,7 @@ def test_ssim_without_the_library_says_what_it_is_compared_with(
 def test_step(capsys: pytest.CaptureFixture[str], demo: str) -> None:
     words = ("--data", demo, "--num-gaussians", "300", "--warm-up", "2", "--repeat", "4")
     found = measured(capsys, "step", *words)
-    assert_says_where(found, "step")
+    assert_says_where(found, "step", torch_threads=1)
     low, high = found["spread"]["step_ms"]
     assert 0 < found["minimum"]["step_ms"] <= low <= found["step_ms"] <= high
     assert list(found["parts_ms"]) == list(PARTS)
@@ -172,11 +155,6 @@ def test_inner_parts_are_not_the_outer_ones(monkeypatch: pytest.MonkeyPatch) -> 
     wanted = {"rest": 2250, "losses": 2000, "forward_raster": 750, "forward_motion": 4000}
     assert {name: found for name, found in watch.take().items() if found} == wanted
     assert next(clock_s, None) is None
-
-
-def test_dist_refuses_what_its_ranks_would_not_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "ranks share the cores among themselves" in refused(capsys, "dist", "--threads", "1")
-    assert "the choices are 0, 1 and 2" in refused(capsys, "dist", "--stages", "3")
 
 
 def test_scale(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -308,59 +286,3 @@ def test_threads_are_set_for_the_benchmark_alone(capsys: pytest.CaptureFixture[s
     found = measured(capsys, "ssim", "--size", "32", "--repeat", "1", "--threads", "1")
     assert found["machine"]["threads"] == {"torch": 1, "kernels": 1}
     assert (torch.get_num_threads(), numba.get_num_threads()) == before
-
-
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_has_help_with_an_example(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    bench = import_module(f"fiag_dist.bench.{name}").Bench
-    assert issubclass(bench, Benchmark)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["bench", name, "--help"])
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    assert f"Example: fiag-dist bench {name}" in " ".join(text.split())
-    assert "--out" in text
-
-
-def test_help_lists_every_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
-    for argv in (["bench"], ["bench", "--help"]):
-        assert cli.main(argv) == 0
-        text = capsys.readouterr().out
-        assert all(f"  {name}" in text and summary in text for name, summary in BENCHMARKS.items())
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (("rastr",), "unknown benchmark 'rastr'; did you mean 'raster'?"),
-        (("xyz",), f"unknown benchmark 'xyz'; known: {', '.join(BENCHMARKS)}"),
-        (("raster", "--backend", "gspalt"), "--backend 'gspalt': no such backend; did you mean 'gsplat'?"),
-        (("encoder", "--backend", "cuda"), "no such backend; known: auto, cpu, torch, tcnn"),
-        (("step", "--encoder", "tccn"), "--encoder 'tccn': no such encoder; did you mean 'tcnn'?"),
-        (("raster", "--num-gaussians", "0"), "--num-gaussians 0: the rule is at least 1"),
-        (("raster", "--repeat", "0"), "--repeat 0: the rule is at least 1"),
-        (("ssim", "--threads", "4000"), "set NUMBA_NUM_THREADS"),
-        (("ssim", "--out", "result.txt"), "give a name that ends in .json"),
-        (("network", "--widths", "9"), "the rule is two or more"),
-        (("encoder", "--finest", "1"), "2 <= base <= finest"),
-        (("adapt", "--from", "runs/x", "--data", "y", "--cores", "9999"), "--cores 9999: this process may use 1 to"),
-        (("render", "--size", "65"), "--size 65: H.264 needs an even side"),
-        (("step", "--data", "/nowhere/at/all"), "/nowhere/at/all"),
-        (("pack", "--clip", "/nowhere.mp4"), "--clip /nowhere.mp4: no such file"),
-        (("pack", "--clip", "a.mp4", "--workers", "0"), "--workers 0: the rule is at least 1"),
-        (("pack", "--clip", "a.mp4", "--workers", "4000"), "--workers 4000: each needs a core"),
-        (("pack", "--clip", "a.mp4", "--threads", "1"), "a worker has one thread"),
-    ],
-)
-def test_mistakes_end_in_one_line(capsys: pytest.CaptureFixture[str], words: tuple[str, ...], says: str) -> None:
-    assert says in refused(capsys, *words)
-
-
-def test_a_step_needs_two_people(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    data = tiny_identity.pack(tmp_path / "shards")
-    assert "holds 1 identity, the rule is at least 2" in refused(capsys, "step", "--data", data)
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_backend_that_is_not_there_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "gsplat: torch sees no CUDA device" in refused(capsys, "raster", "--size", "16", "--backend", "gsplat")
