@@ -130,7 +130,7 @@ def main(argv: list[str]) -> int:
             for contestant in contestants.values():
                 contestant.turn(TURN)
     with turns.mine(here):
-        found = {"engines": {name: c.summary() for name, c in contestants.items()}}
+        found: dict[str, Any] = {"engines": {name: c.summary() for name, c in contestants.items()}}
         found["about"] = about(next(iter(contestants.values())).training, here)
     if here.is_first:
         Path(out).write_text(json.dumps(found))
