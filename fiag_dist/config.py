@@ -27,6 +27,8 @@ class PackConfig:
     """Use at most this much of each clip, from its start; 0 uses all."""
     min_seconds: float = 2.0
     """Refuse a clip with less usable footage than this."""
+    poses: Literal["adjusted", "detected"] = "adjusted"
+    """Of the head: by bundle adjustment over landmarks and flow tracks, or the landmark model's own, to compare with."""
     focal_ratio: float = 4.7
     """Fixed focal length over the crop's height: nearly unobservable on heads, so never estimated (docs/decisions.md)."""
     test_share: float = 1 / 11

@@ -14,6 +14,10 @@ from fiag_dist.ingest.tracks import POSE_SIZE
 _ROBUST_PX2 = (30.0, 4.0, 0.5)
 """Cauchy loss: the squared error, pixels^2, from which an observation counts for less; wide first, while the tracks' depths are guesses."""
 _PRIOR_WEIGHT = 0.02
+_CALM_WEIGHT = 0.3
+"""Of the second difference of a pose, in pixels by which it moves the head's surface: breaks ties between turn, shift and depth, and hardly costs a fit."""
+_ARM_M = 0.08
+"""From the head's middle to its surface: how far a turn of one radian moves it."""
 
 
 @dataclass(eq=False)
@@ -35,6 +39,14 @@ class Problem:
     def __post_init__(self) -> None:
         self.X0 = self.X
         self.stiffness = len(self.R) * _PRIOR_WEIGHT / np.square(self.sigma_m)
+        per_metre = self.focal / np.median(self.t[:, 2])
+        self.calm_6 = _CALM_WEIGHT * np.square(per_metre * np.array([_ARM_M] * 3 + [1] * 3))
+        self.calm_where(np.zeros(max(0, len(self.R) - 2)))
+
+    def calm_where(self, neighbours: np.ndarray) -> None:
+        """Lets poses i, i + 1 and i + 2 prefer a line where `neighbours` [T-2] is 1; at first they do nowhere."""
+        self.neighbours = neighbours[:, None].astype(float)
+        self.differences = self.neighbours * np.diff(np.eye(len(self.R)), 2, axis=0)
 
     def project(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels [T N 2] and camera-frame points [T N 3]."""
@@ -44,6 +56,11 @@ class Problem:
     def errors_px(self) -> np.ndarray:
         """Distance of each point from where it was seen [T N], pixels."""
         return np.linalg.norm(self.project()[0] - self.observed, axis=-1)
+
+    def unrest(self) -> np.ndarray:
+        """Second differences of turns (radians) and shifts (metres) where poses prefer a line, else 0 [T-2 6]."""
+        turns = Rotation.from_matrix(self.R[1:] @ self.R[:-1].transpose(0, 2, 1)).as_rotvec()
+        return self.neighbours * np.column_stack([np.diff(turns, axis=0), np.diff(self.t, 2, axis=0)])
 
 
 def minimise(p: Problem, max_steps: int = 15, tolerance: float = 2e-4) -> None:
@@ -69,7 +86,8 @@ def minimise(p: Problem, max_steps: int = 15, tolerance: float = 2e-4) -> None:
 def _cost(p: Problem, robust: float) -> float:
     squared = np.square(p.project()[0] - p.observed).sum(-1)
     prior = (p.stiffness * np.square(p.X - p.X0).sum(-1)).sum() * _ROBUST_PX2[-1]
-    return float((p.weights * np.log1p(squared / robust)).sum() * robust + prior)
+    unrest = (p.calm_6 * np.square(p.unrest())).sum()
+    return float((p.weights * np.log1p(squared / robust)).sum() * robust + prior + unrest)
 
 
 def _step(p: Problem, robust: float, damping: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -105,6 +123,10 @@ def _step(p: Problem, robust: float, damping: float) -> tuple[np.ndarray, np.nda
         S = dsyrk(-1.0, half.T, trans=1, lower=1, c=S, overwrite_c=1)
     rows = np.arange(6 * num_frames).reshape(num_frames, 6)
     S[rows[:, :, None], rows[:, None, :]] += H_poses * (1 + damping * np.eye(6))
+    H_calm = p.differences.T @ p.differences
+    for axis, calm in enumerate(p.calm_6):
+        S[axis::6, axis::6] += calm * H_calm
+    g_poses -= p.calm_6 * (p.differences.T @ p.unrest())
     pose_step = cho_solve(cho_factor(S, lower=True), g_poses.reshape(-1) - half @ half_g)
     point_step = np.zeros_like(p.X)
     point_step[free] = (inverse_L.transpose(0, 2, 1) @ (half_g - half.T @ pose_step).reshape(-1, 3, 1))[..., 0]

@@ -180,8 +180,14 @@ def _poses(reel: Reel, cfg: PackConfig, use: span.Span, tracked: Tracked, clock:
     scale = tracks.POSE_SIZE / cfg.size
     landmarks = tracked.landmarks if scale == 1 else tracked.landmarks * np.float32(scale)
     clock.part("head poses")
-    followed = tracks.follow(grey(), landmarks, _Shrunk(tracked))
-    poses = pose.solve(landmarks, tracked.matrices, timed(followed), cfg.focal_ratio * tracks.POSE_SIZE)
+    focal_px = cfg.focal_ratio * tracks.POSE_SIZE
+    if cfg.poses == "detected":
+        for _ in grey():
+            pass
+        poses = pose.detected(landmarks, tracked.matrices, focal_px)
+    else:
+        followed = timed(tracks.follow(grey(), landmarks, _Shrunk(tracked)))
+        poses = pose.solve(landmarks, tracked.matrices, followed, focal_px, [i - use.first for i in use.splices])
     clock.stage("background plate", 0.88)
     numbers = sorted(kept)
     plate = backdrop.plate(np.stack([kept[i] for i in numbers]), np.stack([tracked[i] for i in numbers]))

@@ -8,7 +8,7 @@ a window finds of the tracks' points holds in later ones, where tracks go on and
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,12 +59,15 @@ def solve(
     matrices: Float64[np.ndarray, "frames 4 4"],
     tracks: Iterable[Tracks],
     focal_px: float,
+    splices: Sequence[int] = (),
 ) -> Poses:
     """Poses in the head frame of types.py. landmarks: pixels of 256-pixel crops; matrices: the landmark model's; focal_px: at that size.
 
-    tracks: as `follow` yields them; taken as each window needs them, and only those of a window are held.
+    tracks: as `follow` yields them; taken as each window needs them, and only those of a window are held. splices: frames before which the film was cut
+    out of; there the head may jump.
     """
     R, t = start_poses(matrices, focal_px)
+    steady = _steady(len(R), splices)
     windows, canonical = _windows(len(R)), canonical_vertices()[list(STABLE)]
     shared = len(windows) > 1
     shape = _shared_shape(R, t, landmarks, canonical, focal_px) if shared else canonical
@@ -76,6 +79,7 @@ def solve(
             near.popleft()
         here = _by_keyframe(near, window, solved)
         problem = _problem(window, R, t, landmarks, shape, here, solved, focal_px)
+        problem.calm_where(steady[window.start : window.stop - 2])
         problem.num_known = sum(len(solved[k]) for k in here if k in solved) + (len(shape) if shared else 0)
         minimise(problem)
         R[window], t[window] = _faded(R[window], t[window], problem, OVERLAP if window.start else 0)
@@ -92,6 +96,19 @@ def solve(
     return Poses(
         viewmats, float(np.sqrt(np.mean(squares))), float(np.mean(medians)) if medians else float("nan"), num_tracks
     )
+
+
+def detected(
+    landmarks: Float32[np.ndarray, "frames 478 coordinates"],
+    matrices: Float64[np.ndarray, "frames 4 4"],
+    focal_px: float,
+) -> Poses:
+    """The landmark model's own poses, to compare with; arguments as for `solve`."""
+    R, t = start_poses(matrices, focal_px)
+    canonical = canonical_vertices()[list(STABLE)]
+    error = _problem(range(len(R)), R, t, landmarks, canonical, {}, {}, focal_px).errors_px()
+    viewmats = _to_head_frame(R, t, canonical, canonical)
+    return Poses(viewmats, float(np.sqrt(np.square(error).mean())), float("nan"), 0)
 
 
 def start_poses(matrices: Float64[np.ndarray, "frames 4 4"], focal_px: float) -> tuple[np.ndarray, np.ndarray]:
@@ -111,9 +128,7 @@ def jitter(viewmats: np.ndarray, focal_px: float, splices: Iterable[int] = ()) -
     """
     first, every = Rotation.from_matrix(viewmats[0, :3, :3]), Rotation.from_matrix(viewmats[:, :3, :3])
     t, depth = viewmats[:, :3, 3], float(np.median(viewmats[:, 2, 3]))
-    steady = np.ones(len(viewmats) - 2, bool)
-    for splice in splices:
-        steady[max(0, splice - 2) : splice] = False
+    steady = _steady(len(viewmats), splices)
     turns = (first.inv() * every).as_rotvec(degrees=True)
     noise = [np.std(np.diff(x, 2, axis=0)[steady], axis=0) / np.sqrt(6) for x in (turns, t)]
     return {
@@ -121,6 +136,14 @@ def jitter(viewmats: np.ndarray, focal_px: float, splices: Iterable[int] = ()) -
         "shift_px": [round(float(v) * focal_px / depth, 3) for v in noise[1][:2]],
         "depth_percent": round(float(noise[1][2]) / depth * 100, 3),
     }
+
+
+def _steady(num_frames: int, splices: Iterable[int]) -> np.ndarray:
+    """Whether no splice lies between frames i, i + 1 and i + 2, bool [num_frames - 2]."""
+    steady = np.ones(max(0, num_frames - 2), bool)
+    for splice in splices:
+        steady[max(0, splice - 2) : splice] = False
+    return steady
 
 
 def _windows(num_frames: int) -> list[range]:

@@ -24,7 +24,7 @@ def report(
         "sound": None if offset is None else dataclasses.asdict(offset) | {"fixed": fixed},
         "pose": {
             "landmark_rms_px_at_256": round(poses.landmark_rms_px, 3),
-            "track_median_px_at_256": round(poses.track_median_px, 3),
+            "track_median_px_at_256": round(poses.track_median_px, 3) if poses.num_tracks else None,
             "tracks": poses.num_tracks,
             "jitter": pose.jitter(poses.viewmats, cfg.focal_ratio * POSE_SIZE, [i - use.first for i in use.splices]),
         },

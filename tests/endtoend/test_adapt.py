@@ -171,7 +171,8 @@ def test_a_clip_becomes_an_identity_with_its_consent(clips: Path, tmp_path: Path
     """From the file to the video in one command, on a run that knows real shards' formats."""
     clip = next(iter(sorted(clips.glob("anchor*.mp4"))))
     fiag_dist("pack", clip, "--out", tmp_path / "known", "--max-seconds", "3", timeout_s=600)
-    (tmp_path / "pre.yaml").write_text(f"data: {tmp_path / 'known'}\nruns: {tmp_path}\nname: pre\n{TINY_PRETRAIN}")
+    alone = TINY_PRETRAIN.replace("steps: 4\n", "steps: 4\n  frames_per_step: 1\n")
+    (tmp_path / "pre.yaml").write_text(f"data: {tmp_path / 'known'}\nruns: {tmp_path}\nname: pre\n{alone}")
     fiag_dist("pretrain", tmp_path / "pre.yaml", timeout_s=600)
     (tmp_path / "adapt.yaml").write_text(TINY_ADAPT)
     words = ("--from", tmp_path / "pre", "--out", tmp_path / "people", "--config", tmp_path / "adapt.yaml")

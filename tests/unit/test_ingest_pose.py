@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from fiag_dist.ingest import pose, rest, tracks
+from fiag_dist.ingest import adjustment, pose, rest, tracks
 from fiag_dist.ingest.tracks import POSE_SIZE, Tracks
 from fiag_dist.types import HEAD_ORIGIN_M
 
@@ -135,6 +135,41 @@ def test_tracks_help(canonical: np.ndarray) -> None:
     matrices = model_matrices(true, 0.5, rng)
     alone, both = (pose.solve(landmarks, matrices, used, FOCAL).viewmats for used in ([], followed))
     assert unsteadiness_deg(both, true) < 0.5 * unsteadiness_deg(alone, true)
+
+
+def test_neighbouring_poses_are_calm_and_jump_where_the_film_does(
+    canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(8)
+    true = moving_head(80)
+    true[40:, 0, 3] += 0.02  # seconds were cut out
+    landmarks, _ = observe(canonical, true, rng, noise_px=1.0)
+    matrices = model_matrices(true, 0.5, rng)
+
+    def solved(splices: list[int]) -> np.ndarray:
+        return pose.solve(landmarks, matrices, [], FOCAL, splices).viewmats
+
+    def noise_deg(viewmats: np.ndarray) -> float:
+        return max(pose.jitter(viewmats, FOCAL, [40])["rotation_deg"])
+
+    def jump_m(viewmats: np.ndarray) -> float:
+        return float(viewmats[40, 0, 3] - viewmats[39, 0, 3] - true[40, 0, 3] + true[39, 0, 3])
+
+    calm, smeared = solved([40]), solved([])
+    assert abs(jump_m(calm)) < 0.5 * abs(jump_m(smeared))
+    monkeypatch.setattr(adjustment, "_CALM_WEIGHT", 0.0)
+    assert noise_deg(calm) < 0.7 * noise_deg(solved([40]))
+
+
+def test_detected_poses_are_where_the_model_saw_the_head(canonical: np.ndarray) -> None:
+    rng = np.random.default_rng(9)
+    true = moving_head(40)
+    landmarks, _ = observe(canonical, true, rng, noise_px=0.0)
+    exact = pose.detected(landmarks, model_matrices(true, 0.0, rng), FOCAL)
+    rough = pose.detected(landmarks, model_matrices(true, 1.0, rng), FOCAL)
+    assert errors_deg(exact.viewmats, true).max() < 1e-6
+    assert exact.landmark_rms_px < rough.landmark_rms_px
+    assert exact.num_tracks == 0
 
 
 def test_tracks_come_as_soon_as_their_frames_have(monkeypatch: pytest.MonkeyPatch) -> None:
