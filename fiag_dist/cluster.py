@@ -53,6 +53,21 @@ def start_ray(address: str = "") -> None:
         ) from error
 
 
+def living_nodes() -> list[dict[str, Any]]:
+    """Ray's description of each machine that works for the cluster this process is connected to.
+
+    Raises DistributedError when none is left: Ray would wait for ever for another.
+    """
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    if not alive:
+        raise DistributedError(
+            "Ray has lost its last machine (its processes were killed, or ran out of memory); run the command again: what is finished stays"
+        )
+    return alive
+
+
 def _init(ray: ModuleType, options: dict[str, Any], tries: int) -> None:
     """Starts Ray, once more when it was too slow."""
     for tries_left in reversed(range(tries)):

@@ -12,6 +12,7 @@ import torch
 
 from fiag_dist.adaptation.job import Job, stored_json
 from fiag_dist.adaptation.trial import build
+from fiag_dist.cluster import living_nodes
 from fiag_dist.config import AdaptConfig
 from fiag_dist.configfile import to_dict
 from fiag_dist.errors import ConfigError, FiagError
@@ -80,9 +81,7 @@ class Room:
     @classmethod
     def of_ray(cls) -> "Room":
         """The cluster that this process is connected to."""
-        import ray
-
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in living_nodes()]
         return cls(
             cores=int(sum(node.get("CPU", 0) for node in nodes)),
             most_cores=int(max(node.get("CPU", 0) for node in nodes)),

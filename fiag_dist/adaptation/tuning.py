@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from fiag_dist.adaptation.job import Job, Progress, Report
 from fiag_dist.adaptation.resources import Needs
 from fiag_dist.adaptation.standings import Standings
+from fiag_dist.cluster import living_nodes
 from fiag_dist.errors import FiagError
 from fiag_dist.storage import UnreachableError
 
@@ -28,6 +30,9 @@ MEMORY_SIGNS = (
     "killed due to the node running low",
 )
 """What errors say that come of too little memory: Ray's, Python's, torch's."""
+
+LOOK_S = 5.0
+"""How often it is looked whether any machine is left."""
 
 Work = Callable[[Job, Report, int], Any]
 
@@ -49,6 +54,7 @@ def run_all(
 
     What dies is tried again when all others have had their turn; by itself if it ran out of memory, or if it is its last try. Each job goes on from its
     last checkpoint of itself, so nothing that Ray knows has to outlive it. scheduler: makes Tune's scheduler, for trials that may be stopped early.
+    Raises DistributedError when Ray has no machine left.
     """
     left, failures, lost = dict(jobs), dict[str, Failure](), dict[str, str]()
     retries = max((job.config.retries for job in jobs.values()), default=0)
@@ -131,6 +137,12 @@ def _listener(standings: Standings) -> Any:
         def __init__(self) -> None:
             self.died: dict[str, Any] = {}
             self.refused: dict[str, str] = {}
+            self.looked_s = time.monotonic()
+
+        def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+            if time.monotonic() - self.looked_s > LOOK_S:
+                living_nodes()
+                self.looked_s = time.monotonic()
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             standings.started(trial.config["trial"])

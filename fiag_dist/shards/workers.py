@@ -8,7 +8,7 @@ from typing import Any
 
 import cv2
 
-from fiag_dist.cluster import start_ray
+from fiag_dist.cluster import living_nodes, start_ray
 from fiag_dist.errors import DistributedError, FiagError
 from fiag_dist.shards.packing import Done, Packer, Work, pack_one
 from fiag_dist.shards.progress import Board, Far
@@ -62,6 +62,7 @@ def _run(
                 number = waiting.pop()
                 running[task.remote(todo[number], packer, number, board)] = number
             finished, _ = ray.wait(list(running), timeout=SILENCE_S)
+            living_nodes()
             if not finished:
                 tell(far.line(ray.get(board.read.remote())))
             for reference in finished:
@@ -75,9 +76,7 @@ def _run(
 
 def _memory() -> int:
     """What a task reserves: on nodes that are smaller than it, all there is."""
-    import ray
-
-    return int(min(WORKER_BYTES, max(node["Resources"].get("memory", 0) for node in ray.nodes() if node["Alive"])))
+    return int(min(WORKER_BYTES, max(node["Resources"].get("memory", 0) for node in living_nodes())))
 
 
 def _result(reference: Any) -> Done | None:

@@ -100,6 +100,24 @@ def check_untouched(out: Path, finished: dict[str, dict[str, bytes]]) -> None:
         assert contents(out / name) == files, f"{name} was finished, and is another now"
 
 
+def test_without_any_machine_left_it_ends_with_a_line(ready: tuple[Path, Path], tmp_path: Path) -> None:
+    """Ray's node ends itself when an agent of its is killed; Tune would wait for another for ever."""
+    config = tmp_path / "adapt.yaml"
+    config.write_text(ADAPT.format(steps=60, checkpoint_every=10, retries=0))
+    out = tmp_path / "lost"
+    driver = start(*ready, out, config)
+    while not at_work_on(driver.pid, out):
+        assert driver.poll() is None
+        time.sleep(0.1)
+    next(process for process in workers(driver.pid) if process.name().startswith(AGENTS)).kill()
+    assert driver.wait(120) == 2
+    log = (tmp_path / LOG).read_text()
+    assert "fiag-dist: Ray has lost its last machine" in log.splitlines()[-1]
+    assert "Traceback" not in log
+    assert start(*ready, out, config).wait() == 0
+    assert set(states(out).values()) == {"done"}
+
+
 def test_ctrl_c_ends_cleanly_and_the_rest_is_done_later(ready: tuple[Path, Path], tmp_path: Path) -> None:
     config = tmp_path / "adapt.yaml"
     config.write_text(ADAPT.format(steps=60, checkpoint_every=10, retries=0))
