@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,21 +92,17 @@ class Bench(Benchmark):
         said = ", ".join(f"{ranks} x {frames}" for ranks, frames in worlds)
         say(f"ranks x frames a step: {said}; {', '.join(engines)}; {self.warm_up + steps} steps each")
         with tempfile.TemporaryDirectory(prefix="fiag-bench-") as folder, ExitStack() as stack:
-            turns = Path(folder) / "turns"
+            turns, launches = Path(folder) / "turns", dict[Path, subprocess.Popen[bytes]]()
             turns.write_text("0")
-            launches = []
-            for player, (ranks, frames) in enumerate(worlds):
-                own = Path(folder) / f"{ranks}x{frames}"
+            folders = {(ranks, frames): Path(folder) / f"{ranks}x{frames}" for ranks, frames in worlds}
+            for player, ((ranks, frames), own) in enumerate(folders.items()):
                 own.mkdir()
                 (own / "bench.yaml").write_text(to_yaml(self._config(data, str(own), frames), "fiag-dist bench dist"))
-                numbers = (self.warm_up, steps, player, len(worlds))
-                launches.append(_started(own, ranks, [*map(str, numbers), str(turns), *engines]))
-                stack.callback(_end, launches[-1])
-            _wait(launches, [Path(folder) / f"{ranks}x{frames}" for ranks, frames in worlds])
-            return {
-                (ranks, frames): json.loads((Path(folder) / f"{ranks}x{frames}" / OUT).read_text())
-                for ranks, frames in worlds
-            }
+                numbers = map(str, (self.warm_up, steps, player, len(worlds)))
+                launches[own] = _started(own, ranks, [*numbers, str(turns), *engines])
+                stack.callback(_end, launches[own])
+            _wait(launches)
+            return {world: json.loads((own / OUT).read_text()) for world, own in folders.items()}
 
     def _config(self, data: str, runs: str, frames: int) -> PretrainConfig:
         """The motion stage alone; the field neither grows nor shrinks."""
@@ -140,13 +136,13 @@ def _started(own: Path, ranks: int, words: Sequence[str]) -> subprocess.Popen[by
         )
 
 
-def _wait(launches: Sequence[subprocess.Popen[bytes]], folders: Sequence[Path]) -> None:
+def _wait(launches: Mapping[Path, subprocess.Popen[bytes]]) -> None:
     """Until all have ended. Raises DistributedError for the first that fails, since the others would wait for its turn."""
-    while any(launch.poll() is None for launch in launches):
-        for launch, folder in zip(launches, folders, strict=True):
+    while any(launch.poll() is None for launch in launches.values()):
+        for own, launch in launches.items():
             if launch.poll():
-                last = ((folder / ERRORS).read_text().strip().splitlines() or [""])[-1]
-                raise DistributedError(f"ranks x frames {folder.name} ended with {launch.returncode}: {last}")
+                last = ((own / ERRORS).read_text().strip().splitlines() or [""])[-1]
+                raise DistributedError(f"ranks x frames {own.name} ended with {launch.returncode}: {last}")
         time.sleep(0.1)
 
 
