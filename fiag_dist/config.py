@@ -6,6 +6,7 @@ from typing import Literal
 RasterBackend = Literal["auto", "cpu", "gsplat"]
 EncoderBackend = Literal["auto", "cpu", "torch", "tcnn"]
 SsimBackend = Literal["auto", "cpu", "torch"]
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +252,8 @@ class TrainConfig:
     """Checkpoints at multiples of this many steps are kept for good; 0: none."""
     refused_at_most: int = 20
     """Steps in a row that may be refused, because a loss or a gradient is not finite, before the run ends."""
+    precision: Precision = "fp32"
+    """Of the networks' products while training: bf16 suits GPUs. Parameters, moments, tables, Gaussians, rendering and losses are float32 in any case."""
     raster: RasterBackend = "auto"
     encoder: EncoderBackend = "auto"
     ssim: SsimBackend = "auto"

@@ -99,7 +99,7 @@ def refuse_contradictions(config: TrainConfig) -> None:
 
 
 def _empty(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int, rest: Tensor) -> Head:
-    return Head(config.model, id_dim, audio_dim, audio_window, rest, config.encoder, config.raster)
+    return Head(config.model, id_dim, audio_dim, audio_window, rest, config.encoder, config.raster, config.precision)
 
 
 def _speech(metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

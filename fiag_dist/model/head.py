@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fiag_dist.config import EncoderBackend, ModelConfig, RasterBackend
+from fiag_dist.config import EncoderBackend, ModelConfig, Precision, RasterBackend
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.layers import kind_of
@@ -161,10 +161,12 @@ class Head(nn.Module):
         rest_landmarks: Float[Tensor, "478 3"],
         encoder: EncoderBackend = "auto",
         raster: RasterBackend = "auto",
+        precision: Precision = "fp32",
     ):
         super().__init__()
         self.config = config
         self.raster: RasterBackend = raster
+        self.precision: Precision = precision
         self.sh_degree = config.field.sh_degree
         """Degrees of the spherical harmonics that take part; training raises it (`StageConfig.sh_every`)."""
         id_dim = config.identity.table_dim if config.identity.embedding == "table" else id_dim
@@ -212,15 +214,16 @@ class Head(nn.Module):
         seeds: torch's generator starts from these, frame by frame, so that a frame's noise depends on no other; none: it goes on.
         """
         acts, moved = [], []
-        for k, (shot, personal) in enumerate(zip(shots, personals, strict=True)):
-            if seeds:
-                torch.manual_seed(seeds[k])
-            if not rendered:
-                moved.append(self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means)
-                continue
-            drive = self.drive(shot) if moving else None
-            rest = shot.rest_landmarks if moving and landmarks else None
-            acts.append(act(self.person(shot.embedding), self.universal, personal, drive, rest))
+        with torch.autocast(shots[0].image.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            for k, (shot, personal) in enumerate(zip(shots, personals, strict=True)):
+                if seeds:
+                    torch.manual_seed(seeds[k])
+                if not rendered:
+                    moved.append(self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means)
+                    continue
+                drive = self.drive(shot) if moving else None
+                rest = shot.rest_landmarks if moving and landmarks else None
+                acts.append(act(self.person(shot.embedding), self.universal, personal, drive, rest))
         return film(acts, [shot.camera for shot in shots], self.raster) if rendered else moved
 
     def perform(self, shot: Shot, personal: PersonalNet, moving: bool = True, landmarks: bool = False) -> Performance:

@@ -21,17 +21,18 @@ def mlp(*dims: int) -> nn.Sequential:
 
 
 def ask(net: nn.Sequential, inputs_NK: Tensor, first_HK: Tensor) -> Tensor:
-    """The outputs [N, J] of an `mlp` whose first layer has these weights instead of its own.
+    """The outputs [N, J], float32, of an `mlp` whose first layer has these weights instead of its own.
 
     Where some inputs are the same for all points, or products of others with what is, that layer needs fewer multiplications than its size says.
+    Inside torch.autocast its products are of that type, by torch on any device.
     """
     weights = [first_HK, *(cast(nn.Linear, layer).weight for layer in list(net)[2::2])]
-    if inputs_NK.device.type == "cpu":
+    if inputs_NK.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return kernel.mlp(inputs_NK, *weights)
     outputs_NK = F.linear(inputs_NK, weights[0])
     for weight in weights[1:]:
         outputs_NK = F.linear(F.relu(outputs_NK), weight)
-    return outputs_NK
+    return outputs_NK.float()
 
 
 def beside(columns_NK: Tensor, *more_N: Tensor) -> Tensor:

@@ -198,3 +198,24 @@ def test_nothing_is_lighter_than_white_and_what_is_can_only_come_back():
 
 def sign(value: float) -> int:
     return (value > 0) - (value < 0)
+
+
+@pytest.mark.parametrize("form", ["direct", "attention"])
+def test_bf16_networks_train_nearly_as_fp32_ones(form: str) -> None:
+    """Products in bf16: other bits, nearly the same image and gradients; what is kept stays float32."""
+    images, gradients = [], []
+    for precision in ("fp32", "bf16"):
+        head, shot = small_head(small_config(form=form)), small_shot()
+        head.precision = precision
+        with torch.no_grad():
+            head.universal.face.grid.table.uniform_(-1, 1, generator=torch.Generator().manual_seed(0))
+        performance = head.perform(shot, head.universal.new_personal(), landmarks=True)
+        (performance.over(torch.zeros(3, 1, 1)).square().mean() + performance.landmark_motion.square().sum()).backward()
+        assert performance.motion.means.dtype == performance.face.image.dtype == torch.float32
+        images.append(performance.face.image.detach())
+        found = {name: p.grad for name, p in head.named_parameters() if p.grad is not None}
+        assert {grad.dtype for grad in found.values()} == {torch.float32}
+        gradients.append(torch.cat([found[name].flatten() for name in sorted(found)]))
+    assert 0 < (images[0] - images[1]).abs().max() < 0.05
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+    assert not torch.equal(*gradients)
