@@ -2,8 +2,6 @@
 
 import json
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from rich.console import Console
 
 from fiag_dist.board import Board
 from fiag_dist.dist.process import Process, all_gather_object
+from fiag_dist.memory import peak_resident_mib
 from fiag_dist.progress import Bar, clock_text
 
 LINE = (
@@ -68,8 +67,7 @@ def peak_mib() -> float:
     """Largest memory so far, MiB: allocated on the GPU when there is one, else resident in this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return peak_resident_mib()
 
 
 class Monitor:

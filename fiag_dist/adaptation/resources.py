@@ -1,7 +1,6 @@
 """What one trial needs, by a look at the first: memory, and as many threads as make it faster. Ray then fills machines and GPUs, and over-fills none."""
 
 import json
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from fiag_dist.config import AdaptConfig
 from fiag_dist.configfile import to_dict
 from fiag_dist.errors import ConfigError, FiagError
 from fiag_dist.kernels.launch import use_threads
+from fiag_dist.memory import peak_resident_mib
 from fiag_dist.stages import first_of_fusion
 from fiag_dist.storage import open_storage
 
@@ -146,7 +146,7 @@ def look_at(job: Job, threads: Sequence[int]) -> Seen:
     training.feed.close()
     is_on_gpu = next(training.head.parameters()).is_cuda
     return Seen(
-        host_mib=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+        host_mib=peak_resident_mib(),
         gpu_mib=torch.cuda.max_memory_reserved() / 2**20 if is_on_gpu else 0.0,
         gpu_total_mib=torch.cuda.get_device_properties(0).total_memory / 2**20 if is_on_gpu else 0.0,
         step_ms=step_ms,

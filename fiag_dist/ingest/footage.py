@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from fiag_dist.ingest import expression, span
 from fiag_dist.ingest.face import Crop, Face, FaceTracker
 from fiag_dist.ingest.identity import IdentityEmbedder
 from fiag_dist.ingest.spool import Spool
+from fiag_dist.memory import peak_resident_mib
 from fiag_dist.types import EXPRESSION_NAMES, NUM_LANDMARKS
 
 WORK_SIZE = 512
@@ -64,7 +64,7 @@ class Stopwatch:
             "cpu_ms_per_frame": {part: ms for part, ms in by_part.items() if ms},
             "cpu_ms_per_frame_in_all": round(1e3 * sum(self.seconds.values()) / num_frames, 1),
             "wall_s": round(time.perf_counter() - self._began, 1),
-            "worker_peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "worker_peak_mib": round(peak_resident_mib()),
         }
 
 

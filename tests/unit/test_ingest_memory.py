@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACK = """
-import resource, sys
+import sys
 from pathlib import Path
 from fiag_dist.config import PackConfig
 from fiag_dist.ingest.clip import pack_clip
+from fiag_dist.memory import peak_resident_mib
 meta, frames = pack_clip(Path(sys.argv[1]), PackConfig(size=128, extractor="mel"), "looped")
-print(sum(1 for _ in frames), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(sum(1 for _ in frames), round(peak_resident_mib() * 2**20))
 """
 
 
