@@ -103,6 +103,8 @@ class AudioConfig:
     """Standard deviation of the noise added to the whitened components in training."""
     silence: bool = True
     """Windows without a voice are heard as one silence, whatever the room: told from speech features by a linear map, learnt from how loud clips are."""
+    hush: float = 0.0
+    """Share of training frames with closed lips that are heard as silence, whatever is said; tried at 0.5, without a gain so far (docs/results.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ def start(timeout_s: float = 600.0) -> Process:
         )
     rank, world, local_rank, local_world = (int(os.environ[n]) for n in names[:4]) if launched else (0, 1, 0, 1)
     device = _device(local_rank, local_world)
-    _share_cores(local_world, asked="" if launched else os.environ.get("OMP_NUM_THREADS", ""))
+    _share_cores(local_rank, local_world, device, asked="" if launched else os.environ.get("OMP_NUM_THREADS", ""))
     store = None if launched else dist.HashStore()
     try:
         dist.init_process_group(
@@ -179,15 +179,19 @@ def _device(local_rank: int, local_world: int) -> torch.device:
     return device
 
 
-def _share_cores(local_world: int, asked: str) -> None:
-    """Gives each rank of this machine its share of the cores, or the number `asked` for.
+def _share_cores(local_rank: int, local_world: int, device: torch.device, asked: str) -> None:
+    """Gives each rank of this machine cores of its own, and as many threads, or as many as `asked` for.
 
+    A rank that computes on them stays there: where ranks wander over all cores, two meet on one now and then, and all wait for the slower.
     Under torchrun OMP_NUM_THREADS is no wish of the user's: torchrun itself sets it to 1.
     """
     from fiag_dist.kernels.launch import use_threads  # here, not above: slow to import for those who only need Process
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = int(asked) if asked.isdigit() and int(asked) else max(1, cores // local_world)
+    cores = sorted(os.sched_getaffinity(0))
+    if device.type == "cpu" and 1 < local_world <= len(cores):
+        first, stop = (len(cores) * rank // local_world for rank in (local_rank, local_rank + 1))
+        os.sched_setaffinity(0, cores[first:stop])
+    threads = int(asked) if asked.isdigit() and int(asked) else max(1, len(cores) // local_world)
     use_threads(threads)
 
 

@@ -86,6 +86,10 @@ class Listener(nn.Module):
         code = (taps(clean_8CW) - self.mean) @ self.basis
         return code + self.config.noise * torch.randn_like(code) if self.training else code
 
+    def silence(self) -> Float[Tensor, "8 dim window"]:
+        """Windows that are heard as nobody speaking."""
+        return self.center[:, None].expand(8, self.dim, self.window)
+
     def _clean(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8 dim window"]:
         """Deviations from the mean window, 0 where nobody speaks."""
         deviation = audio_8CW - self.center[:, None]

@@ -21,6 +21,7 @@ def together(me: Process) -> dict[str, object]:
         "gathered": process.all_gather_object(("of", me.rank)),
         **{op: process.all_reduce(tensor.clone(), op).tolist() for op in ("sum", "mean", "max", "min")},
         "threads": torch.get_num_threads(),
+        "cores": sorted(os.sched_getaffinity(0)),
     }
 
 
@@ -36,6 +37,9 @@ def test_two_ranks_share_what_they_have(two: Ranks) -> None:
         assert answer["max"] == [2.0, 20.0]
         assert answer["min"] == [1.0, 10.0]
         assert answer["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+    everybody = sorted(os.sched_getaffinity(0))
+    if len(everybody) > 1:
+        assert first["cores"] + second["cores"] == everybody, "each stays on cores of its own"
 
 
 def test_a_world_of_one_needs_no_launcher(one: Ranks) -> None:

@@ -219,3 +219,13 @@ def test_bf16_networks_train_nearly_as_fp32_ones(form: str) -> None:
     assert 0 < (images[0] - images[1]).abs().max() < 0.05
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
     assert not torch.equal(*gradients)
+
+
+def test_closed_lips_are_heard_as_silence_in_training() -> None:
+    head, spoken = small_head(small_config(audio=AudioConfig(noise=0.0, hush=1.0))), small_shot()
+    closed, silent = replace(spoken, mouth_open=0.01), replace(spoken, audio=head.universal.listener.silence())
+    silence = head.drive(silent).heard
+    assert torch.equal(head.drive(closed).heard, silence)
+    assert not torch.equal(head.drive(spoken).heard, silence)
+    head.eval()
+    assert torch.equal(head.drive(closed).heard, head.drive(spoken).heard)
