@@ -26,6 +26,7 @@ from fiag_dist.pretrain import build
 from fiag_dist.storage import open_storage
 from fiag_dist.training import Training
 
+APART = "apart"
 TURN = 5
 """Steps in a row before it is another one's turn."""
 COLLECTIVES = 20
@@ -69,7 +70,9 @@ class Contestant:
 
 
 def engine_of(name: str, grad_clip: float) -> Callable[[nn.Module, Sequence[Group]], Engine]:
-    """Makes the engine of that name around a module."""
+    """Makes the engine of that name around a module; ranks that are `apart` do the same work and never talk."""
+    if name == APART:
+        return partial(LocalEngine, grad_clip=grad_clip)
     if name == "ddp":
         return partial(DdpEngine, grad_clip=grad_clip)
     return partial(ZeroEngine, zero_stage=int(name.removeprefix("zero_")), grad_clip=grad_clip)

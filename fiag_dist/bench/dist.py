@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fiag_dist.bench.benchmark import Benchmark, at_least, say
-from fiag_dist.bench.contenders import TURN
+from fiag_dist.bench.contenders import APART, TURN
 from fiag_dist.bench.demo import demo_shards
 from fiag_dist.bench.scene import field_of
 from fiag_dist.config import DensityConfig, LossConfig, ModelConfig, PretrainConfig, StageConfig, TrainConfig
@@ -37,7 +37,8 @@ class Bench(Benchmark):
     """Pretrains demo heads through torchrun, one frame a rank and step: one rank on one core (or GPU), then several; torch's own data parallelism and
     DeepSpeed's ZeRO stages take turns in the same processes, and so do all launches, a few steps each, so that a slow minute is slow for all.
 
-    With enough cores the ratio is what the ranks' talk and their shared memory cost. Constants of the model in docs/scaling.md come out, and what it
+    With enough cores the ratio is what the ranks' talk and their shared memory cost; ranks `apart` do the same work at the same time and never talk, so
+    over_apart is the talk, and waiting for the slower, alone. Constants of the model in docs/scaling.md come out, and what it
     predicts for these ranks stands beside what they took. Example: fiag-dist bench dist --ranks 2 (or --ranks 1 2 4 --stages 1)
     """
 
@@ -60,7 +61,7 @@ class Bench(Benchmark):
         at_least(100, num_gaussians=self.num_gaussians)
         if not set(self.stages) <= {0, 1, 2} or not self.stages:
             raise ConfigError(f"--stages {self.stages}: the choices are 0, 1 and 2; give one or more of them")
-        engines = ["ddp", *(f"zero_{stage}" for stage in self.stages)]
+        engines = [APART, "ddp", *(f"zero_{stage}" for stage in self.stages)]
         worlds = sorted({(1, 1), (1, 2), *((ranks, ranks) for ranks in self.ranks)})
         with demo_shards(2 * max(self.ranks), self.size, "demo people are all that this benchmark knows") as data:
             launched = self._launch(data, worlds, engines)
@@ -72,7 +73,7 @@ class Bench(Benchmark):
         for measured in together.values():
             for name, times in measured["engines"].items():
                 times["ratio"] = times["step_ms"] / alone["engines"][name]["step_ms"]
-                times["over_ddp"] = times["step_ms"] / measured["engines"]["ddp"]["step_ms"]
+                times |= {f"over_{of}": times["step_ms"] / measured["engines"][of]["step_ms"] for of in (APART, "ddp")}
         found: dict[str, Any] = {"one_rank_two_frames": twice["engines"], "one_rank": alone}
         found["ranks"] = {str(ranks): measured for ranks, measured in together.items()}
         if MODELLED in engines:

@@ -176,10 +176,12 @@ def test_dist(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--num-gaussians", "330", "--size", "64", "--warm-up", "5", "--repeat", "2")
     found = measured(capsys, "dist", *words)
     alone, two = found["one_rank"]["engines"], found["ranks"]["2"]
-    assert list(alone) == ["ddp", "zero_0", "zero_1"]
+    assert list(alone) == ["apart", "ddp", "zero_0", "zero_1"]
     for name, times in two["engines"].items():
         assert times["ratio"] == pytest.approx(times["step_ms"] / alone[name]["step_ms"], rel=1e-2)
-        assert times["loss"] == pytest.approx(two["engines"]["ddp"]["loss"], rel=1e-2), "they trained the same"
+        assert times["over_apart"] == pytest.approx(times["step_ms"] / two["engines"]["apart"]["step_ms"], rel=1e-2)
+        if name != "apart":
+            assert times["loss"] == pytest.approx(two["engines"]["ddp"]["loss"], rel=1e-2), "they trained the same"
     assert two["model"]["of_measured"] == pytest.approx(
         two["model"]["step_ms"] / two["engines"]["zero_1"]["step_ms"], rel=1e-2
     )
