@@ -16,14 +16,14 @@ MIB = 2**20
 HEARD = {"id_dim": 128, "audio_dim": 384, "audio_window": 2}
 """Shapes of dlib's embedding and of Whisper's speech features, as packing has them by default."""
 MACHINES = {
-    # 2 cores (AMD EPYC), 256x256, 9 800 Gaussians: rough, from a machine that was busy with other work.
+    # 2 cores (AMD EPYC), 256x256, 10 000 Gaussians: benchmarks/results/2026-11-22_cpu_dist.json.
     "cpu": Machine(
-        frame_ms=75,
-        fixed_ms=15,
-        decode_ms=4,
-        latency_us=150,
-        gb_per_s=3,
-        gb_per_s_between=3,
+        frame_ms=65.5,
+        fixed_ms=12.5,
+        decode_ms=1.6,
+        latency_us=187,
+        gb_per_s=0.37,
+        gb_per_s_between=0.37,
         ranks_per_node=2,
         cores_per_node=2,
     ),
