@@ -17,6 +17,8 @@ from typing import NoReturn
 from fiag_dist.dist.process import Process, new_store
 
 NO_ANSWER = "the first node does not answer: it is down, or the network between is cut"
+LEAVE_S = 2.0
+"""How long the end of a run waits for a thread that is in the store: longer only where the store's machine has gone."""
 GO_ON = "start again, and the run goes on from its newest checkpoint"
 
 
@@ -53,16 +55,21 @@ class Heartbeat:
         self._beat = Beat(step, time.monotonic(), first_s)
         self._closed = threading.Event()
         self._signs = new_store("heartbeat", timeout_s=grace_s)
-        for work in (self._give_signs, self._watch):
-            threading.Thread(target=work, name="heartbeat", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=work, name="heartbeat", daemon=True) for work in (self._give_signs, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def beat(self, step: int, patient: bool = False) -> None:
         """Says that `step` steps are done. patient: the next one may take as long as the first."""
         self._beat = Beat(step, time.monotonic(), self._first_s if patient else self._later_s)
 
     def close(self) -> None:
-        """Watches no more."""
+        """Watches no more. Its threads end first: one that came back from torch's store after the interpreter's end would abort the process."""
         self._closed.set()
+        for thread in self._threads:
+            thread.join(LEAVE_S)
 
     def _give_signs(self) -> None:
         """Goes on also while `_watch` waits for the others: a rank that waits is not silent."""

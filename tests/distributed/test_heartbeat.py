@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -36,6 +37,7 @@ def train(me: Process, fault: str) -> int:
                 time.sleep(0.5)
             process.all_gather_object(step)
             heartbeat.beat(step + 1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
     return step + 1
 
 

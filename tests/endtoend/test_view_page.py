@@ -130,7 +130,10 @@ def test_an_idle_page_costs_nothing(tab: browser.Tab) -> None:
 def test_the_command_serves_until_it_is_stopped(tmp_path: Path) -> None:
     folder = tiny.make_identity(tmp_path / "ball", tiny.pack(tmp_path / "data"))
     words = [sys.executable, "-m", "fiag_dist.cli", "view", str(folder), "--port", "0"]
-    served = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    served = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where the tests run in the background
+    )  # fmt: skip
     try:
         assert served.stdout
         address = re.fullmatch(r"ball: (http://127\.0\.0\.1:\d+) \(Ctrl-C ends it\)\n", served.stdout.readline())
