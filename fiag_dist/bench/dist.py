@@ -142,9 +142,16 @@ def _wait(launches: Mapping[Path, subprocess.Popen[bytes]]) -> None:
     while any(launch.poll() is None for launch in launches.values()):
         for own, launch in launches.items():
             if launch.poll():
-                last = ((own / ERRORS).read_text().strip().splitlines() or [""])[-1]
-                raise DistributedError(f"ranks x frames {own.name} ended with {launch.returncode}: {last}")
+                raise DistributedError(
+                    f"ranks x frames {own.name} ended with {launch.returncode}: {_reason((own / ERRORS).read_text())}"
+                )
         time.sleep(0.1)
+
+
+def _reason(said: str) -> str:
+    """The first line of what a launch said that names an error, else its last: torchrun ends with a table of its own."""
+    lines = said.strip().splitlines() or [""]
+    return next((line for line in lines if "Error" in line or line.startswith(("fiag-dist:", "terminate"))), lines[-1])
 
 
 def _end(launch: subprocess.Popen[bytes]) -> None:
