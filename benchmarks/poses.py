@@ -7,18 +7,18 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paper_cells import Lab, Plan
 
-from fiag_dist.config import PackConfig
+from fiag_dist.bench.benchmark import say
+from fiag_dist.config import PackConfig, Poses
 from fiag_dist.errors import guarded
 from fiag_dist.pack import pack
 
-Poses = Literal["detected", "adjusted"]
 SHOWN = ("head_psnr_db", "full_psnr_db", "mouth_psnr_db", "head_ssim")
 
 
@@ -59,11 +59,6 @@ def measured(command: Command, poses: Poses) -> dict[str, object]:
     numbers = Lab(plan).adapted(str(shards), command.clip.stem, "", seed=0)
     fit = json.loads((shards / command.clip.stem / "report.json").read_text())["pose"]
     return {name: round(numbers[name], 4) for name in SHOWN} | {"minutes": round(numbers["minutes"], 1), "pose": fit}
-
-
-def say(text: str) -> None:
-    """A line for people."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

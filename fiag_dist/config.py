@@ -7,6 +7,7 @@ RasterBackend = Literal["auto", "cpu", "gsplat"]
 EncoderBackend = Literal["auto", "cpu", "torch", "tcnn"]
 SsimBackend = Literal["auto", "cpu", "torch"]
 Precision = Literal["fp32", "bf16"]
+Poses = Literal["adjusted", "detected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class PackConfig:
     """Use at most this much of each clip, from its start; 0 uses all."""
     min_seconds: float = 2.0
     """Refuse a clip with less usable footage than this."""
-    poses: Literal["adjusted", "detected"] = "adjusted"
+    poses: Poses = "adjusted"
     """Of the head: by bundle adjustment over landmarks and flow tracks, or the landmark model's own, to compare with."""
     focal_ratio: float = 4.7
     """Fixed focal length over the crop's height: nearly unobservable on heads, so never estimated (docs/decisions.md)."""

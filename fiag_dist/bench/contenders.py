@@ -27,6 +27,7 @@ from fiag_dist.storage import open_storage
 from fiag_dist.training import Training
 
 APART = "apart"
+"""The engine of ranks that never talk: what the machine alone costs them."""
 TURN = 5
 """Steps in a row before it is another one's turn."""
 COLLECTIVES = 20
@@ -114,9 +115,9 @@ def about(training: Training, here: Process) -> dict[str, float]:
 
 def main(argv: list[str]) -> int:
     """CONFIG.yaml OUT.json WARM_UP STEPS PLAYER PLAYERS TURNS ENGINE...: rank 0 writes medians by engine."""
-    path, out, *numbers = argv[:6]
+    path, out, *numbers, shared = argv[:7]
     warm_up, steps, player, players = map(int, numbers)
-    turns, names = Turns(Path(argv[6]), player, players), argv[7:]
+    turns, names = Turns(Path(shared), player, players), argv[7:]
     config, here = from_yaml(PretrainConfig, path), process.start()
     data, runs = open_storage(config.data), open_storage(config.runs)
     with turns.mine(here):

@@ -47,6 +47,7 @@ class Problem:
         """Lets poses i, i + 1 and i + 2 prefer a line where `neighbours` [T-2] is 1; at first they do nowhere."""
         self.neighbours = neighbours[:, None].astype(float)
         self.differences = self.neighbours * np.diff(np.eye(len(self.R)), 2, axis=0)
+        self.H_calm = self.differences.T @ self.differences
 
     def project(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels [T N 2] and camera-frame points [T N 3]."""
@@ -123,9 +124,8 @@ def _step(p: Problem, robust: float, damping: float) -> tuple[np.ndarray, np.nda
         S = dsyrk(-1.0, half.T, trans=1, lower=1, c=S, overwrite_c=1)
     rows = np.arange(6 * num_frames).reshape(num_frames, 6)
     S[rows[:, :, None], rows[:, None, :]] += H_poses * (1 + damping * np.eye(6))
-    H_calm = p.differences.T @ p.differences
     for axis, calm in enumerate(p.calm_6):
-        S[axis::6, axis::6] += calm * H_calm
+        S[axis::6, axis::6] += calm * p.H_calm
     g_poses -= p.calm_6 * (p.differences.T @ p.unrest())
     pose_step = cho_solve(cho_factor(S, lower=True), g_poses.reshape(-1) - half @ half_g)
     point_step = np.zeros_like(p.X)

@@ -59,9 +59,7 @@ def _load(kernel: Any, arguments: tuple) -> None:
         with _alone(Path(kernel._cache.cache_path)):
             if not _stored(kernel, types):  # another process may have filled it meanwhile
                 _fill_cache()
-            if not _stored(
-                kernel, types
-            ):  # a kind of input that the warm-up doesn't know: another number of channels, say
+            if not _stored(kernel, types):  # what the warm-up doesn't know: another number of channels, say
                 _compile_elsewhere(kernel, types)
     kernel.compile(types)
 

@@ -21,10 +21,10 @@ from fiag_dist.types import Camera, Gaussians, Rendering, Shot
 
 MOUTH_SCALE_M = 0.006
 """Largest standard deviation of the mouth's Gaussians: behind the face nothing keeps them short, and needles came out beside the cheeks."""
-CLOSED = 0.02
-"""Lips that are less far apart, in distances of the eyes, are closed: 7 % or more of each person's frames."""
 FACE_SCALE_M = 0.030
 """The same of the face's: nothing on a head is as wide and smooth as what went beyond it, up to 81 mm."""
+CLOSED = 0.02
+"""Lips that are less far apart, in distances of the eyes, are closed: 7 % or more of each person's frames."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,8 +201,8 @@ class Head(nn.Module):
 
     def drive(self, shot: Shot) -> Drive:
         """What moves this frame; in training, closed lips are now and then heard as silence (`AudioConfig.hush`)."""
-        listener, audio = self.universal.listener, shot.audio
-        if self.training and shot.mouth_open < CLOSED and float(torch.rand(())) < listener.config.hush:
+        listener, audio, hush = self.universal.listener, shot.audio, self.universal.listener.config.hush
+        if hush and self.training and shot.mouth_open < CLOSED and float(torch.rand(())) < hush:
             audio = listener.silence()
         return Drive(listener(audio), shot.expression)
 
