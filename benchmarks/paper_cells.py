@@ -26,7 +26,7 @@ from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.evaluate import evaluate_identity
 from fiag_dist.examine import Evaluation
-from fiag_dist.metrics.panel import ALL, IMAGE, Panel
+from fiag_dist.metrics.panel import Panel
 from fiag_dist.monitor import peak_mib
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
@@ -36,7 +36,8 @@ from fiag_dist.synthesize import Identity
 from fiag_dist.video import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parents[1]
-TEST_SHARE = 1 / 11
+TEST_S = 2.0
+"""Footage that follows what is adapted to, for the test."""
 RENDERED_S = 2.0
 
 Numbers = dict[str, Any]
@@ -57,8 +58,8 @@ class Plan:
     pretrain_config: str
     adapt_config: str
     ranks: int
-    fast: bool
-    """PSNR and SSIM alone."""
+    metrics: tuple[str, ...]
+    """What is measured of each identity, of fiag_dist.metrics.panel.ALL."""
     isolated: bool = True
     """Each cell in a process of its own, or its memory could not be told from that of others."""
 
@@ -80,7 +81,10 @@ class Lab:
             return plan.clips
         out = plan.out / "shards" / f"{extractor.replace(':', '_').replace('/', '_')}_{seconds:g}s"
         if not (out / MANIFEST).is_file():
-            settings = PackConfig(extractor=extractor, max_seconds=seconds / (1 - TEST_SHARE), test_share=TEST_SHARE)
+            settings = PackConfig(extractor=extractor)
+            if seconds:
+                whole = seconds + TEST_S
+                settings = replace(settings, max_seconds=whole, test_share=TEST_S / whole)
             pack([plan.clips], str(out), settings)
         return str(out)
 
@@ -112,11 +116,11 @@ class Lab:
             storage, folder = checkpoint.resolve(start)
             start = f"{storage.url}/{folder}"
         job = Job(name, _absolute(data), start, "", config)
-        asked = {"job": job.key, "name": name, "fast": plan.fast}
+        asked = {"job": job.key, "name": name, "metrics": list(plan.metrics)}
 
         def work(key: str) -> Numbers:
             folder = plan.out / "identities" / key
-            return self._apart(_adapt, replace(job, folder=str(folder)), plan.fast) | {"folder": str(folder)}
+            return self._apart(_adapt, replace(job, folder=str(folder)), plan.metrics) | {"folder": str(folder)}
 
         return self._cell("adapt", asked, work)
 
@@ -127,7 +131,9 @@ class Lab:
     def baked(self, run: str) -> Numbers:
         """All identities of a pretraining, straight from its field: metrics of each by name, and `folders`."""
         return self._cell(
-            "baked", {"run": run, "fast": self.plan.fast}, lambda _: self._apart(_bake, run, self.plan.fast)
+            "baked",
+            {"run": run, "metrics": list(self.plan.metrics)},
+            lambda _: self._apart(_bake, run, self.plan.metrics),
         )
 
     def _cell(self, kind: str, asked: Mapping[str, Any], work: Callable[[str], Numbers]) -> Numbers:
@@ -192,18 +198,18 @@ def _pretrain(plan: Plan, key: str, tree: Settings) -> Numbers:
     }
 
 
-def _adapt(job: Job, fast: bool) -> Numbers:
+def _adapt(job: Job, metrics: Sequence[str]) -> Numbers:
     adapt_identity(job, lambda progress: None)
     noted = json.loads((Path(job.folder) / "metrics.json").read_text())
-    return _examined(Path(job.folder), fast) | {"minutes": noted["seconds"] / 60, "peak_mib": noted["peak_mib"]}
+    return _examined(Path(job.folder), metrics) | {"minutes": noted["seconds"] / 60, "peak_mib": noted["peak_mib"]}
 
 
-def _examined(folder: Path, fast: bool) -> Numbers:
+def _examined(folder: Path, metrics: Sequence[str]) -> Numbers:
     """The metrics that this installation can measure, those of the nearest warped training frame as `nearest.KEY`, and what was left out."""
-    with Panel(IMAGE if fast else ALL) as panel:
-        metrics = evaluate_identity(folder, Evaluation(panel))
-        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float | str)}
-        nearest = metrics["baselines"]["nearest_warped"]
+    with Panel(metrics) as panel:
+        found = evaluate_identity(folder, Evaluation(panel))
+        numbers = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+        nearest = found["baselines"]["nearest_warped"]
         return numbers | {f"nearest.{key}": v for key, v in nearest.items()} | {"left_out": panel.left_out}
 
 
@@ -217,9 +223,9 @@ def _render(folder: str) -> Numbers:
     return {"frames_per_s": frames / (time.perf_counter() - began), "peak_mib": peak_mib()}
 
 
-def _bake(run: str, fast: bool) -> Numbers:
+def _bake(run: str, metrics: Sequence[str]) -> Numbers:
     folders = sorted(path for path in bake_run(run).iterdir() if path.is_dir())
-    return {folder.name: _examined(folder, fast) | {"folder": str(folder)} for folder in folders}
+    return {folder.name: _examined(folder, metrics) | {"folder": str(folder)} for folder in folders}
 
 
 def people_of(data: str) -> list[str]:

@@ -8,7 +8,24 @@ from typing import Any
 import cv2
 import numpy as np
 from paper_cells import Lab, Numbers, Settings, gaussians_of, merged, people_of
-from paper_page import AUE, IMAGE, LAG, LMD, LPIPS, MINUTES, MOUTH, SPEECH, SSIM, Column, Findings, bars, beside
+from paper_page import (
+    AUE,
+    EYES,
+    IMAGE,
+    LAG,
+    LMD,
+    LPIPS,
+    MINUTES,
+    MOUTH,
+    MOUTH_PSNR,
+    SPEECH,
+    SSIM,
+    Column,
+    Findings,
+    bars,
+    beside,
+    curves,
+)
 
 from fiag_dist.errors import ConfigError
 from fiag_dist.examine import STRIP
@@ -57,6 +74,7 @@ def parts(personal: bool = True, hook: bool = True, triplet: bool = True, contra
 WITHOUT_IDENTITY: Settings = {"train": {"model": {"identity": {"enabled": False}}, "loss": {"triplet": 0.0}}}
 CUBE: Settings = {"train": {"model": {"field": {"init": "cube"}}}}
 OWN_FIELD: Settings = {"own_field": True}
+PRIOR_STEPS = (100, 300, 500, 1500)
 
 
 def table1(study: Study) -> Findings:
@@ -252,8 +270,34 @@ def fig10(study: Study) -> Findings:
     return Findings(rows, (*IMAGE, SSIM, LPIPS), [remark], beside(first))
 
 
+def prior(study: Study) -> Findings:
+    """How soon an adaptation is as good as training from scratch, with our start and with the paper's."""
+    lab, data = study.lab, study.lab.shards(study.seconds)
+    starts: dict[str, Settings] = {"adapted": {}, "from scratch, our start": {}, "from scratch, cube": CUBE}
+
+    def cells(start: str, steps: int, seed: int) -> list[Numbers]:
+        run = lab.pretrained(lab.shards(), study.taught, seed)["run"] if start == "adapted" else ""
+        settings = merged(starts[start], {"train": {"steps": steps}})
+        return [lab.adapted(data, name, run, seed, settings) for name in study.tested]
+
+    def row(start: str, steps: int) -> Callable[[int], Numbers]:
+        return lambda seed: _means(cells(start, steps, seed))
+
+    rows = study.over_seeds({f"{start}, {steps} steps": row(start, steps) for steps in PRIOR_STEPS for start in starts})
+    lines = {
+        start: {k: float(np.mean([n["head_psnr_db"] for n in rows[f"{start}, {k} steps"]])) for k in PRIOR_STEPS}
+        for start in starts
+    }
+    remarks = []
+    for start, steps in ((other, steps) for steps in (300, 500) for other in starts if other != "adapted"):
+        gains = _gains(study.tested, cells("adapted", steps, 0), cells(start, steps, 0))
+        remarks.append(f"What adaptation has over training {start}, {steps} steps, first seed: {gains}.")
+    columns = (*IMAGE, MOUTH_PSNR, SSIM, LMD, MOUTH, EYES)
+    return Findings(rows, columns, remarks, curves(lines, "head PSNR"))
+
+
 EXPERIMENTS: dict[str, Callable[[Study], Findings]] = {
-    make.__name__: make for make in (table1, table2, table3, table4, table5, table6, table7, table8, fig8, fig10)
+    make.__name__: make for make in (table1, table2, table3, table4, table5, table6, table7, table8, fig8, fig10, prior)
 }
 
 
@@ -277,6 +321,20 @@ def _means(each: Sequence[Numbers]) -> Numbers:
     keys = set.intersection(*(set(numbers) for numbers in each))
     values: dict[str, list[Any]] = {key: [numbers[key] for numbers in each] for key in keys}
     return {k: float(np.mean(v)) for k, v in values.items() if all(isinstance(x, int | float) for x in v)}
+
+
+def _gains(people: Sequence[str], ours: Sequence[Numbers], others: Sequence[Numbers]) -> str:
+    """What the first have over the second, in words, person by person."""
+
+    def gain(column: Column, mine: Numbers, other: Numbers) -> str:
+        one, two = mine.get(column.key), other.get(column.key)
+        return "" if one is None or two is None else f"{column.title} {one - two:+.2f}"
+
+    said = []
+    for name, mine, other in zip(people, ours, others, strict=True):
+        found = [gain(column, mine, other) for column in (IMAGE[1], MOUTH_PSNR, LMD, MOUTH)]
+        said.append(f"{name} ({', '.join(filter(None, found))})")
+    return "; ".join(said)
 
 
 def _sizes(runs: Sequence[Numbers]) -> Numbers:

@@ -113,5 +113,8 @@ FACTS = {
         ("result",),
         {"20 people, 5 s each": ("coarse reconstructions",)},
     ),
+    "prior": Facts("What a pretraining is worth: steps of adaptation and of training from scratch", (), {}),
 }
-"""By experiment. Table I's from-scratch row is TalkingGaussian's, and the first two rows of Table VIII are FIAG-30K and FIAG-40K."""
+"""By experiment; the paper has no table for the last.
+
+Table I's from-scratch row is TalkingGaussian's, and the first two rows of Table VIII are FIAG-30K and FIAG-40K."""

@@ -13,6 +13,8 @@ from paper_facts import FACTS, SETTING, Facts
 from fiag_dist.bench.machine import machine
 
 Value = float | str | None
+COLOURS = ((70, 110, 170), (200, 90, 40), (60, 140, 80), (150, 80, 160))
+"""Of bars and lines, RGB."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ LMD, SPEECH = Column("LMD", "lmd_px_at_512"), Column("speech score", "speech_sco
 LAG = Column("lag, ms", "speech_lag_ms", "+.0f")
 AUE = (Column("AUE upper", "aue_upper_intensity2", ".3f"), Column("AUE lower", "aue_lower_intensity2", ".3f"))
 MOUTH = Column("mouth corr.", "mouth_opening_correlation")
+EYES = Column("eyes corr.", "eye_closure_correlation")
+MOUTH_PSNR = Column("mouth PSNR", "mouth_psnr_db")
 MINUTES = Column("minutes", "minutes", ".1f")
 
 
@@ -54,15 +58,12 @@ def write_page(out: Path, name: str, found: Findings, caption: str) -> Path:
     if found.picture is not None:
         cv2.imwrite(str(out / f"{name}.png"), found.picture[..., ::-1])
         parts.append(f"![{facts.title}]({name}.png)")
-    theirs = [
-        [row, *(f"{value:g}" if isinstance(value, float) else value for value in values)]
-        for row, values in facts.rows.items()
-    ]
-    parts += ["## In the paper", _grid(["", *facts.columns], theirs)]
+    if facts.rows:
+        parts += ["## In the paper", _theirs(facts)]
     differing = _differing(found, facts)
     if differing:
         parts.append("Trends that differ: " + "; ".join(differing) + ".")
-    parts += [*found.remarks, caption, SETTING]
+    parts += [*found.remarks, caption, *([SETTING] if facts.rows else [])]
     page = out / f"{name}.md"
     page.write_text("\n\n".join(parts) + "\n")
     return page
@@ -89,7 +90,7 @@ def bars(values: Mapping[str, float], unit: str, width: int = 720) -> UInt8[np.n
     for row, (name, value) in enumerate(values.items()):
         top = 8 + row * line
         right = left + max(round(value / longest * (width - left - 150)), 1)
-        cv2.rectangle(picture, (left, top + 6), (right, top + line - 8), (70, 110, 170), -1)
+        cv2.rectangle(picture, (left, top + 6), (right, top + line - 8), COLOURS[0], -1)
         for text, x in ((name, 8), (f"{value:,.0f} {unit}", right + 8)):
             cv2.putText(picture, text, (x, top + 27), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return picture
@@ -103,6 +104,45 @@ def beside(
         cv2.resize(s, (round(s.shape[1] * height / s.shape[0]), height), interpolation=cv2.INTER_AREA) for s in strips
     ]
     return np.concatenate(scaled, 1)
+
+
+def curves(
+    values: Mapping[str, Mapping[int, float]], unit: str, width: int = 720, height: int = 360
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A line for each name over steps, which are drawn as if each were as far from the next."""
+    left, right, top, bottom = 60, width - 210, 20, height - 40
+    picture = np.full((height, width, 3), 255, np.uint8)
+    steps = sorted({step for line in values.values() for step in line})
+    numbers = [number for line in values.values() for number in line.values()]
+    low, high = min(numbers), max(max(numbers), min(numbers) + 1e-3)
+
+    def place(step: int, number: float) -> tuple[int, int]:
+        x = left + (right - left) * steps.index(step) / max(len(steps) - 1, 1)
+        return round(x), round(bottom - (bottom - top) * (number - low) / (high - low))
+
+    def write(text: str, x: int, y: int, color: tuple[int, int, int] = (0, 0, 0)) -> None:
+        cv2.putText(picture, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, 0.42, color, 1, cv2.LINE_AA)
+
+    for step in steps:
+        write(str(step), place(step, low)[0] - 12, bottom + 22)
+    for number in np.linspace(low, high, 5):
+        y = place(steps[0], float(number))[1]
+        cv2.line(picture, (left, y), (right, y), (225, 225, 225), 1)
+        write(f"{number:.1f}", 8, y + 4)
+    write(f"{unit}, over steps", left, height - 4)
+    for k, (name, line) in enumerate(values.items()):
+        points = [place(step, line[step]) for step in sorted(line)]
+        cv2.polylines(picture, [np.array(points, np.int32)], False, COLOURS[k % len(COLOURS)], 2, cv2.LINE_AA)
+        write(name, right + 10, 40 + 24 * k, COLOURS[k % len(COLOURS)])
+    return picture
+
+
+def _theirs(facts: Facts) -> str:
+    rows = [
+        [row, *(f"{value:g}" if isinstance(value, float) else value for value in values)]
+        for row, values in facts.rows.items()
+    ]
+    return _grid(["", *facts.columns], rows)
 
 
 def _differing(found: Findings, facts: Facts) -> list[str]:

@@ -17,6 +17,7 @@ from paper_cells import Lab, Plan
 from fiag_dist.bench.benchmark import say
 from fiag_dist.config import PackConfig, Poses
 from fiag_dist.errors import guarded
+from fiag_dist.metrics.panel import IMAGE
 from fiag_dist.pack import pack
 
 SHOWN = ("head_psnr_db", "full_psnr_db", "mouth_psnr_db", "head_ssim")
@@ -54,7 +55,7 @@ def measured(command: Command, poses: Poses) -> dict[str, object]:
     pack([command.clip], str(shards), PackConfig(max_seconds=command.max_seconds, poses=poses), report=say)
     plan = Plan(
         clips=str(shards), out=folder, steps=command.steps, pretrain_steps=0, pretrain_config="",
-        adapt_config=command.config, ranks=1, fast=True,
+        adapt_config=command.config, ranks=1, metrics=IMAGE,
     )  # fmt: skip
     numbers = Lab(plan).adapted(str(shards), command.clip.stem, "", seed=0)
     fit = json.loads((shards / command.clip.stem / "report.json").read_text())["pose"]

@@ -104,8 +104,6 @@ class AudioConfig:
     """Standard deviation of the noise added to the whitened components in training."""
     silence: bool = True
     """Windows without a voice are heard as one silence, whatever the room: told from speech features by a linear map, learnt from how loud clips are."""
-    hush: float = 0.0
-    """Share of training frames with closed lips that are heard as silence, whatever is said; tried at 0.5, without a gain so far (docs/results.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +160,8 @@ class LossConfig:
     """Constant to 30 % of the steps, then linear to a tenth."""
     landmarks_contours: float = 4.0
     """Weight of lips and eye contours against the other landmarks."""
+    silence: float = 1.0
+    """Weight, against `landmarks`, of lips that are apart where nobody speaks: few clips show a silence, so each mouth is asked to close in one."""
     lpips: float = 0.05
     """On random patches in the second half of the fusion stage; needs the weights `lpips-alex`, and is left out with a line when they are absent."""
     mouth_region: float = 1.0

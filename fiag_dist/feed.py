@@ -153,7 +153,7 @@ class Feed:
         """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
 
         held_out: training frames of each identity, spread over its clip, that are kept back to judge training by; a tenth of them at most.
-        positives: whether lessons bring another frame's embedding, for which that frame must be read.
+        positives: whether lessons bring another frame's embedding.
         curriculum_every: as in TrainConfig.
         """
         self.ownership, self.fps = ownership, manifest.fps
@@ -236,9 +236,13 @@ class Feed:
         rival = others[np.random.default_rng((self._seed, step, lane, 1)).integers(len(others))] if others else None
         stream, count = self._streams[name], counts[name]
         shot = self._resident(name, stream.position(count)).shot()
-        # The frame before it in the stream is another one of the same person, and lies in the cache.
-        before = self._resident(name, stream.position(count - 1)) if count and self._positives else None
-        return Lesson(lane, shot, shot.embedding if before is None else before.others["embedding"], rival)
+        positive = shot.embedding
+        if (
+            count and self._positives
+        ):  # the frame before it in the stream is another one of the same person, and lies in the cache
+            before = self.readers[name].embedding(stream.position(count - 1))
+            positive = torch.from_numpy(before).to(self._device)
+        return Lesson(lane, shot, positive, rival)
 
     def _resident(self, name: str, position: int) -> Resident:
         """A frame on the device, from there if it stayed; the least recently used go first."""

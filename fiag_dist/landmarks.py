@@ -16,6 +16,8 @@ RIGHT_CHEEK, LEFT_CHEEK = 234, 454
 RIGHT_LOBE, LEFT_LOBE = 132, 361
 """Points of the oval at the height of the ear lobes."""
 INNER_LIP_TOP, INNER_LIP_BOTTOM = 13, 14
+UPPER_LIP, LOWER_LIP = (191, 80, 81, 82, 13, 312, 311, 310, 415), (95, 88, 178, 87, 14, 317, 402, 318, 324)
+"""Inner edges of the lips, from corner to corner: the k-th of one lies on the k-th of the other when the mouth is closed."""
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 STABLE = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
 """Points that hardly move with speech: eye corners, nose, forehead, temples."""

@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from fiag_dist.compositing import compare
 from fiag_dist.config import LossConfig, SsimBackend
-from fiag_dist.landmarks import LIPS_AND_LIDS
+from fiag_dist.landmarks import LIPS_AND_LIDS, LOWER_LIP, UPPER_LIP
 from fiag_dist.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
 from fiag_dist.model.motion import METRES, PersonalNet
@@ -58,14 +59,13 @@ def face_terms(
     """The face branch against head pixels without the inside of the mouth, both over the same random colour."""
     config = critic.config
     mask = shot.alpha * (shot.labels != Label.MOUTH)[None]
-    image = performance.face.image[:3] + (1 - performance.face.alpha) * backdrop
-    target = shot.image * mask + backdrop * (1 - mask)
-    coverage = ((1 - performance.face.alpha) * mask).mean() + (performance.face.alpha * (1 - mask)).mean()
-    terms = {"face": critic.reconstruction(image, target), "face_coverage": config.coverage * coverage}
+    found = compare(performance.face.image[:3], performance.face.alpha, shot.image, mask, backdrop)
+    unlike = 1 - ssim(found.image, found.target, critic.ssim)
+    terms = {"face": found.error + config.ssim * unlike, "face_coverage": config.coverage * found.uncovered}
     if config.mouth_region != 1.0:
         x0, y0, x1, y1 = shot.lips_rect
-        share = (y1 - y0) * (x1 - x0) / target[0].numel()
-        region = (image - target)[:, y0:y1, x0:x1].abs().mean()
+        share = (y1 - y0) * (x1 - x0) / mask.numel()
+        region = (found.image - found.target)[:, y0:y1, x0:x1].abs().mean()
         terms["face_lips"] = (config.mouth_region - 1) * share * region
     return terms
 
@@ -78,16 +78,15 @@ def mouth_terms(
     size = alpha.shape[-1]
     x0, y0 = (max(v - MOUTH_MARGIN_PX, 0) for v in shot.lips_rect[:2])
     x1, y1 = (min(v + MOUTH_MARGIN_PX, size) for v in shot.lips_rect[2:])
-    inside = torch.zeros_like(alpha)
-    inside[:, y0:y1, x0:x1] = 1
-    coverage = (alpha * (1 - inside)).mean()
+    inside = alpha[:, y0:y1, x0:x1]
+    coverage = (alpha.sum() - inside.sum()) / alpha.numel()
     terms: dict[str, Tensor] = {}
     if shot.mouth_seen:
         seen = (shot.labels == Label.MOUTH)[None, y0:y1, x0:x1]
-        image = (performance.mouth.image + (1 - alpha) * backdrop)[:, y0:y1, x0:x1]
+        image = performance.mouth.image[:, y0:y1, x0:x1] + (1 - inside) * backdrop
         target = torch.where(seen, shot.image[:, y0:y1, x0:x1], image.detach())
         terms["mouth"] = critic.reconstruction(image, target)
-        coverage = coverage + ((1 - alpha[:, y0:y1, x0:x1]) * seen).mean()
+        coverage = coverage + ((1 - inside) * seen).mean()
     return terms | {"mouth_coverage": critic.config.coverage * coverage}
 
 
@@ -143,6 +142,12 @@ def _on_contours(device: torch.device) -> Tensor:
     return found.to(device)
 
 
+@lru_cache
+def _lips(device: torch.device) -> Tensor:
+    """The inner edges of the lips, upper then lower, [18]; brought to the device once."""
+    return torch.tensor([*UPPER_LIP, *LOWER_LIP], device=device)
+
+
 def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float) -> Tensor:
     """L_m: robust distance of the moved rest landmarks from the tracked ones, pixels of a 256-pixel frame."""
     at_256 = 256 / shot.camera.width
@@ -151,6 +156,14 @@ def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float)
     distance2 = ((found - tracked) * at_256).square().sum(1)
     weights = torch.where(_on_contours(distance2.device), contours, 1.0)
     return (weights / weights.mean() * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
+
+
+def silence_term(head: Head, personal: PersonalNet, shot: Shot) -> Tensor:
+    """How far the lips are apart when nobody speaks, robust, pixels of a 256-pixel frame: few clips show a silence, but every mouth closes in one."""
+    lips = shot.rest_landmarks[_lips(shot.rest_landmarks.device)]
+    moved = lips + head.universal.move(lips, personal, head.silence(shot)).means
+    upper, lower = (project(moved, shot.camera) * (256 / shot.camera.width)).chunk(2)
+    return (torch.sqrt((upper - lower).square().sum(1) + 0.01) - 0.1).mean()
 
 
 def triplet_term(head: Head, shot: Shot, rival: Rival, margin: float) -> Tensor:
@@ -179,10 +192,29 @@ def contrast_term(head: Head, performance: Performance, shot: Shot, rival: Perso
     return F.relu((other * own).sum(1) / METRES**2).sum() / count
 
 
-def compute(
-    head: Head, performance: Performance, shot: Shot, stage: Stage, critic: Critic, rival: Rival | None = None
+def landmark_terms(
+    head: Head, personal: PersonalNet, moved_V3: Float[Tensor, "468 3"], shot: Shot, config: LossConfig
 ) -> dict[str, Tensor]:
-    """All weighted terms of one frame in its stage; their sum is what is minimised. Draws a random backdrop from torch's generator."""
+    """What tracked landmarks ask of motion, in speech and in silence."""
+    terms = {"landmarks": landmark_term(moved_V3, shot, config.landmarks_contours)}
+    if config.silence:
+        terms["silence"] = config.silence * silence_term(head, personal, shot)
+    return terms
+
+
+def compute(
+    head: Head,
+    personal: PersonalNet,
+    performance: Performance,
+    shot: Shot,
+    stage: Stage,
+    critic: Critic,
+    rival: Rival | None = None,
+) -> dict[str, Tensor]:
+    """All weighted terms of one frame in its stage; their sum is what is minimised. Draws a random backdrop from torch's generator.
+
+    personal: the IM-Net of the frame's person, who is told from `rival`.
+    """
     config = critic.config
     backdrop = torch.rand(3, 1, 1, device=shot.image.device)
     if stage is Stage.FUSION:
@@ -193,8 +225,8 @@ def compute(
     else:
         terms |= motion_terms(performance, config) | attention_terms(performance, shot, config)
     if performance.landmark_motion is not None and critic.landmark_weight:
-        landmarks = landmark_term(performance.landmark_motion, shot, config.landmarks_contours)
-        terms["landmarks"] = critic.landmark_weight * landmarks
+        found = landmark_terms(head, personal, performance.landmark_motion, shot, config)
+        terms |= {name: critic.landmark_weight * term for name, term in found.items()}
     if rival is not None and stage is Stage.IDENTITY and config.triplet:
         terms["triplet"] = config.triplet * triplet_term(head, shot, rival, config.triplet_margin)
     if rival is not None and rival.personal is not None and stage is Stage.MOTION and config.contrast:

@@ -235,6 +235,21 @@ def _discs(splats: Splats, background_3: Tensor, focal: float, depth_m: float, s
     return image_3HW + light * background_3[:, None, None]
 
 
+def center_of(camera: Camera) -> Float[Tensor, "3"]:
+    """Where a camera stands, world, metres."""
+    return -camera.viewmat[:3, :3].T @ camera.viewmat[:3, 3]
+
+
+def checked_degree(sh_rest: Float[Tensor, "n k 3"]) -> int:
+    """The number of spherical harmonics, with that of degree 0. Raises ConfigError where they are of no whole degree from 0 to 3."""
+    count = sh_rest.shape[1] + 1
+    if count not in (1, 4, 9, 16):
+        raise ConfigError(
+            f"spherical harmonics: {count - 1} coefficients above degree 0, the rule is 0, 3, 8 or 15; set sh_degree to 0..3"
+        )
+    return count
+
+
 def view_colors(
     sh_dc: Float[Tensor, "n 3"], sh_rest: Float[Tensor, "n k 3"], means: Float[Tensor, "n 3"], camera: Camera
 ) -> Float[Tensor, "n 3"]:
@@ -243,16 +258,11 @@ def view_colors(
     sh_rest: coefficients above degree 0, K = 0, 3, 8 or 15 for degree 0 to 3; order and signs of the .ply files of 3D Gaussian Splatting. The
     direction from the camera to a centre carries no gradient. Raises ConfigError for another K.
     """
-    count = sh_rest.shape[1] + 1
-    if count not in (1, 4, 9, 16):
-        raise ConfigError(
-            f"spherical harmonics: {count - 1} coefficients above degree 0, the rule is 0, 3, 8 or 15; set sh_degree to 0..3"
-        )
+    count = checked_degree(sh_rest)
     color_N3 = 0.5 + 0.28209479177387814 * sh_dc
     if count > 1:
         with torch.no_grad():
-            center_3 = -camera.viewmat[:3, :3].T @ camera.viewmat[:3, 3]
-            basis_NK = _harmonics(torch.nn.functional.normalize(means - center_3, dim=-1), count)
+            basis_NK = _harmonics(torch.nn.functional.normalize(means - center_of(camera), dim=-1), count)
         color_N3 = color_N3 + (basis_NK[:, :, None] * sh_rest).sum(1)
     return color_N3.clamp(min=0)
 

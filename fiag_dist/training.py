@@ -143,11 +143,11 @@ class Training:
         seeds = [_seed(config.seed, self.step, lesson.lane) for lesson in lessons]
         if stage is Stage.LANDMARKS:
             moved = self.engine.forward(shots, personals, seeds, rendered=False)
-            contours = config.loss.landmarks_contours
-            return [
-                (None, {"landmarks": losses.landmark_term(m, shot, contours)})
-                for m, shot in zip(moved, shots, strict=True)
-            ]
+            tried = []
+            for motion, shot, personal, lesson in zip(moved, shots, personals, lessons, strict=True):
+                torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
+                tried.append((None, losses.landmark_terms(self.head, personal, motion, shot, config.loss)))
+            return tried
         with_landmarks = config.loss.landmarks > 0 and stage < Stage.FUSION
         performances = self.engine.forward(
             shots, personals, seeds, moving=moving(stage, config), landmarks=with_landmarks
@@ -157,10 +157,10 @@ class Training:
             config.loss, config.ssim, landmark_weight(self.step, config), self.perceptual if fusing else None
         )
         tried = []
-        for performance, shot, lesson in zip(performances, shots, lessons, strict=True):
+        for performance, shot, personal, lesson in zip(performances, shots, personals, lessons, strict=True):
             torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
             rival = self._rival(lesson)
-            tried.append((performance, losses.compute(self.head, performance, shot, stage, critic, rival)))
+            tried.append((performance, losses.compute(self.head, personal, performance, shot, stage, critic, rival)))
         return tried
 
     def embedding(self, name: str) -> Tensor:

@@ -6,16 +6,15 @@ width; the tiles fill the registers of AVX-512, or of AVX2.
 
 from typing import Any
 
-import llvmlite.binding
 import llvmlite.ir as ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fiag_dist.kernels.vectors import FLAT, LANES, PLACE, WIDE
+
 CHUNK = 256
 """Points that are worked on together: some layers of them stay in a core's cache."""
-WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
-LANES = 16 if WIDE else 8
 ROWS = 8
 """A product's rows are worked on by this many; matrices are padded to a multiple of it."""
 VECTORS = 2 if WIDE else 1
@@ -25,8 +24,6 @@ SIDE = 4 if WIDE else 2
 
 _float = ir.FloatType()
 _vector = ir.VectorType(_float, LANES)
-_array, _place = types.Array(types.float32, 1, "C"), types.intp
-"""numba's types of what the products take: a flat array, and where in it something begins."""
 
 
 class _Code:
@@ -103,7 +100,7 @@ def multiply(typingctx, out, out_at, weights, weights_at, entered, entered_at, n
 
     Flat arrays, from the places given on; weights [num, ROWS], entered [num, CHUNK], out [ROWS, CHUNK].
     """
-    signature = types.void(_array, _place, _array, _place, _array, _place, _place, types.float32)
+    signature = types.void(FLAT, PLACE, FLAT, PLACE, FLAT, PLACE, PLACE, types.float32)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(context, builder, signature, arguments)
@@ -136,7 +133,7 @@ def add_outer(typingctx, out, out_at, stride, left, left_at, right, right_at):
 
     Flat arrays, from the places given on; left and right [SIDE, CHUNK]; out's rows are `stride` apart.
     """
-    signature = types.void(_array, _place, _place, _array, _place, _array, _place)
+    signature = types.void(FLAT, PLACE, PLACE, FLAT, PLACE, FLAT, PLACE)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         code = _Code(context, builder, signature, arguments)
@@ -152,29 +149,6 @@ def add_outer(typingctx, out, out_at, stride, left, left_at, right, right_at):
         for n, total in enumerate(code.loop(num, SIDE * SIDE, body)):
             address = code.at(out, out_at, code.times(stride, n // SIDE), n % SIDE)
             builder.store(builder.fadd(code.number(address), code.total(total)), address, align=4)
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-@intrinsic
-def keep_where(typingctx, out, out_at, shown, shown_at, num):
-    """Zeros in `num` rows of a chunk, out[r, p], wherever shown[r, p] is not above 0: the gradient of ReLU. Flat arrays, from the places given on."""
-    signature = types.void(_array, _place, _array, _place, _place)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        code = _Code(context, builder, signature, arguments)
-        out, out_at, shown, shown_at, num = code.values
-        nothing = ir.Constant(_vector, None)
-
-        def body(k: Any, sums: list[Any]) -> list[Any]:
-            first = code.times(k, LANES)
-            address = code.at(out, out_at, first)
-            above = builder.fcmp_ordered(">", code.load(code.at(shown, shown_at, first)), nothing)
-            code.store(builder.select(above, code.load(address), nothing), address)
-            return sums
-
-        code.loop(code.times(num, CHUNK // LANES), 0, body)
         return context.get_dummy_value()
 
     return signature, generate

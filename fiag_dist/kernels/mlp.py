@@ -12,8 +12,9 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.lanes import CHUNK, ROWS, SIDE, add_outer, keep_where, multiply
+from fiag_dist.kernels.lanes import CHUNK, ROWS, SIDE, add_outer, multiply
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
+from fiag_dist.kernels.vectors import LANES, choose, everywhere, load, store
 
 PARTS = 8
 """Pieces of the work: at most this many threads have something to do."""
@@ -90,6 +91,14 @@ def _layer(packed, place, num_in, num_out, entered, entered_at, out, out_at, flo
 
 
 @njit
+def _keep_where(maps, v, shown, rows):
+    """Zeros in the rows of a gradient at maps[v:] wherever what was shown, at maps[shown:], is not above 0: the gradient of ReLU."""
+    nothing = everywhere(_f4(0))
+    for at in range(0, rows * CHUNK, LANES):
+        store(maps, v + at, choose(load(maps, shown + at) > nothing, load(maps, v + at), nothing))
+
+
+@njit
 def _shares(num):
     """Chunks of N points, and the pieces that they are dealt into."""
     chunks = (num + CHUNK - 1) // CHUNK
@@ -147,7 +156,7 @@ def _backward(entered, numbers, widths, v_out, v_entered, v_parts):
                 if k > 0 or v_entered.shape[0]:
                     _layer(turned, turned_places[k], widths[k + 1], widths[k], maps, v, maps, v_next, _ANY)
                 if k > 0:
-                    keep_where(maps, v_next, maps, k * room, widths[k])  # type: ignore[call-arg]
+                    _keep_where(maps, v_next, k * room, widths[k])
                 v, v_next = v_next, v
             for i in range(v_entered.shape[0]):
                 for p in range(end - begin):

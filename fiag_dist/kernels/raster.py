@@ -1,4 +1,4 @@
-"""Blends projected Gaussians into an image on the CPU: tiles of 16 x 64 pixels, front to back, and the hand-written gradient.
+"""Blends projected Gaussians into an image on the CPU: tiles of 128 x 64 pixels, front to back, and the hand-written gradient.
 
 Rules of the 3D Gaussian Splatting family, as gsplat 1.5 has them: pixel centres at +0.5; a Gaussian with falloff power below 0 or alpha below
 1/255 leaves a pixel alone; alpha is clamped at 0.999, without gradient there; a pixel is full when its transmittance would fall to 1e-4, and the
@@ -16,173 +16,180 @@ import torch
 from jaxtyping import Float
 from numba import njit, prange
 from numba.extending import overload
-from numba.np.unsafe.ndarray import to_fixed_tuple
 from torch import Tensor
 
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
-from fiag_dist.kernels.tiles import TILE_X, TILE_Y, bin_gaussians
+from fiag_dist.kernels.tiles import TILE_X, TILE_Y, bin_gaussians, deal, near_to_far
+from fiag_dist.kernels.vectors import (
+    LANES,
+    absolute,
+    anywhere,
+    choose,
+    everywhere,
+    exp2_of_negative,
+    load,
+    places,
+    store,
+    total,
+)
 
 MAX_ALPHA = np.float32(0.999)
 MIN_ALPHA = np.float32(1 / 255)
 MIN_TRANSMITTANCE = np.float32(1e-4)
 NUM_GEOMETRY = 6
 """Gradients of a (Gaussian, tile) pair before its colours': centre x, y; conic a, b, c; opacity."""
-NUM_LANES = 3
-"""Sums over the rows of a column before those of the colours: of d loss / d power, and of that times dy and dy squared."""
+SHAPE = 7
+PITCH = TILE_X + LANES
+"""From one row of a tile to the next: a vector may hang over the tile's right edge, where every pixel is full."""
+MAP = TILE_Y * PITCH
+"""From one map of a tile to the next: its working memory is one flat array."""
 
 _f4 = np.float32
-_LOG2_E = np.float32(math.log2(math.e))
-_tuple: Any = to_fixed_tuple  # numba fills in the argument that type checkers miss
-_FAST = {"reassoc", "contract", "nsz", "arcp", "nnan", "ninf"}
+_LOG2_E = math.log2(math.e)
 
 
-@njit(inline="always", fastmath=_FAST)
-def _exp(x):
-    """exp of a float32 x <= 0 by a polynomial that vectorises; relative error 2e-7."""
-    x = max(x, _f4(-80.0))
-    z = x * _LOG2_E
-    whole = np.int32(z - _f4(0.5))
-    f = z - _f4(whole)
-    p = _f4(1.535336188319500e-4)
-    p = p * f + _f4(1.339887440266574e-3)
-    p = p * f + _f4(9.618437357674640e-3)
-    p = p * f + _f4(5.550332471162809e-2)
-    p = p * f + _f4(2.402264791363012e-1)
-    p = p * f + _f4(6.931472028550421e-1)
-    p = p * f + _f4(1.0)
-    return p * np.int32((whole + np.int32(127)) << np.int32(23)).view(np.float32)
+@njit(parallel=PARALLEL, cache=True, error_model="numpy")
+def _shape(conics, opacities, out):
+    """Fills out [N, SHAPE]. A Gaussian is opacity * 2^(fall (dx + slope dy)^2 + drop dy^2), in which nothing cancels, be it as thin as a needle.
 
-
-@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
-def _reach(conics, opacities, out):
-    """Fills out [N]: how far above and below its centre a Gaussian's alpha can reach 1/255, pixels."""
+    slope, fall, drop; the exponent at which alpha is 1/255; how far above and below the centre it can be that, pixels; and p, q of how far in a row,
+    sqrt(p - q dy^2).
+    """
     for i in prange(out.shape[0]):
-        power = _f4(math.log(opacities[i] * _f4(255.0))) + _f4(1e-3)
-        curvature = _f4(0.5) * (conics[i, 2] - conics[i, 1] * conics[i, 1] / conics[i, 0])
-        out[i] = math.sqrt(max(power / max(curvature, _f4(1e-12)), _f4(0.0)))
+        a = np.float64(conics[i, 0])
+        slope = conics[i, 1] / a
+        fall, drop = -0.5 * _LOG2_E * a, -0.5 * _LOG2_E * (conics[i, 2] - conics[i, 1] * slope)
+        faintest = -math.log2(np.float64(opacities[i]) * 255.0)
+        least = faintest - 1e-3
+        out[i, 0] = slope
+        out[i, 1] = fall
+        out[i, 2] = drop
+        out[i, 3] = faintest
+        out[i, 4] = math.sqrt(max(least / min(drop, -1e-12), 0.0))
+        out[i, 5] = least / fall * (1 + 1e-3) + 1e-2
+        out[i, 6] = max(drop / fall, 0.0)
 
 
 @njit(inline="always")
-def _rows(center_y, reach, y0):
-    """First and one past the last row that a Gaussian touches of the tile at y0."""
-    first = max(0, int(math.floor(center_y - reach - _f4(0.5))) - y0)
-    return first, min(TILE_Y, int(math.ceil(center_y + reach + _f4(0.5))) - y0)
+def _rows(center_y, reach_y):
+    """First and one past the last row of a tile that a Gaussian touches; its centre in pixels from the first row's."""
+    return max(0, int(math.ceil(center_y - reach_y))), min(TILE_Y, int(math.floor(center_y + reach_y)) + 1)
 
 
-# Loops over channels. The number of channels is the length of a tuple, hence known to the compiler, and these three unroll to straight code; an
-# ordinary loop in their place keeps the loop over x, which they are called in, from becoming SIMD code (6 times slower).
-# A tile's working memory is one array [row, map, x], for the same reason: the compiler need not ask whether two arrays overlap.
-def _blend_color(tile, y, x, first, weight, color) -> Any: ...
+@njit(inline="always")
+def _columns(center_x, half_square):
+    """First and one past the last column of a row."""
+    half = _f4(math.sqrt(max(half_square, _f4(0))))
+    return max(0, int(math.ceil(center_x - half))), min(TILE_X, int(math.floor(center_x + half)) + 1)
 
 
-def _dot_color(tile, y, x, first, color) -> Any: ...
+@njit(inline="always")
+def _is_full(tile):
+    """Whether nothing behind can be seen anywhere in a tile."""
+    for y in range(TILE_Y):
+        for x in range(0, TILE_X, LANES):
+            if anywhere(load(tile, y * PITCH + x) > everywhere(_f4(0))):
+                return False
+    return True
 
 
-def _add_color(lanes, tile, y, x, first, weight, color) -> Any: ...
+# One sum for each channel. Their number is the length of a tuple, hence known to the compiler, which keeps all of them in registers.
+def _zeros(background) -> Any: ...
 
 
-_OPTIONS: Any = {"fastmath": _FAST, "error_model": "numpy"}
+def _add_colors(sums, weight, tile, at) -> Any: ...
 
 
-@overload(_blend_color, jit_options=_OPTIONS)
-def _blend_color_typed(tile, y, x, first, weight, color):
-    """tile[y, first + k, x] += weight * color[k]"""
-    k = len(color) - 1
-    if k < 0:
-        return lambda tile, y, x, first, weight, color: None
-
-    def blend_color(tile, y, x, first, weight, color):
-        _blend_color(tile, y, x, first, weight, color[:-1])
-        tile[y, first + k, x] += weight * color[k]
-
-    return blend_color
+@overload(_zeros)
+def _zeros_typed(background):
+    """Zero for each channel."""
+    if not len(background):
+        return lambda background: ()
+    return lambda background: (everywhere(_f4(0)), *_zeros(background[1:]))
 
 
-@overload(_dot_color, jit_options=_OPTIONS)
-def _dot_color_typed(tile, y, x, first, color):
-    """Sum of tile[y, first + k, x] * color[k]."""
-    k = len(color) - 1
-    if k < 0:
-        return lambda tile, y, x, first, color: _f4(0)
-    return lambda tile, y, x, first, color: _dot_color(tile, y, x, first, color[:-1]) + tile[y, first + k, x] * color[k]
+@overload(_add_colors)
+def _add_colors_typed(sums, weight, tile, at):
+    """sums[k] + weight * (the tile's map that is k further on)."""
+    if not len(sums):
+        return lambda sums, weight, tile, at: ()
+
+    def add_colors(sums, weight, tile, at):
+        return (sums[0] + weight * load(tile, at), *_add_colors(sums[1:], weight, tile, at + MAP))
+
+    return add_colors
 
 
-@overload(_add_color, jit_options=_OPTIONS)
-def _add_color_typed(lanes, tile, y, x, first, weight, color):
-    """lanes[NUM_LANES + k, x] += weight * tile[y, first + k, x]"""
-    k = len(color) - 1
-    if k < 0:
-        return lambda lanes, tile, y, x, first, weight, color: None
-
-    def add_color(lanes, tile, y, x, first, weight, color):
-        _add_color(lanes, tile, y, x, first, weight, color[:-1])
-        lanes[NUM_LANES + k, x] += weight * tile[y, first + k, x]
-
-    return add_color
-
-
-@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
-def _forward(means2d, conics, colors, opacities, reach, ids, offsets, background, tiles_x, image, alpha, ends):
+@njit(parallel=PARALLEL, cache=True, error_model="numpy")
+def _forward(means2d, conics, colors, opacities, shape, ids, offsets, dealt, background, tiles_x, image, alpha, ends):
     """Fills image [D, H, W], alpha [H, W] and, per tile, one past the last Gaussian that was looked at."""
-    for t in prange(offsets.shape[0] - 1):
+    for i in prange(len(dealt)):
+        t = dealt[i]
         channels = len(background)
         height, width = alpha.shape
         y0 = t // tiles_x * TILE_Y
         x0 = t % tiles_x * TILE_X
         rows = min(TILE_Y, height - y0)
         columns = min(TILE_X, width - x0)
-        # Maps: transmittance, 0 once the pixel is full; transmittance at the end; blended colours.
-        tile = np.zeros((TILE_Y, 2 + channels, TILE_X), _f4)
-        tile[:rows, 0, :columns] = _f4(1)
-        tile[:, 1] = _f4(1)
+        # Maps: transmittance, its negative once the pixel is full; blended colours.
+        tile = np.zeros((1 + channels) * MAP, _f4)
+        for y in range(TILE_Y):
+            tile[y * PITCH : y * PITCH + (columns if y < rows else 0)] = _f4(1)
+        nothing, steps = everywhere(_f4(0)), places()
+        most, clear = everywhere(MAX_ALPHA), everywhere(MIN_TRANSMITTANCE)
         end = offsets[t]
-        corner_x = _f4(x0) + _f4(0.5)
         while end < offsets[t + 1]:
             g = ids[end]
-            a = conics[g, 0]
-            b = conics[g, 1]
-            c = conics[g, 2]
-            opacity = opacities[g]
-            color = _tuple(colors[g], len(background))
-            gx = means2d[g, 0] - corner_x
-            gy = means2d[g, 1]
-            first, last = _rows(gy, reach[g], y0)
+            slope, drop = shape[g, 0], shape[g, 2]
+            fall, faintest = everywhere(shape[g, 1]), everywhere(shape[g, 3])
+            opacity = everywhere(opacities[g])
+            gx = means2d[g, 0] - (_f4(x0) + _f4(0.5))
+            gy = means2d[g, 1] - (_f4(y0) + _f4(0.5))
+            first, last = _rows(gy, shape[g, 4])
             for y in range(first, last):
-                dy = gy - (_f4(y0 + y) + _f4(0.5))
-                half_cc = _f4(0.5) * c * dy * dy
-                b_dy = b * dy
-                for x in range(TILE_X):
-                    dx = gx - _f4(x)
-                    power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
-                    value = min(MAX_ALPHA, opacity * _exp(-power))
-                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0)) else _f4(0)
-                    before = tile[y, 0, x]
-                    after = before * (_f4(1) - value)
-                    ok = after > MIN_TRANSMITTANCE
-                    tile[y, 0, x] = after if ok else _f4(0)
-                    tile[y, 1, x] = after if ok else tile[y, 1, x]
-                    _blend_color(tile, y, x, 2, value * before if ok else _f4(0), color)
+                dy = gy - _f4(y)
+                ridge = gx + slope * dy
+                left, right = _columns(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
+                for x in range(left, right, LANES):
+                    at = y * PITCH + x
+                    before = load(tile, at)
+                    if not anywhere(before > nothing):
+                        continue
+                    across = everywhere(ridge - _f4(x)) - steps
+                    exponent = fall * across * across + everywhere(drop * dy * dy)
+                    value = opacity * exp2_of_negative(exponent)
+                    value = choose(value < most, value, most)
+                    value = choose((exponent >= faintest) & (exponent <= nothing), value, nothing)
+                    after = before - before * value
+                    ok = after > clear
+                    store(tile, at, choose(ok, after, nothing - absolute(before)))
+                    weight = choose(ok, value * before, nothing)
+                    for k in range(channels):
+                        color = at + (1 + k) * MAP
+                        store(tile, color, load(tile, color) + weight * everywhere(colors[g, k]))
             end += 1
-            if (end - offsets[t]) % 16 == 0 and tile[:, 0].max() <= _f4(0):
+            if (end - offsets[t]) % 16 == 0 and _is_full(tile):
                 break
         ends[t] = end
         for y in range(rows):
             for x in range(columns):
-                alpha[y0 + y, x0 + x] = _f4(1) - tile[y, 1, x]
+                left_over = abs(tile[y * PITCH + x])
+                alpha[y0 + y, x0 + x] = _f4(1) - left_over
                 for k in range(channels):
-                    image[k, y0 + y, x0 + x] = tile[y, 2 + k, x] + tile[y, 1, x] * background[k]
+                    image[k, y0 + y, x0 + x] = tile[(1 + k) * MAP + y * PITCH + x] + left_over * background[k]
 
 
-@njit(parallel=PARALLEL, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(parallel=PARALLEL, cache=True, error_model="numpy")
 def _backward(
     means2d,
     conics,
     colors,
     opacities,
-    reach,
+    shape,
     ids,
     slots,
     offsets,
+    dealt,
     ends,
     background,
     tiles_x,
@@ -193,77 +200,81 @@ def _backward(
     pairs,
 ):
     """Fills the gradients of each (Gaussian, tile) pair, [pairs, NUM_GEOMETRY + D], walking front to back again."""
-    for t in prange(offsets.shape[0] - 1):
+    for i in prange(len(dealt)):
+        t = dealt[i]
         channels = len(background)
         height, width = alpha.shape
         y0 = t // tiles_x * TILE_Y
         x0 = t % tiles_x * TILE_X
         # Maps: transmittance; what lies behind, weighted by the incoming gradient; that gradient.
-        tile = np.zeros((TILE_Y, 2 + channels, TILE_X), _f4)
-        lanes = np.zeros((NUM_LANES + channels, TILE_X), _f4)
+        tile = np.zeros((2 + channels) * MAP, _f4)
         for y in range(min(TILE_Y, height - y0)):
             for x in range(min(TILE_X, width - x0)):
-                tile[y, 0, x] = _f4(1)
-                behind = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
+                at = y * PITCH + x
+                tile[at] = _f4(1)
+                behind_all = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
                 for k in range(channels):
-                    tile[y, 2 + k, x] = v_image[k, y0 + y, x0 + x]
-                    behind += v_image[k, y0 + y, x0 + x] * image[k, y0 + y, x0 + x]
-                tile[y, 1, x] = behind
-        corner_x = _f4(x0) + _f4(0.5)
+                    tile[at + (2 + k) * MAP] = v_image[k, y0 + y, x0 + x]
+                    behind_all += v_image[k, y0 + y, x0 + x] * image[k, y0 + y, x0 + x]
+                tile[at + MAP] = behind_all
+        one, nothing, steps = everywhere(_f4(1)), everywhere(_f4(0)), places()
+        most, clear = everywhere(MAX_ALPHA), everywhere(MIN_TRANSMITTANCE)
         for pair in range(offsets[t], ends[t]):
             g = ids[pair]
-            a = conics[g, 0]
-            b = conics[g, 1]
-            c = conics[g, 2]
-            opacity = opacities[g]
-            color = _tuple(colors[g], len(background))
-            gx = means2d[g, 0] - corner_x
-            gy = means2d[g, 1]
-            first, last = _rows(gy, reach[g], y0)
-            lanes[:] = _f4(0)
-            for y in range(first, last):
-                dy = gy - (_f4(y0 + y) + _f4(0.5))
-                half_cc = _f4(0.5) * c * dy * dy
-                b_dy = b * dy
-                for x in range(TILE_X):
-                    dx = gx - _f4(x)
-                    power = _f4(0.5) * a * dx * dx + b_dy * dx + half_cc
-                    unclamped = opacity * _exp(-power)
-                    value = min(MAX_ALPHA, unclamped)
-                    value = value if (value >= MIN_ALPHA) and (power >= _f4(0)) else _f4(0)
-                    before = tile[y, 0, x]
-                    after = before * (_f4(1) - value)
-                    ok = after > MIN_TRANSMITTANCE
-                    weight = value * before if ok else _f4(0)
-                    along = _dot_color(tile, y, x, 2, color)
-                    behind = tile[y, 1, x] - weight * along
-                    v_power = -unclamped * (along * before - behind / (_f4(1) - value))
-                    v_power = v_power if ok and (value > _f4(0)) and (unclamped <= MAX_ALPHA) else _f4(0)
-                    tile[y, 0, x] = after if ok else _f4(0)
-                    tile[y, 1, x] = behind
-                    lanes[0, x] += v_power
-                    lanes[1, x] += v_power * dy
-                    lanes[2, x] += v_power * dy * dy
-                    _add_color(lanes, tile, y, x, 2, weight, color)
+            slope, drop = shape[g, 0], shape[g, 2]
+            fall, faintest = everywhere(shape[g, 1]), everywhere(shape[g, 3])
+            opacity = everywhere(opacities[g])
+            gx = means2d[g, 0] - (_f4(x0) + _f4(0.5))
+            gy = means2d[g, 1] - (_f4(y0) + _f4(0.5))
+            first, last = _rows(gy, shape[g, 4])
             # Moments of d loss / d power over the pixels: geometry's gradient is linear in them.
-            m_0 = m_x = m_y = m_xx = m_xy = m_yy = _f4(0)
-            for x in range(TILE_X):
-                dx = gx - _f4(x)
-                m_0 += lanes[0, x]
-                m_x += lanes[0, x] * dx
-                m_xx += lanes[0, x] * dx * dx
-                m_y += lanes[1, x]
-                m_xy += lanes[1, x] * dx
-                m_yy += lanes[2, x]
+            s_0 = s_a = s_y = s_aa = s_ay = s_yy = nothing
+            s_colors = _zeros(background)
+            for y in range(first, last):
+                dy = gy - _f4(y)
+                ridge = gx + slope * dy
+                left, right = _columns(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
+                for x in range(left, right, LANES):
+                    at = y * PITCH + x
+                    before = load(tile, at)
+                    if not anywhere(before > nothing):
+                        continue
+                    across = everywhere(ridge - _f4(x)) - steps
+                    exponent = fall * across * across + everywhere(drop * dy * dy)
+                    unclamped = opacity * exp2_of_negative(exponent)
+                    value = choose(unclamped < most, unclamped, most)
+                    value = choose((exponent >= faintest) & (exponent <= nothing), value, nothing)
+                    after = before - before * value
+                    ok = after > clear
+                    weight = choose(ok, value * before, nothing)
+                    along = nothing
+                    for k in range(channels):
+                        along += load(tile, at + (2 + k) * MAP) * everywhere(colors[g, k])
+                    behind = load(tile, at + MAP) - weight * along
+                    v_power = unclamped * (behind / (one - value) - along * before)
+                    v_power = choose(ok & (value > nothing) & (unclamped <= most), v_power, nothing)
+                    store(tile, at, choose(ok, after, nothing))
+                    store(tile, at + MAP, behind)
+                    v_across, v_dy = v_power * across, v_power * everywhere(dy)
+                    s_0 += v_power
+                    s_a += v_across
+                    s_y += v_dy
+                    s_aa += v_across * across
+                    s_ay += v_dy * across
+                    s_yy += v_dy * everywhere(dy)
+                    s_colors = _add_colors(s_colors, weight, tile, at + 2 * MAP)
             slot = slots[pair]
-            pairs[slot, 0] = a * m_x + b * m_y
-            pairs[slot, 1] = b * m_x + c * m_y
-            pairs[slot, 2] = _f4(0.5) * m_xx
-            pairs[slot, 3] = m_xy
-            pairs[slot, 4] = _f4(0.5) * m_yy
-            pairs[slot, 5] = -m_0 / opacity
+            v_x = conics[g, 0] * total(s_a)
+            m_aa, m_ay, m_yy = np.float64(total(s_aa)), np.float64(total(s_ay)), np.float64(total(s_yy))
+            shear = np.float64(slope)
+            pairs[slot, 0] = v_x
+            pairs[slot, 1] = slope * v_x - _f4(2 / _LOG2_E) * drop * total(s_y)
+            pairs[slot, 2] = 0.5 * (m_aa - 2 * shear * m_ay + shear * shear * m_yy)
+            pairs[slot, 3] = m_ay - shear * m_yy
+            pairs[slot, 4] = 0.5 * m_yy
+            pairs[slot, 5] = -total(s_0) / opacities[g]
             for k in range(channels):
-                pairs[slot, NUM_GEOMETRY + k] = lanes[NUM_LANES + k].sum()
+                pairs[slot, NUM_GEOMETRY + k] = total(s_colors[k])
 
 
 @njit(parallel=PARALLEL, cache=True)
@@ -279,29 +290,30 @@ class _Blend(torch.autograd.Function):
     def forward(ctx: Any, means2d, conics, colors, opacities, radii, depths, background, width, height):
         m, c, f, o = (array(x) for x in (means2d, conics, colors, opacities))
         tiles_x, tiles_y = -(-width // TILE_X), -(-height // TILE_Y)
-        order = torch.argsort(depths.detach(), stable=True).numpy()
-        reach = np.empty(len(m), np.float32)
-        launch(_reach, c, o, reach)
+        order = launch(near_to_far, array(depths))
+        shape = np.empty((len(m), SHAPE), np.float32)
+        launch(_shape, c, o, shape)
         ids, slots, offsets, gaussian_offsets = launch(bin_gaussians, m, array(radii), order, tiles_x, tiles_y)
+        dealt = deal(offsets)
         values = tuple(np.float32(v) for v in background.tolist())
         image = np.empty((len(values), height, width), np.float32)
         alpha = np.empty((height, width), np.float32)
         ends = np.empty(tiles_x * tiles_y, np.int64)
-        launch(_forward, m, c, f, o, reach, ids, offsets, values, tiles_x, image, alpha, ends)
+        launch(_forward, m, c, f, o, shape, ids, offsets, dealt, values, tiles_x, image, alpha, ends)
         image_DHW, alpha_HW = torch.from_numpy(image), torch.from_numpy(alpha)
         ctx.save_for_backward(means2d, conics, colors, opacities, image_DHW, alpha_HW)
-        ctx.pairs = (reach, ids, slots, offsets, ends, values, tiles_x, gaussian_offsets)
+        ctx.pairs = (shape, ids, slots, offsets, dealt, ends, values, tiles_x, gaussian_offsets)
         return image_DHW, alpha_HW
 
     @staticmethod
     def backward(ctx: Any, *v_outputs):
         check("blend's gradient", image=v_outputs[0], alpha=v_outputs[1])
         m, c, f, o, image, alpha = (array(x) for x in ctx.saved_tensors)
-        reach, ids, slots, offsets, ends, values, tiles_x, gaussian_offsets = ctx.pairs
+        shape, ids, slots, offsets, dealt, ends, values, tiles_x, gaussian_offsets = ctx.pairs
         # Zeros: pairs behind a tile's last blended Gaussian are never written.
         pairs = np.zeros((len(ids), NUM_GEOMETRY + len(values)), np.float32)
         v_image, v_alpha = (array(v) for v in v_outputs)
-        drawn = (m, c, f, o, reach, ids, slots, offsets, ends, values, tiles_x, image, alpha)
+        drawn = (m, c, f, o, shape, ids, slots, offsets, dealt, ends, values, tiles_x, image, alpha)
         launch(_backward, *drawn, v_image, v_alpha, pairs)
         summed = np.zeros((len(m), pairs.shape[1]), np.float32)
         launch(_sum_pairs, pairs, gaussian_offsets, summed)

@@ -2,6 +2,8 @@
 
 import torch
 
+from fiag_dist.kernels.colors import shown_colors
+from fiag_dist.kernels.compositing import compare
 from fiag_dist.kernels.grid import encode, layout
 from fiag_dist.kernels.mlp import mlp
 from fiag_dist.kernels.projection import project
@@ -29,7 +31,13 @@ def warm() -> None:
     table = torch.ones(3, int(grid.offsets[-1]), 1, requires_grad=True)
     encode(torch.full((2, 3), 0.5, requires_grad=True), table, grid).sum().backward()
     mlp(torch.ones(1, 2, requires_grad=True), torch.ones(3, 2), torch.ones(1, 3)).sum().backward()
+    shown_colors(
+        torch.zeros(1, 3, requires_grad=True), torch.zeros(1, 3, 3), torch.ones(1, 3), torch.zeros(3)
+    ).sum().backward()
     picture = torch.rand(3, 16, 16, requires_grad=True)
+    layer, alpha = torch.rand(3, 16, 16, requires_grad=True), torch.rand(16, 16, requires_grad=True)
+    image, _, error, uncovered = compare(layer, alpha, torch.rand(3, 16, 16), torch.rand(16, 16), torch.rand(3))
+    (image.sum() + error + uncovered).backward()
     ssim(picture, torch.rand(3, 16, 16)).backward()
     with torch.no_grad():
         ssim(picture, torch.rand(3, 16, 16))

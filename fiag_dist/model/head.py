@@ -10,21 +10,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fiag_dist.config import EncoderBackend, ModelConfig, Precision, RasterBackend
+from fiag_dist.kernels import colors as kernel
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import Drive, Motion, PersonalNet
 from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.model.universal import UniversalMotion
-from fiag_dist.raster import Splats, rasterize_frames, view_colors
+from fiag_dist.raster import Splats, center_of, checked_degree, rasterize_frames, view_colors
 from fiag_dist.types import Camera, Gaussians, Rendering, Shot
 
 MOUTH_SCALE_M = 0.006
 """Largest standard deviation of the mouth's Gaussians: behind the face nothing keeps them short, and needles came out beside the cheeks."""
 FACE_SCALE_M = 0.030
 """The same of the face's: nothing on a head is as wide and smooth as what went beyond it, up to 81 mm."""
-CLOSED = 0.02
-"""Lips that are less far apart, in distances of the eyes, are closed: 7 % or more of each person's frames."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,12 +111,18 @@ def shown_colors(
     sh_dc: Float[Tensor, "n 3"], sh_rest: Float[Tensor, "n k 3"], means: Float[Tensor, "n 3"], camera: Camera
 ) -> Float[Tensor, "n 3"]:
     """Colours 0..1 of Gaussians, in training and rendering alike: of one that went far beyond white, a sliver shows as a speck."""
-    return cast(Tensor, _AtMostWhite.apply(view_colors(sh_dc, sh_rest, means, camera)))
+    if sh_dc.device.type == "cpu":
+        checked_degree(sh_rest)
+        return kernel.shown_colors(sh_dc, sh_rest, means, center_of(camera))
+    return at_most_white(view_colors(sh_dc, sh_rest, means, camera))
+
+
+def at_most_white(colors: Tensor) -> Tensor:
+    """Colours up to 1. What is lighter is pulled back by its gradient, and not pushed on: it would run away unseen."""
+    return cast(Tensor, _AtMostWhite.apply(colors))
 
 
 class _AtMostWhite(torch.autograd.Function):
-    """Colours up to 1. What is lighter is pulled back by its gradient, and not pushed on: it would run away unseen."""
-
     @staticmethod
     def forward(context: Any, colors: Tensor) -> Tensor:
         context.save_for_backward(colors)
@@ -200,11 +205,13 @@ class Head(nn.Module):
         )
 
     def drive(self, shot: Shot) -> Drive:
-        """What moves this frame; in training, closed lips are now and then heard as silence (`AudioConfig.hush`)."""
-        listener, audio, hush = self.universal.listener, shot.audio, self.universal.listener.config.hush
-        if hush and self.training and shot.mouth_open < CLOSED and float(torch.rand(())) < hush:
-            audio = listener.silence()
-        return Drive(listener(audio), shot.expression)
+        """What moves this frame."""
+        return Drive(self.universal.listener(shot.audio), shot.expression)
+
+    def silence(self, shot: Shot) -> Drive:
+        """What would move this frame if nobody spoke."""
+        listener = self.universal.listener
+        return Drive(listener(listener.silence()), shot.expression)
 
     def forward(
         self,

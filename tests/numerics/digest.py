@@ -11,6 +11,8 @@ import torch
 from scenes import SCENES, gradients, image_gradients, incoming, leaves, scene
 from torch import Tensor
 
+from fiag_dist.kernels.colors import shown_colors
+from fiag_dist.kernels.compositing import compare
 from fiag_dist.kernels.grid import encode, layout
 from fiag_dist.kernels.mlp import mlp
 from fiag_dist.kernels.projection import project
@@ -60,6 +62,24 @@ def similarity() -> list[Tensor]:
     return [value, *gradients([image])]
 
 
+def comparison() -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    layer, frame = torch.rand(2, 3, 90, 130, generator=draw)
+    alpha, mask = torch.rand(2, 90, 130, generator=draw)
+    parts = leaves([layer, alpha])
+    image, target, error, uncovered = compare(*parts, frame, mask, torch.tensor([0.2, 0.5, 0.3]))
+    (image.square().sum() + 3 * error + 2 * uncovered).backward()
+    return [image, target, error, uncovered, *gradients(parts)]
+
+
+def colors() -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    parts = leaves([torch.randn(3000, 3, generator=draw), torch.randn(3000, 8, 3, generator=draw)])
+    out = shown_colors(*parts, torch.randn(3000, 3, generator=draw), torch.tensor([0.1, 0.2, 1.3]))
+    out.backward(*incoming(tuple(out.shape)))
+    return [out, *gradients(parts)]
+
+
 JOBS: dict[str, Callable[[], list[Tensor]]] = {
     **{f"scene {name}": partial(lambda make: images(*make()), make) for name, make in SCENES.items()},
     "scene of 1500": lambda: images(*scene(1500)),
@@ -67,6 +87,8 @@ JOBS: dict[str, Callable[[], list[Tensor]]] = {
     "grid, hashed": lambda: features(11, 2),
     "network": network,
     "ssim": similarity,
+    "compare": comparison,
+    "colours": colors,
 }
 
 

@@ -6,6 +6,7 @@ from numeric_twins import assert_close, render
 from scenes import NAMES, SCENES, gradients, image_gradients, leaves, scene
 
 from fiag_dist.errors import ConfigError
+from fiag_dist.kernels.tiles import near_to_far
 from fiag_dist.raster import rasterize
 from fiag_dist.types import Camera
 
@@ -115,3 +116,12 @@ def test_gsplat_without_cuda_is_refused() -> None:
     values, camera = scene(3)
     with pytest.raises(ConfigError, match=r"no CUDA device.*use backend auto or cpu"):
         rasterize(*values, camera, torch.zeros(3), backend="gsplat")
+
+
+def test_gaussians_are_sorted_by_depth_and_ties_stay_in_order() -> None:
+    draw = torch.Generator().manual_seed(0)
+    depths = torch.cat(
+        [torch.rand(3000, generator=draw) * 3 + 0.01, torch.full((50,), 1.25), torch.tensor([1e-30, 1e10])]
+    )
+    depths = depths[torch.randperm(len(depths), generator=draw)]
+    assert near_to_far(depths.numpy()).tolist() == torch.argsort(depths, stable=True).tolist()

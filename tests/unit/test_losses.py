@@ -16,9 +16,11 @@ from fiag_dist.config import (
     StageConfig,
     TrainConfig,
 )
+from fiag_dist.landmarks import LOWER_LIP, UPPER_LIP
 from fiag_dist.losses import Rival
+from fiag_dist.model.motion import StillNet
 from fiag_dist.stages import landmark_weight, rates, sh_degree, stage_at, total_steps
-from fiag_dist.types import Rendering
+from fiag_dist.types import Rendering, Shot
 
 
 def test_triplet_is_zero_for_identical_embeddings_at_margin_zero():
@@ -47,6 +49,40 @@ def test_landmark_term_vanishes_at_the_tracked_landmarks_only():
     true_motion = (shot.landmarks - shot.rest_landmarks)[:468]
     assert losses.landmark_term(true_motion, shot, 4.0) < 1e-4
     assert losses.landmark_term(torch.zeros(468, 3), shot, 4.0) > 0.05
+
+
+def lips_apart(shot: Shot, metres: float) -> Shot:
+    """The lips' inner edges one below the other, so far apart."""
+    rest = shot.rest_landmarks.clone()
+    rest[list(LOWER_LIP)] = rest[list(UPPER_LIP)]
+    rest[list(LOWER_LIP), 1] -= metres
+    return replace(shot, rest_landmarks=rest)
+
+
+def test_silence_term_is_the_lips_distance_in_pixels_of_a_256_pixel_frame():
+    head = small_head()
+    still = StillNet(head.config.motion)
+    with torch.no_grad():
+        for net in (head.universal.face.net, head.universal.mouth.net):
+            net[-1].weight.zero_()  # type: ignore[operator]
+    assert losses.silence_term(head, still, lips_apart(small_shot(), 0.0)) < 1e-6
+    shot = lips_apart(small_shot(), 0.006)
+    ends = losses.project(shot.rest_landmarks[[UPPER_LIP[4], LOWER_LIP[4]]], shot.camera) * 256 / shot.camera.width
+    expected = float((ends[0] - ends[1]).norm())
+    assert abs(float(losses.silence_term(head, still, shot)) / expected - 1) < 0.1
+
+
+def test_lips_learn_to_meet_in_silence():
+    head, shot = small_head(), lips_apart(small_shot(), 0.006)
+    personal = head.universal.new_personal()
+    before = float(losses.silence_term(head, personal, shot))
+    optimizer = torch.optim.Adam([*head.universal.face.parameters(), *personal.parameters()], lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        term = losses.silence_term(head, personal, shot)
+        term.backward()
+        optimizer.step()
+    assert float(term) < 0.3 * before
 
 
 def test_mouth_ignores_what_lips_hide():

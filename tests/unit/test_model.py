@@ -221,11 +221,10 @@ def test_bf16_networks_train_nearly_as_fp32_ones(form: str) -> None:
     assert not torch.equal(*gradients)
 
 
-def test_closed_lips_are_heard_as_silence_in_training() -> None:
-    head, spoken = small_head(small_config(audio=AudioConfig(noise=0.0, hush=1.0))), small_shot()
-    closed, silent = replace(spoken, mouth_open=0.01), replace(spoken, audio=head.universal.listener.silence())
-    silence = head.drive(silent).heard
-    assert torch.equal(head.drive(closed).heard, silence)
-    assert not torch.equal(head.drive(spoken).heard, silence)
-    head.eval()
-    assert torch.equal(head.drive(closed).heard, head.drive(spoken).heard)
+def test_silence_is_a_frame_without_its_speech() -> None:
+    head, spoken = small_head(small_config(audio=AudioConfig(noise=0.0))), small_shot()
+    silent = head.drive(replace(spoken, audio=head.universal.listener.silence()))
+    found = head.silence(spoken)
+    assert torch.equal(found.heard, silent.heard)
+    assert torch.equal(found.expression, silent.expression)
+    assert not torch.equal(found.heard, head.drive(spoken).heard)
