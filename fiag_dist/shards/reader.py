@@ -15,7 +15,6 @@ from zipfile import BadZipFile
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from fiag_dist.errors import DataError
@@ -150,8 +149,8 @@ class FrameReader:
         sample = self.sample(position)
         return decode(sample, f"shard {self._storage.url}: {sample['__key__']}", mend(self._storage))
 
-    def embedding(self, position: int) -> Float32[np.ndarray, " id_dim"]:
-        """What the face recogniser says of the frame at `position`; its pictures are not decoded."""
+    def embedding(self, position: int) -> np.ndarray:
+        """What the face recogniser says of the frame at `position`, float32 [id_dim]; its pictures are not decoded."""
         sample = self.sample(position)
         try:
             with _one_fault():

@@ -29,7 +29,7 @@ ROWS = (
     ("listening",),
     ("shards",),
     ("kernels", "backend"),
-    ("raster", "ssim"),
+    ("raster", "ssim", "compositing"),
     ("model",),
     ("actor", "stages"),
     ("losses", "density", "rehearsal", "provenance", "credentials"),
