@@ -160,7 +160,7 @@ class LossConfig:
     """Constant to 30 % of the steps, then linear to a tenth."""
     landmarks_contours: float = 4.0
     """Weight of lips and eye contours against the other landmarks."""
-    silence: float = 1.0
+    silence: float = 0.1
     """Weight, against `landmarks`, of lips that are apart where nobody speaks: few clips show a silence, so each mouth is asked to close in one."""
     lpips: float = 0.05
     """On random patches in the second half of the fusion stage; needs the weights `lpips-alex`, and is left out with a line when they are absent."""

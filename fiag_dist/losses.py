@@ -159,11 +159,14 @@ def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float)
 
 
 def silence_term(head: Head, personal: PersonalNet, shot: Shot) -> Tensor:
-    """How far the lips are apart when nobody speaks, robust, pixels of a 256-pixel frame: few clips show a silence, but every mouth closes in one."""
+    """How far the lips are apart when nobody speaks, robust, pixels of a 256-pixel frame: few clips show a silence, but every mouth closes in one.
+
+    Below a pixel it hardly pulls: lips that are nearly closed have speech to learn.
+    """
     lips = shot.rest_landmarks[_lips(shot.rest_landmarks.device)]
     moved = lips + head.universal.move(lips, personal, head.silence(shot)).means
     upper, lower = (project(moved, shot.camera) * (256 / shot.camera.width)).chunk(2)
-    return (torch.sqrt((upper - lower).square().sum(1) + 0.01) - 0.1).mean()
+    return (torch.sqrt((upper - lower).square().sum(1) + 1) - 1).mean()
 
 
 def triplet_term(head: Head, shot: Shot, rival: Rival, margin: float) -> Tensor:

@@ -79,16 +79,19 @@ class Listener(nn.Module):
         self.basis[:, :count] = (directions[:count] / deviation[:, None]).T.float()
 
     def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
-        """[pca dim] for code `pca`, [8, dim, window] for `net`."""
-        clean_8CW = self._clean(held(audio_8CW))
+        """[pca dim] for code `pca`, in training with noise; [8, dim, window] for `net`."""
+        code = self._code(self._clean(held(audio_8CW)))
+        noisy = self.training and self.config.code == "pca"
+        return code + self.config.noise * torch.randn_like(code) if noisy else code
+
+    def silence(self) -> Tensor:
+        """What is heard where nobody speaks, always without noise: every silence is the same."""
+        return self._code(self.center.new_zeros(8, self.dim, self.window))
+
+    def _code(self, clean_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
         if self.config.code == "net":
             return clean_8CW * self.basis[:, None]
-        code = (taps(clean_8CW) - self.mean) @ self.basis
-        return code + self.config.noise * torch.randn_like(code) if self.training else code
-
-    def silence(self) -> Float[Tensor, "8 dim window"]:
-        """Windows that are heard as nobody speaking."""
-        return self.center[:, None].expand(8, self.dim, self.window)
+        return (taps(clean_8CW) - self.mean) @ self.basis
 
     def _clean(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8 dim window"]:
         """Deviations from the mean window, 0 where nobody speaks."""

@@ -210,8 +210,7 @@ class Head(nn.Module):
 
     def silence(self, shot: Shot) -> Drive:
         """What would move this frame if nobody spoke."""
-        listener = self.universal.listener
-        return Drive(listener(listener.silence()), shot.expression)
+        return Drive(self.universal.listener.silence(), shot.expression)
 
     def forward(
         self,

@@ -223,8 +223,10 @@ def test_bf16_networks_train_nearly_as_fp32_ones(form: str) -> None:
 
 def test_silence_is_a_frame_without_its_speech() -> None:
     head, spoken = small_head(small_config(audio=AudioConfig(noise=0.0))), small_shot()
-    silent = head.drive(replace(spoken, audio=head.universal.listener.silence()))
+    listener = head.universal.listener
+    nobody = listener.center[:, None].expand_as(spoken.audio)
     found = head.silence(spoken)
-    assert torch.equal(found.heard, silent.heard)
-    assert torch.equal(found.expression, silent.expression)
-    assert not torch.equal(found.heard, head.drive(spoken).heard)
+    assert torch.equal(found.heard, listener.silence())
+    assert torch.allclose(found.heard, head.drive(replace(spoken, audio=nobody)).heard, atol=1e-6)
+    assert torch.equal(found.expression, spoken.expression)
+    assert not torch.allclose(found.heard, head.drive(spoken).heard)
