@@ -172,11 +172,14 @@ def _forward(means2d, conics, colors, opacities, shape, ids, offsets, dealt, bac
                 break
         ends[t] = end
         for y in range(rows):
+            left_over = tile[y * PITCH : y * PITCH + columns]
             for x in range(columns):
-                left_over = abs(tile[y * PITCH + x])
-                alpha[y0 + y, x0 + x] = _f4(1) - left_over
-                for k in range(channels):
-                    image[k, y0 + y, x0 + x] = tile[(1 + k) * MAP + y * PITCH + x] + left_over * background[k]
+                left_over[x] = abs(left_over[x])
+                alpha[y0 + y, x0 + x] = _f4(1) - left_over[x]
+            for k in range(channels):
+                painted, behind = tile[(1 + k) * MAP + y * PITCH :], background[k]
+                for x in range(columns):
+                    image[k, y0 + y, x0 + x] = painted[x] + left_over[x] * behind
 
 
 @njit(parallel=PARALLEL, cache=True, error_model="numpy")
@@ -208,15 +211,17 @@ def _backward(
         x0 = t % tiles_x * TILE_X
         # Maps: transmittance; what lies behind, weighted by the incoming gradient; that gradient.
         tile = np.zeros((2 + channels) * MAP, _f4)
+        columns = min(TILE_X, width - x0)
         for y in range(min(TILE_Y, height - y0)):
-            for x in range(min(TILE_X, width - x0)):
-                at = y * PITCH + x
-                tile[at] = _f4(1)
-                behind_all = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
-                for k in range(channels):
-                    tile[at + (2 + k) * MAP] = v_image[k, y0 + y, x0 + x]
-                    behind_all += v_image[k, y0 + y, x0 + x] * image[k, y0 + y, x0 + x]
-                tile[at + MAP] = behind_all
+            tile[y * PITCH : y * PITCH + columns] = _f4(1)
+            weighted = tile[MAP + y * PITCH : MAP + y * PITCH + columns]
+            for x in range(columns):
+                weighted[x] = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
+            for k in range(channels):
+                incoming = tile[(2 + k) * MAP + y * PITCH :]
+                for x in range(columns):
+                    incoming[x] = v_image[k, y0 + y, x0 + x]
+                    weighted[x] += v_image[k, y0 + y, x0 + x] * image[k, y0 + y, x0 + x]
         one, nothing, steps = everywhere(_f4(1)), everywhere(_f4(0)), places()
         most, clear = everywhere(MAX_ALPHA), everywhere(MIN_TRANSMITTANCE)
         for pair in range(offsets[t], ends[t]):
