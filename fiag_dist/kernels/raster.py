@@ -39,6 +39,7 @@ MIN_TRANSMITTANCE = np.float32(1e-4)
 NUM_GEOMETRY = 6
 """Gradients of a (Gaussian, tile) pair before its colours': centre x, y; conic a, b, c; opacity."""
 SHAPE = 7
+"""Numbers of a Gaussian that both ways through the tiles need (`_shape`)."""
 PITCH = TILE_X + LANES
 """From one row of a tile to the next: a vector may hang over the tile's right edge, where every pixel is full."""
 MAP = TILE_Y * PITCH
@@ -81,6 +82,15 @@ def _columns(center_x, half_square):
     """First and one past the last column of a row."""
     half = _f4(math.sqrt(max(half_square, _f4(0))))
     return max(0, int(math.ceil(center_x - half))), min(TILE_X, int(math.floor(center_x + half)) + 1)
+
+
+@njit(inline="always")
+def _alpha(exponent, opacity, faintest):
+    """What a Gaussian takes of the light at pixels of a row, before it is clamped, and clamped: 0 where it is too faint."""
+    unclamped = opacity * exp2_of_negative(exponent)
+    most, nothing = everywhere(MAX_ALPHA), everywhere(_f4(0))
+    value = choose(unclamped < most, unclamped, most)
+    return unclamped, choose((exponent >= faintest) & (exponent <= nothing), value, nothing)
 
 
 @njit(inline="always")
@@ -135,8 +145,7 @@ def _forward(means2d, conics, colors, opacities, shape, ids, offsets, dealt, bac
         tile = np.zeros((1 + channels) * MAP, _f4)
         for y in range(TILE_Y):
             tile[y * PITCH : y * PITCH + (columns if y < rows else 0)] = _f4(1)
-        nothing, steps = everywhere(_f4(0)), places()
-        most, clear = everywhere(MAX_ALPHA), everywhere(MIN_TRANSMITTANCE)
+        nothing, clear, steps = everywhere(_f4(0)), everywhere(MIN_TRANSMITTANCE), places()
         end = offsets[t]
         while end < offsets[t + 1]:
             g = ids[end]
@@ -156,10 +165,7 @@ def _forward(means2d, conics, colors, opacities, shape, ids, offsets, dealt, bac
                     if not anywhere(before > nothing):
                         continue
                     across = everywhere(ridge - _f4(x)) - steps
-                    exponent = fall * across * across + everywhere(drop * dy * dy)
-                    value = opacity * exp2_of_negative(exponent)
-                    value = choose(value < most, value, most)
-                    value = choose((exponent >= faintest) & (exponent <= nothing), value, nothing)
+                    _, value = _alpha(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
                     after = before - before * value
                     ok = after > clear
                     store(tile, at, choose(ok, after, nothing - absolute(before)))
@@ -222,8 +228,8 @@ def _backward(
                 for x in range(columns):
                     incoming[x] = v_image[k, y0 + y, x0 + x]
                     weighted[x] += v_image[k, y0 + y, x0 + x] * image[k, y0 + y, x0 + x]
-        one, nothing, steps = everywhere(_f4(1)), everywhere(_f4(0)), places()
-        most, clear = everywhere(MAX_ALPHA), everywhere(MIN_TRANSMITTANCE)
+        one, nothing, clear, steps = everywhere(_f4(1)), everywhere(_f4(0)), everywhere(MIN_TRANSMITTANCE), places()
+        most = everywhere(MAX_ALPHA)
         for pair in range(offsets[t], ends[t]):
             g = ids[pair]
             slope, drop = shape[g, 0], shape[g, 2]
@@ -245,10 +251,7 @@ def _backward(
                     if not anywhere(before > nothing):
                         continue
                     across = everywhere(ridge - _f4(x)) - steps
-                    exponent = fall * across * across + everywhere(drop * dy * dy)
-                    unclamped = opacity * exp2_of_negative(exponent)
-                    value = choose(unclamped < most, unclamped, most)
-                    value = choose((exponent >= faintest) & (exponent <= nothing), value, nothing)
+                    unclamped, value = _alpha(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
                     after = before - before * value
                     ok = after > clear
                     weight = choose(ok, value * before, nothing)
