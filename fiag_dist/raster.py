@@ -13,8 +13,9 @@ from torch import Tensor
 from fiag_dist.backend import Choice, fault_of, must_agree
 from fiag_dist.config import RasterBackend
 from fiag_dist.errors import ConfigError
+from fiag_dist.kernels.falloff import MIN_ALPHA
 from fiag_dist.kernels.projection import BLUR_PX2, FAR_M, NEAR_M, project
-from fiag_dist.kernels.raster import MIN_ALPHA, blend
+from fiag_dist.kernels.raster import blend
 from fiag_dist.types import Camera, Rendering
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
+from fiag_dist.kernels.falloff import MIN_ALPHA
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 
 BLOCK = 256
@@ -19,7 +20,6 @@ BLUR_PX2 = 0.3
 """Added to the diagonal of the 2-D covariance, square pixels: a Gaussian never falls between pixel centres."""
 NEAR_M, FAR_M = 0.01, 1e10
 MAX_SIGMAS = np.float32(3.33)
-MIN_ALPHA = np.float32(1 / 255)
 
 _f4 = np.float32
 _BLUR = np.float32(BLUR_PX2)

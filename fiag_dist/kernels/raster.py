@@ -8,7 +8,6 @@ Each tile is one thread's work and each (Gaussian, tile) pair has its own slot o
 the same bits with any number of threads.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from numba import njit, prange
 from numba.extending import overload
 from torch import Tensor
 
+from fiag_dist.kernels.falloff import LOG2_E, MAX_ALPHA, SHAPE, alpha_at, columns_of, measure, rows_of
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 from fiag_dist.kernels.tiles import TILE_X, TILE_Y, bin_gaussians, deal, near_to_far
 from fiag_dist.kernels.vectors import (
@@ -26,71 +26,21 @@ from fiag_dist.kernels.vectors import (
     anywhere,
     choose,
     everywhere,
-    exp2_of_negative,
     load,
     places,
     store,
     total,
 )
 
-MAX_ALPHA = np.float32(0.999)
-MIN_ALPHA = np.float32(1 / 255)
 MIN_TRANSMITTANCE = np.float32(1e-4)
 NUM_GEOMETRY = 6
 """Gradients of a (Gaussian, tile) pair before its colours': centre x, y; conic a, b, c; opacity."""
-SHAPE = 7
-"""Numbers of a Gaussian that both ways through the tiles need (`_shape`)."""
 PITCH = TILE_X + LANES
 """From one row of a tile to the next: a vector may hang over the tile's right edge, where every pixel is full."""
 MAP = TILE_Y * PITCH
 """From one map of a tile to the next: its working memory is one flat array."""
 
 _f4 = np.float32
-_LOG2_E = math.log2(math.e)
-
-
-@njit(parallel=PARALLEL, cache=True, error_model="numpy")
-def _shape(conics, opacities, out):
-    """Fills out [N, SHAPE]. A Gaussian is opacity * 2^(fall (dx + slope dy)^2 + drop dy^2), in which nothing cancels, be it as thin as a needle.
-
-    slope, fall, drop; the exponent at which alpha is 1/255; how far above and below the centre it can be that, pixels; and p, q of how far in a row,
-    sqrt(p - q dy^2).
-    """
-    for i in prange(out.shape[0]):
-        a = np.float64(conics[i, 0])
-        slope = conics[i, 1] / a
-        fall, drop = -0.5 * _LOG2_E * a, -0.5 * _LOG2_E * (conics[i, 2] - conics[i, 1] * slope)
-        faintest = -math.log2(np.float64(opacities[i]) * 255.0)
-        least = faintest - 1e-3
-        out[i, 0] = slope
-        out[i, 1] = fall
-        out[i, 2] = drop
-        out[i, 3] = faintest
-        out[i, 4] = math.sqrt(max(least / min(drop, -1e-12), 0.0))
-        out[i, 5] = least / fall * (1 + 1e-3) + 1e-2
-        out[i, 6] = max(drop / fall, 0.0)
-
-
-@njit(inline="always")
-def _rows(center_y, reach_y):
-    """First and one past the last row of a tile that a Gaussian touches; its centre in pixels from the first row's."""
-    return max(0, int(math.ceil(center_y - reach_y))), min(TILE_Y, int(math.floor(center_y + reach_y)) + 1)
-
-
-@njit(inline="always")
-def _columns(center_x, half_square):
-    """First and one past the last column of a row."""
-    half = _f4(math.sqrt(max(half_square, _f4(0))))
-    return max(0, int(math.ceil(center_x - half))), min(TILE_X, int(math.floor(center_x + half)) + 1)
-
-
-@njit(inline="always")
-def _alpha(exponent, opacity, faintest):
-    """What a Gaussian takes of the light at pixels of a row, before it is clamped, and clamped: 0 where it is too faint."""
-    unclamped = opacity * exp2_of_negative(exponent)
-    most, nothing = everywhere(MAX_ALPHA), everywhere(_f4(0))
-    value = choose(unclamped < most, unclamped, most)
-    return unclamped, choose((exponent >= faintest) & (exponent <= nothing), value, nothing)
 
 
 @njit(inline="always")
@@ -154,18 +104,18 @@ def _forward(means2d, conics, colors, opacities, shape, ids, offsets, dealt, bac
             opacity = everywhere(opacities[g])
             gx = means2d[g, 0] - (_f4(x0) + _f4(0.5))
             gy = means2d[g, 1] - (_f4(y0) + _f4(0.5))
-            first, last = _rows(gy, shape[g, 4])
+            first, last = rows_of(gy, shape[g, 4])
             for y in range(first, last):
                 dy = gy - _f4(y)
                 ridge = gx + slope * dy
-                left, right = _columns(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
+                left, right = columns_of(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
                 for x in range(left, right, LANES):
                     at = y * PITCH + x
                     before = load(tile, at)
                     if not anywhere(before > nothing):
                         continue
                     across = everywhere(ridge - _f4(x)) - steps
-                    _, value = _alpha(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
+                    _, value = alpha_at(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
                     after = before - before * value
                     ok = after > clear
                     store(tile, at, choose(ok, after, nothing - absolute(before)))
@@ -237,21 +187,21 @@ def _backward(
             opacity = everywhere(opacities[g])
             gx = means2d[g, 0] - (_f4(x0) + _f4(0.5))
             gy = means2d[g, 1] - (_f4(y0) + _f4(0.5))
-            first, last = _rows(gy, shape[g, 4])
+            first, last = rows_of(gy, shape[g, 4])
             # Moments of d loss / d power over the pixels: geometry's gradient is linear in them.
             s_0 = s_a = s_y = s_aa = s_ay = s_yy = nothing
             s_colors = _zeros(background)
             for y in range(first, last):
                 dy = gy - _f4(y)
                 ridge = gx + slope * dy
-                left, right = _columns(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
+                left, right = columns_of(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
                 for x in range(left, right, LANES):
                     at = y * PITCH + x
                     before = load(tile, at)
                     if not anywhere(before > nothing):
                         continue
                     across = everywhere(ridge - _f4(x)) - steps
-                    unclamped, value = _alpha(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
+                    unclamped, value = alpha_at(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
                     after = before - before * value
                     ok = after > clear
                     weight = choose(ok, value * before, nothing)
@@ -276,7 +226,7 @@ def _backward(
             m_aa, m_ay, m_yy = np.float64(total(s_aa)), np.float64(total(s_ay)), np.float64(total(s_yy))
             shear = np.float64(slope)
             pairs[slot, 0] = v_x
-            pairs[slot, 1] = slope * v_x - _f4(2 / _LOG2_E) * drop * total(s_y)
+            pairs[slot, 1] = slope * v_x - _f4(2 / LOG2_E) * drop * total(s_y)
             pairs[slot, 2] = 0.5 * (m_aa - 2 * shear * m_ay + shear * shear * m_yy)
             pairs[slot, 3] = m_ay - shear * m_yy
             pairs[slot, 4] = 0.5 * m_yy
@@ -300,7 +250,7 @@ class _Blend(torch.autograd.Function):
         tiles_x, tiles_y = -(-width // TILE_X), -(-height // TILE_Y)
         order = launch(near_to_far, array(depths))
         shape = np.empty((len(m), SHAPE), np.float32)
-        launch(_shape, c, o, shape)
+        launch(measure, c, o, shape)
         ids, slots, offsets, gaussian_offsets = launch(bin_gaussians, m, array(radii), order, tiles_x, tiles_y)
         dealt = deal(offsets)
         values = tuple(np.float32(v) for v in background.tolist())
