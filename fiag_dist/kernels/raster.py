@@ -10,6 +10,7 @@ the same bits with any number of threads.
 
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -213,13 +214,13 @@ def _backward(
                     v_power = choose(ok & (value > nothing) & (unclamped <= most), v_power, nothing)
                     store(tile, at, choose(ok, after, nothing))
                     store(tile, at + MAP, behind)
-                    v_across, v_dy = v_power * across, v_power * everywhere(dy)
+                    v_across = v_power * across
                     s_0 += v_power
                     s_a += v_across
-                    s_y += v_dy
+                    s_y += v_power * everywhere(dy)
                     s_aa += v_across * across
-                    s_ay += v_dy * across
-                    s_yy += v_dy * everywhere(dy)
+                    s_ay += v_across * everywhere(dy)
+                    s_yy += v_power * everywhere(dy * dy)
                     s_colors = _add_colors(s_colors, weight, tile, at + 2 * MAP)
             slot = slots[pair]
             v_x = conics[g, 0] * total(s_a)
@@ -251,8 +252,8 @@ class _Blend(torch.autograd.Function):
         order = launch(near_to_far, array(depths))
         shape = np.empty((len(m), SHAPE), np.float32)
         launch(measure, c, o, shape)
-        ids, slots, offsets, gaussian_offsets = launch(bin_gaussians, m, array(radii), order, tiles_x, tiles_y)
-        dealt = deal(offsets)
+        ids, slots, offsets, gaussian_offsets, work = launch(bin_gaussians, m, array(radii), order, tiles_x, tiles_y)
+        dealt = launch(deal, work, numba.get_num_threads())
         values = tuple(np.float32(v) for v in background.tolist())
         image = np.empty((len(values), height, width), np.float32)
         alpha = np.empty((height, width), np.float32)

@@ -2,12 +2,13 @@
 
 import math
 
-import numba
 import numpy as np
 from numba import njit
 
 TILE_X, TILE_Y = 128, 64
 """Columns and rows of a tile, pixels: large ones, for a (Gaussian, tile) pair costs as much as several rows of pixels, and few Gaussians lie in two."""
+ROW = 12
+"""What a row, and a pair, cost by themselves, in pixels and rows."""
 DIGIT = 11
 """Bits that one pass of sorting looks at."""
 
@@ -36,12 +37,14 @@ def near_to_far(depths):
 def bin_gaussians(means2d, radii, order, tiles_x, tiles_y):
     """Lists of Gaussians per tile, near to far, by counting.
 
-    Returns ids: Gaussian of each pair, tile by tile; slots: where that pair's gradients go, Gaussian by Gaussian; and both groupings' offsets.
+    Returns ids: Gaussian of each pair, tile by tile; slots: where that pair's gradients go, Gaussian by Gaussian; both groupings' offsets; and about
+    how much work each tile is, in pixels with what a row costs by itself.
     """
     num = means2d.shape[0]
     rects = np.zeros((num, 4), np.int32)
     tile_offsets = np.zeros(tiles_x * tiles_y + 1, np.int64)
     gaussian_offsets = np.zeros(num + 1, np.int64)
+    work = np.zeros(tiles_x * tiles_y, np.float32)
     for i in range(num):
         rx = radii[i, 0]
         ry = radii[i, 1]
@@ -57,6 +60,9 @@ def bin_gaussians(means2d, radii, order, tiles_x, tiles_y):
             for y in range(y0, y1):
                 for x in range(x0, x1):
                     tile_offsets[y * tiles_x + x + 1] += 1
+                    rows = min(means2d[i, 1] + ry, (y + 1) * TILE_Y) - max(means2d[i, 1] - ry, y * TILE_Y)
+                    columns = min(means2d[i, 0] + rx, (x + 1) * TILE_X) - max(means2d[i, 0] - rx, x * TILE_X)
+                    work[y * tiles_x + x] += (rows + ROW) * (columns + ROW)
         gaussian_offsets[i + 1] = gaussian_offsets[i] + (rects[i, 2] - rects[i, 0]) * (rects[i, 3] - rects[i, 1])
     for t in range(tiles_x * tiles_y):
         tile_offsets[t + 1] += tile_offsets[t]
@@ -72,11 +78,21 @@ def bin_gaussians(means2d, radii, order, tiles_x, tiles_y):
                 slots[filled[t]] = slot
                 filled[t] += 1
                 slot += 1
-    return ids, slots, tile_offsets, gaussian_offsets
+    return ids, slots, tile_offsets, gaussian_offsets, work
 
 
-def deal(offsets: np.ndarray) -> np.ndarray:
-    """The tiles in an order of which each thread's share, a run of them, has as many pairs as every other's. offsets: of pairs, tile by tile."""
-    threads = numba.get_num_threads()
-    fullest_first = np.argsort(-np.diff(offsets), kind="stable")
-    return np.concatenate([fullest_first[thread::threads] for thread in range(threads)])
+@njit(cache=True)
+def deal(work, threads):
+    """The tiles in an order of which each thread's share, a run of them, is as much work as any other's: the largest first, to whom has least."""
+    num = len(work)
+    order, held, count = np.empty(num, np.int64), np.zeros(threads), np.zeros(threads, np.int64)
+    for tile in np.argsort(-work, kind="mergesort"):
+        chosen = -1
+        for thread in range(threads):
+            room = (thread + 1) * num // threads - thread * num // threads
+            if count[thread] < room and (chosen < 0 or held[thread] < held[chosen]):
+                chosen = thread
+        order[chosen * num // threads + count[chosen]] = tile
+        held[chosen] += work[tile]
+        count[chosen] += 1
+    return order

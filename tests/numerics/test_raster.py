@@ -1,12 +1,15 @@
 """The CPU rasteriser, projection and blending together, against a float64 twin, finite differences and itself; gsplat without a GPU."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
 from numeric_twins import assert_close, render
 from scenes import NAMES, SCENES, gradients, image_gradients, leaves, scene
 
 from fiag_dist.errors import ConfigError
-from fiag_dist.kernels.tiles import near_to_far
+from fiag_dist.kernels.tiles import deal, near_to_far
 from fiag_dist.raster import rasterize
 from fiag_dist.types import Camera
 
@@ -125,3 +128,13 @@ def test_gaussians_are_sorted_by_depth_and_ties_stay_in_order() -> None:
     )
     depths = depths[torch.randperm(len(depths), generator=draw)]
     assert near_to_far(depths.numpy()).tolist() == torch.argsort(depths, stable=True).tolist()
+
+
+def test_tiles_are_dealt_so_that_threads_have_the_same_work() -> None:
+    work = np.random.default_rng(0).exponential(1.0, 37).astype(np.float32) ** 2
+    for threads in (1, 2, 3, 8):
+        order = deal(work, threads)
+        assert sorted(order) == list(range(37))
+        ends = [k * 37 // threads for k in range(threads + 1)]
+        shares = [work[order[a:b]].sum() for a, b in pairwise(ends)]
+        assert max(shares) < max(1.1 * work.sum() / threads, 1.05 * work.max())
