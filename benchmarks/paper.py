@@ -18,7 +18,7 @@ from paper_experiments import EXPERIMENTS, Study, divided
 from paper_page import caption, write_page
 
 from fiag_dist.errors import guarded
-from fiag_dist.metrics.panel import ALL, IMAGE
+from fiag_dist.metrics.panel import asked
 
 Experiment = Literal[
     "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "fig8", "fig10", "prior"
@@ -70,7 +70,7 @@ def main(argv: Sequence[str], isolated: bool = True) -> int:
         pretrain_config=command.pretrain_config,
         adapt_config=command.adapt_config,
         ranks=command.ranks,
-        metrics=tuple(command.metrics.split(",")) if command.metrics else IMAGE if command.fast else ALL,
+        metrics=asked(command.fast, command.metrics),
         isolated=isolated,
     )
     lab = Lab(plan)

@@ -18,7 +18,7 @@ from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError, guarded
 from fiag_dist.examine import METRICS, PROTOCOL, STRIP, Evaluation, evaluate_identity
 from fiag_dist.ingest.identity import MODEL
-from fiag_dist.metrics.panel import ALL, IMAGE, Panel
+from fiag_dist.metrics.panel import Panel, asked
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import read_meta
 from fiag_dist.storage import open_storage
@@ -52,11 +52,7 @@ class EvaluateCommand:
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics asked for. Raises ConfigError when `fast` and `metrics` are both given."""
-        if self.fast and self.metrics:
-            raise ConfigError(f"--fast and --metrics {self.metrics}: give one of them")
-        if self.metrics:
-            return tuple(name.strip() for name in self.metrics.split(","))
-        return IMAGE if self.fast else ALL
+        return asked(self.fast, self.metrics)
 
 
 def main(argv: list[str]) -> int:

@@ -237,9 +237,8 @@ class Feed:
         stream, count = self._streams[name], counts[name]
         shot = self._resident(name, stream.position(count)).shot()
         positive = shot.embedding
-        if (
-            count and self._positives
-        ):  # the frame before it in the stream is another one of the same person, and lies in the cache
+        if count and self._positives:
+            # The frame before it in the stream is another one of the same person, and lies in the cache.
             before = self.readers[name].embedding(stream.position(count - 1))
             positive = torch.from_numpy(before).to(self._device)
         return Lesson(lane, shot, positive, rival)

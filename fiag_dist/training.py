@@ -143,11 +143,10 @@ class Training:
         seeds = [_seed(config.seed, self.step, lesson.lane) for lesson in lessons]
         if stage is Stage.LANDMARKS:
             moved = self.engine.forward(shots, personals, seeds, rendered=False)
-            tried = []
-            for motion, shot, personal, lesson in zip(moved, shots, personals, lessons, strict=True):
-                torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
-                tried.append((None, losses.landmark_terms(self.head, personal, motion, shot, config.loss)))
-            return tried
+            return [
+                (None, losses.landmark_terms(self.head, personal, motion, shot, config.loss))
+                for motion, shot, personal in zip(moved, shots, personals, strict=True)
+            ]
         with_landmarks = config.loss.landmarks > 0 and stage < Stage.FUSION
         performances = self.engine.forward(
             shots, personals, seeds, moving=moving(stage, config), landmarks=with_landmarks

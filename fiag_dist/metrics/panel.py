@@ -36,6 +36,15 @@ Numbers = dict[str, Any]
 """Metrics by key; the key ends in the unit where there is one."""
 
 
+def asked(fast: bool, metrics: str) -> tuple[str, ...]:
+    """The names that a command's --fast and --metrics mean, separated by commas; all without either. Raises ConfigError when both are given."""
+    if fast and metrics:
+        raise ConfigError(f"--fast and --metrics {metrics}: give one of them")
+    if metrics:
+        return tuple(name.strip() for name in metrics.split(","))
+    return IMAGE if fast else ALL
+
+
 @dataclass(frozen=True, eq=False)
 class Look:
     """What was measured of one picture."""

@@ -62,7 +62,7 @@ def test_frames_that_stay_are_the_same_and_are_read_once(shards: str, monkeypatc
         assert torch.equal(a.shot.alpha, b.shot.alpha)
         assert torch.equal(a.positive, b.positive)
     assert reads[id(staying)] <= len(staying.names) * TRAINED
-    assert reads[id(passing)] >= steps
+    assert reads[id(passing)] in (steps, steps + 1)  # the next one may be read already
 
 
 def test_no_more_stays_than_there_is_room_for(shards: str) -> None:
