@@ -7,11 +7,11 @@ from numba import njit, prange
 
 from fiag_dist.kernels.launch import PARALLEL
 from fiag_dist.kernels.tiles import TILE_X, TILE_Y
-from fiag_dist.kernels.vectors import choose, everywhere, exp2_of_negative
+from fiag_dist.kernels.vectors import BLOCK_X, choose, everywhere, exp2_of_negative
 
 MAX_ALPHA = np.float32(0.999)
 MIN_ALPHA = np.float32(1 / 255)
-SHAPE = 7
+SHAPE = 8
 """Numbers of a Gaussian that both ways through the tiles need (`measure`)."""
 LOG2_E = math.log2(math.e)
 
@@ -22,8 +22,8 @@ _f4 = np.float32
 def measure(conics, opacities, out):
     """Fills out [N, SHAPE]. A Gaussian is opacity * 2^(fall (dx + slope dy)^2 + drop dy^2), in which nothing cancels, be it as thin as a needle.
 
-    slope, fall, drop; the exponent at which alpha is 1/255; how far above and below the centre it can be that, pixels; and p, q of how far in a row,
-    sqrt(p - q dy^2).
+    slope, fall, drop; the exponent at which alpha is 1/255; how far above and below the centre it can be that, pixels; p, q of how far in a row,
+    sqrt(p - q dy^2); and in which row that is furthest to the right, as far above the centre as it is below it to the left.
     """
     for i in prange(out.shape[0]):
         a = np.float64(conics[i, 0])
@@ -37,7 +37,9 @@ def measure(conics, opacities, out):
         out[i, 3] = faintest
         out[i, 4] = math.sqrt(max(least / min(drop, -1e-12), 0.0))
         out[i, 5] = least / fall * (1 + 1e-3) + 1e-2
-        out[i, 6] = max(drop / fall, 0.0)
+        q = max(drop / fall, 1e-30)
+        out[i, 6] = q
+        out[i, 7] = slope * math.sqrt(out[i, 5] / (q * (q + slope * slope)))
 
 
 @njit(inline="always")
@@ -47,10 +49,14 @@ def rows_of(center_y, reach_y):
 
 
 @njit(inline="always")
-def columns_of(center_x, half_square):
-    """First and one past the last column of a row."""
-    half = _f4(math.sqrt(max(half_square, _f4(0))))
-    return max(0, int(math.ceil(center_x - half))), min(TILE_X, int(math.floor(center_x + half)) + 1)
+def blocks_of(center_x, shape, g, upper, lower):
+    """First and one past the last block of a row of them that a Gaussian touches: its centre above its first and its last row of pixels there."""
+    slope, p, q, lean = shape[g, 0], shape[g, 5], shape[g, 6], shape[g, 7]
+    on_left, on_right = min(max(-lean, lower), upper), min(max(lean, lower), upper)
+    left = center_x + slope * on_left - _f4(math.sqrt(max(p - q * on_left * on_left, _f4(0))))
+    right = center_x + slope * on_right + _f4(math.sqrt(max(p - q * on_right * on_right, _f4(0))))
+    last = min(TILE_X, int(math.floor(right)) + 1)
+    return max(0, int(math.ceil(left))) // BLOCK_X, (last + BLOCK_X - 1) // BLOCK_X
 
 
 @njit(inline="always")

@@ -1,4 +1,4 @@
-"""Blends projected Gaussians into an image on the CPU: tiles of 128 x 64 pixels, front to back, and the hand-written gradient.
+"""Blends projected Gaussians into an image on the CPU: tiles of 128 x 64 pixels, a block of 4 x 4 at once, front to back, and the hand-written gradient.
 
 Rules of the 3D Gaussian Splatting family, as gsplat 1.5 has them: pixel centres at +0.5; a Gaussian with falloff power below 0 or alpha below
 1/255 leaves a pixel alone; alpha is clamped at 0.999, without gradient there; a pixel is full when its transmittance would fall to 1e-4, and the
@@ -18,17 +18,21 @@ from numba import njit, prange
 from numba.extending import overload
 from torch import Tensor
 
-from fiag_dist.kernels.falloff import LOG2_E, MAX_ALPHA, SHAPE, alpha_at, columns_of, measure, rows_of
+from fiag_dist.kernels.blocks import BLOCKS, is_full, place, tile_memory
+from fiag_dist.kernels.falloff import LOG2_E, MAX_ALPHA, SHAPE, alpha_at, blocks_of, measure, rows_of
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 from fiag_dist.kernels.tiles import TILE_X, TILE_Y, bin_gaussians, deal, near_to_far
 from fiag_dist.kernels.vectors import (
+    BLOCK_X,
+    BLOCK_Y,
     LANES,
     absolute,
     anywhere,
     choose,
+    columns,
     everywhere,
     load,
-    places,
+    rows,
     store,
     total,
 )
@@ -36,22 +40,8 @@ from fiag_dist.kernels.vectors import (
 MIN_TRANSMITTANCE = np.float32(1e-4)
 NUM_GEOMETRY = 6
 """Gradients of a (Gaussian, tile) pair before its colours': centre x, y; conic a, b, c; opacity."""
-PITCH = TILE_X + LANES
-"""From one row of a tile to the next: a vector may hang over the tile's right edge, where every pixel is full."""
-MAP = TILE_Y * PITCH
-"""From one map of a tile to the next: its working memory is one flat array."""
 
 _f4 = np.float32
-
-
-@njit(inline="always")
-def _is_full(tile):
-    """Whether nothing behind can be seen anywhere in a tile."""
-    for y in range(TILE_Y):
-        for x in range(0, TILE_X, LANES):
-            if anywhere(load(tile, y * PITCH + x) > everywhere(_f4(0))):
-                return False
-    return True
 
 
 # One sum for each channel. Their number is the length of a tuple, hence known to the compiler, which keeps all of them in registers.
@@ -71,12 +61,12 @@ def _zeros_typed(background):
 
 @overload(_add_colors)
 def _add_colors_typed(sums, weight, tile, at):
-    """sums[k] + weight * (the tile's map that is k further on)."""
+    """sums[k] + weight * (the block's map that is k further on)."""
     if not len(sums):
         return lambda sums, weight, tile, at: ()
 
     def add_colors(sums, weight, tile, at):
-        return (sums[0] + weight * load(tile, at), *_add_colors(sums[1:], weight, tile, at + MAP))
+        return (sums[0] + weight * load(tile, at), *_add_colors(sums[1:], weight, tile, at + LANES))
 
     return add_colors
 
@@ -90,53 +80,55 @@ def _forward(means2d, conics, colors, opacities, shape, ids, offsets, dealt, bac
         height, width = alpha.shape
         y0 = t // tiles_x * TILE_Y
         x0 = t % tiles_x * TILE_X
-        rows = min(TILE_Y, height - y0)
-        columns = min(TILE_X, width - x0)
-        # Maps: transmittance, its negative once the pixel is full; blended colours.
-        tile = np.zeros((1 + channels) * MAP, _f4)
-        for y in range(TILE_Y):
-            tile[y * PITCH : y * PITCH + (columns if y < rows else 0)] = _f4(1)
-        nothing, clear, steps = everywhere(_f4(0)), everywhere(MIN_TRANSMITTANCE), places()
+        tile_rows, tile_columns = min(TILE_Y, height - y0), min(TILE_X, width - x0)
+        # Transmittance, its negative once the pixel is full; blended colours.
+        maps = 1 + channels
+        tile = tile_memory(maps)
+        for y in range(tile_rows):
+            for x in range(tile_columns):
+                tile[place(x, y, maps)] = _f4(1)
+        nothing, clear, next_block = everywhere(_f4(0)), everywhere(MIN_TRANSMITTANCE), everywhere(_f4(BLOCK_X))
         end = offsets[t]
         while end < offsets[t + 1]:
             g = ids[end]
-            slope, drop = shape[g, 0], shape[g, 2]
-            fall, faintest = everywhere(shape[g, 1]), everywhere(shape[g, 3])
-            opacity = everywhere(opacities[g])
+            fall, faintest, opacity = everywhere(shape[g, 1]), everywhere(shape[g, 3]), everywhere(opacities[g])
             gx = means2d[g, 0] - (_f4(x0) + _f4(0.5))
             gy = means2d[g, 1] - (_f4(y0) + _f4(0.5))
             first, last = rows_of(gy, shape[g, 4])
-            for y in range(first, last):
-                dy = gy - _f4(y)
-                ridge = gx + slope * dy
-                left, right = columns_of(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
-                for x in range(left, right, LANES):
-                    at = y * PITCH + x
+            for row in range(first // BLOCK_Y, (last + BLOCK_Y - 1) // BLOCK_Y):
+                top = row * BLOCK_Y
+                upper, lower = gy - _f4(max(first, top)), gy - _f4(min(last, top + BLOCK_Y) - 1)
+                left, right = blocks_of(gx, shape, g, upper, lower)
+                dy = everywhere(gy - _f4(top)) - rows()
+                ridge = everywhere(gx) + everywhere(shape[g, 0]) * dy
+                fade = everywhere(shape[g, 2]) * dy * dy
+                x = everywhere(_f4(left * BLOCK_X)) + columns()
+                for block in range(left, right):
+                    at = (row * BLOCKS + block) * maps * LANES
+                    across = ridge - x
+                    x += next_block
                     before = load(tile, at)
                     if not anywhere(before > nothing):
                         continue
-                    across = everywhere(ridge - _f4(x)) - steps
-                    _, value = alpha_at(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
+                    _, value = alpha_at(fall * across * across + fade, opacity, faintest)
                     after = before - before * value
                     ok = after > clear
                     store(tile, at, choose(ok, after, nothing - absolute(before)))
                     weight = choose(ok, value * before, nothing)
                     for k in range(channels):
-                        color = at + (1 + k) * MAP
+                        color = at + (1 + k) * LANES
                         store(tile, color, load(tile, color) + weight * everywhere(colors[g, k]))
             end += 1
-            if (end - offsets[t]) % 16 == 0 and _is_full(tile):
+            if (end - offsets[t]) % 16 == 0 and is_full(tile, maps):
                 break
         ends[t] = end
-        for y in range(rows):
-            left_over = tile[y * PITCH : y * PITCH + columns]
-            for x in range(columns):
-                left_over[x] = abs(left_over[x])
-                alpha[y0 + y, x0 + x] = _f4(1) - left_over[x]
-            for k in range(channels):
-                painted, behind = tile[(1 + k) * MAP + y * PITCH :], background[k]
-                for x in range(columns):
-                    image[k, y0 + y, x0 + x] = painted[x] + left_over[x] * behind
+        for y in range(tile_rows):
+            for x in range(tile_columns):
+                at = place(x, y, maps)
+                left_over = abs(tile[at])
+                alpha[y0 + y, x0 + x] = _f4(1) - left_over
+                for k in range(channels):
+                    image[k, y0 + y, x0 + x] = tile[at + (1 + k) * LANES] + left_over * background[k]
 
 
 @njit(parallel=PARALLEL, cache=True, error_model="numpy")
@@ -166,63 +158,70 @@ def _backward(
         height, width = alpha.shape
         y0 = t // tiles_x * TILE_Y
         x0 = t % tiles_x * TILE_X
-        # Maps: transmittance; what lies behind, weighted by the incoming gradient; that gradient.
-        tile = np.zeros((2 + channels) * MAP, _f4)
-        columns = min(TILE_X, width - x0)
-        for y in range(min(TILE_Y, height - y0)):
-            tile[y * PITCH : y * PITCH + columns] = _f4(1)
-            weighted = tile[MAP + y * PITCH : MAP + y * PITCH + columns]
-            for x in range(columns):
-                weighted[x] = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
-            for k in range(channels):
-                incoming = tile[(2 + k) * MAP + y * PITCH :]
-                for x in range(columns):
-                    incoming[x] = v_image[k, y0 + y, x0 + x]
-                    weighted[x] += v_image[k, y0 + y, x0 + x] * image[k, y0 + y, x0 + x]
-        one, nothing, clear, steps = everywhere(_f4(1)), everywhere(_f4(0)), everywhere(MIN_TRANSMITTANCE), places()
-        most = everywhere(MAX_ALPHA)
+        tile_rows, tile_columns = min(TILE_Y, height - y0), min(TILE_X, width - x0)
+        # Transmittance; what lies behind, weighted by the incoming gradient; that gradient.
+        maps = 2 + channels
+        tile = tile_memory(maps)
+        for y in range(tile_rows):
+            for x in range(tile_columns):
+                at = place(x, y, maps)
+                weighted = (alpha[y0 + y, x0 + x] - _f4(1)) * v_alpha[y0 + y, x0 + x]
+                for k in range(channels):
+                    incoming = v_image[k, y0 + y, x0 + x]
+                    weighted += incoming * image[k, y0 + y, x0 + x]
+                    tile[at + (2 + k) * LANES] = incoming
+                tile[at] = _f4(1)
+                tile[at + LANES] = weighted
+        one, nothing, clear = everywhere(_f4(1)), everywhere(_f4(0)), everywhere(MIN_TRANSMITTANCE)
+        most, next_block = everywhere(MAX_ALPHA), everywhere(_f4(BLOCK_X))
         for pair in range(offsets[t], ends[t]):
             g = ids[pair]
-            slope, drop = shape[g, 0], shape[g, 2]
-            fall, faintest = everywhere(shape[g, 1]), everywhere(shape[g, 3])
-            opacity = everywhere(opacities[g])
+            fall, faintest, opacity = everywhere(shape[g, 1]), everywhere(shape[g, 3]), everywhere(opacities[g])
             gx = means2d[g, 0] - (_f4(x0) + _f4(0.5))
             gy = means2d[g, 1] - (_f4(y0) + _f4(0.5))
             first, last = rows_of(gy, shape[g, 4])
             # Moments of d loss / d power over the pixels: geometry's gradient is linear in them.
             s_0 = s_a = s_y = s_aa = s_ay = s_yy = nothing
             s_colors = _zeros(background)
-            for y in range(first, last):
-                dy = gy - _f4(y)
-                ridge = gx + slope * dy
-                left, right = columns_of(ridge, shape[g, 5] - shape[g, 6] * dy * dy)
-                for x in range(left, right, LANES):
-                    at = y * PITCH + x
+            for row in range(first // BLOCK_Y, (last + BLOCK_Y - 1) // BLOCK_Y):
+                top = row * BLOCK_Y
+                upper, lower = gy - _f4(max(first, top)), gy - _f4(min(last, top + BLOCK_Y) - 1)
+                left, right = blocks_of(gx, shape, g, upper, lower)
+                dy = everywhere(gy - _f4(top)) - rows()
+                ridge = everywhere(gx) + everywhere(shape[g, 0]) * dy
+                fade = everywhere(shape[g, 2]) * dy * dy
+                row_0 = row_a = nothing
+                x = everywhere(_f4(left * BLOCK_X)) + columns()
+                for block in range(left, right):
+                    at = (row * BLOCKS + block) * maps * LANES
+                    across = ridge - x
+                    x += next_block
                     before = load(tile, at)
                     if not anywhere(before > nothing):
                         continue
-                    across = everywhere(ridge - _f4(x)) - steps
-                    unclamped, value = alpha_at(fall * across * across + everywhere(drop * dy * dy), opacity, faintest)
+                    unclamped, value = alpha_at(fall * across * across + fade, opacity, faintest)
                     after = before - before * value
                     ok = after > clear
                     weight = choose(ok, value * before, nothing)
                     along = nothing
                     for k in range(channels):
-                        along += load(tile, at + (2 + k) * MAP) * everywhere(colors[g, k])
-                    behind = load(tile, at + MAP) - weight * along
+                        along += load(tile, at + (2 + k) * LANES) * everywhere(colors[g, k])
+                    behind = load(tile, at + LANES) - weight * along
                     v_power = unclamped * (behind / (one - value) - along * before)
                     v_power = choose(ok & (value > nothing) & (unclamped <= most), v_power, nothing)
                     store(tile, at, choose(ok, after, nothing))
-                    store(tile, at + MAP, behind)
+                    store(tile, at + LANES, behind)
                     v_across = v_power * across
-                    s_0 += v_power
-                    s_a += v_across
-                    s_y += v_power * everywhere(dy)
+                    row_0 += v_power
+                    row_a += v_across
                     s_aa += v_across * across
-                    s_ay += v_across * everywhere(dy)
-                    s_yy += v_power * everywhere(dy * dy)
-                    s_colors = _add_colors(s_colors, weight, tile, at + 2 * MAP)
-            slot = slots[pair]
+                    s_colors = _add_colors(s_colors, weight, tile, at + 2 * LANES)
+                s_0 += row_0
+                s_a += row_a
+                s_y += row_0 * dy
+                s_ay += row_a * dy
+                s_yy += row_0 * dy * dy
+            slot, slope, drop = slots[pair], shape[g, 0], shape[g, 2]
             v_x = conics[g, 0] * total(s_a)
             m_aa, m_ay, m_yy = np.float64(total(s_aa)), np.float64(total(s_ay)), np.float64(total(s_yy))
             shear = np.float64(slope)

@@ -1,5 +1,7 @@
 """LANES float32 numbers as one value of numba code, which stays in a vector register: `+ - * /` and comparisons work on all of them at once.
 
+Those of a picture are a block of BLOCK_X x BLOCK_Y pixels, row by row.
+
 numba leaves it to LLVM to find loops that fit a vector register, and LLVM keeps sums of such loops in memory. Here they are written as what they are.
 """
 
@@ -15,6 +17,8 @@ from numba.extending import intrinsic, lower_builtin, models, register_model
 
 WIDE = bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))
 LANES = 16 if WIDE else 8
+BLOCK_X = 4
+BLOCK_Y = LANES // BLOCK_X
 
 _float = ir.FloatType()
 _int = ir.VectorType(ir.IntType(32), LANES)
@@ -132,11 +136,21 @@ def everywhere(typingctx, number):
 
 
 @_builtin
-def places(typingctx):
-    """0, 1, 2 ... LANES - 1."""
+def columns(typingctx):
+    """0, 1 ... BLOCK_X - 1, and again: where in its block's row each lane is."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return ir.Constant(_vector, [float(k) for k in range(LANES)])
+        return ir.Constant(_vector, [float(k % BLOCK_X) for k in range(LANES)])
+
+    return vector(), generate
+
+
+@_builtin
+def rows(typingctx):
+    """0 for the first BLOCK_X lanes, 1 for the next: in which of its block's rows each lane is."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return ir.Constant(_vector, [float(k // BLOCK_X) for k in range(LANES)])
 
     return vector(), generate
 

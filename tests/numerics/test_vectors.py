@@ -4,17 +4,33 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fiag_dist.kernels.vectors import LANES, anywhere, choose, everywhere, exp2_of_negative, load, places, store, total
+from fiag_dist.kernels.vectors import (
+    BLOCK_X,
+    LANES,
+    anywhere,
+    choose,
+    columns,
+    everywhere,
+    exp2_of_negative,
+    load,
+    rows,
+    store,
+    total,
+)
 
 
 @njit
 def _combined(a, b, out):
-    """Fills out with a * b + a / b - (a - b) where a > b, else with the lane's number; returns the sum of a."""
+    """Fills out with a * b + a / b - (a - b) where a > b, else with ten times the lane's row and its column; returns the sum of a."""
     found = everywhere(np.float32(0))
     for at in range(0, len(a), LANES):
         x, y = load(a, at), load(b, at)
         found += x
-        store(out, at, choose((x > y) & (y <= x), x * y + x / y - (x - y), places()))
+        store(
+            out,
+            at,
+            choose((x > y) & (y <= x), x * y + x / y - (x - y), everywhere(np.float32(10)) * rows() + columns()),
+        )
     return total(found)
 
 
@@ -38,8 +54,8 @@ def test_arithmetic_and_choices_are_those_of_each_lane(draw: np.random.Generator
     a, b = draw.uniform(0.5, 2.0, (2, 5 * LANES)).astype(np.float32)
     out = np.empty_like(a)
     found = _combined(a, b, out)
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    expected = np.where(a > b, x * y + x / y - (x - y), np.tile(np.arange(LANES), 5))
+    x, y, lane = a.astype(np.float64), b.astype(np.float64), np.arange(LANES)
+    expected = np.where(a > b, x * y + x / y - (x - y), np.tile(lane // BLOCK_X * 10 + lane % BLOCK_X, 5))
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
     assert found == pytest.approx(x.sum(), rel=1e-6)
 
