@@ -232,24 +232,29 @@ def table8(study: Study) -> Findings:
 
 
 def fig8(study: Study) -> Findings:
-    """One field for all against a field for each."""
-    lab, data = study.lab, study.lab.shards()
+    """One field for two, for four and for all, against a field for each."""
+    lab, data, everybody = study.lab, study.lab.shards(), len(study.taught)
     lonely = merged(WITHOUT_IDENTITY, {"train": {"loss": {"contrast": 0.0}}})
+    all_of_them, each = "one field for all (GGF)", "exclusive fields (EGF), sum"
 
-    def shared(seed: int) -> Numbers:
-        return _sizes([lab.pretrained(data, study.taught, seed)])
+    def shared(num: int) -> Callable[[int], Numbers]:
+        return lambda seed: _sizes([lab.pretrained(data, study.taught[:num], seed)])
 
     def exclusive(seed: int) -> Numbers:
         return _sizes([lab.pretrained(data, [name], seed, lonely) for name in study.taught])
 
-    rows = study.over_seeds({"one field for all (GGF)": shared, "exclusive fields (EGF), sum": exclusive})
+    fewer = {f"one field for {num}": shared(num) for num in (2, 4) if num < everybody}
+    rows = study.over_seeds({**fewer, all_of_them: shared(everybody), each: exclusive})
     counts = {name: float(np.mean([n["gaussians"] for n in numbers])) for name, numbers in rows.items()}
-    one, many = counts.values()
     remark = (
-        f"Reuse: {1 - one / many:.1%} (paper: 98.5 %). {len(study.taught)} people. EGF: a pretraining of each by itself, without IE-Net, for as many steps. "
-        "Fields grow to their capacity at most (train.model.field)."
+        f"Reuse: {1 - counts[all_of_them] / counts[each]:.1%} (paper: 98.5 %). {everybody} people. EGF: a pretraining of each by itself, without IE-Net, for as many steps. "
+        "Fields grow to their capacity at most (train.model.field). Peak memory of the training process, of the largest where there are several."
     )
-    columns = (Column("Gaussians", "gaussians", ".0f"), Column("megabytes", "megabytes"))
+    columns = (
+        Column("Gaussians", "gaussians", ".0f"),
+        Column("megabytes", "megabytes"),
+        Column("memory, MiB", "peak_mib", ".0f"),
+    )
     return Findings(rows, columns, [remark], bars(counts, "Gaussians"))
 
 
@@ -340,4 +345,5 @@ def _gains(people: Sequence[str], ours: Sequence[Numbers], others: Sequence[Numb
 def _sizes(runs: Sequence[Numbers]) -> Numbers:
     counts = [run["gaussians_face"] + run["gaussians_mouth"] for run in runs]
     held = [count * run["bytes_of_a_gaussian"] for count, run in zip(counts, runs, strict=True)]
-    return {"gaussians": sum(counts), "megabytes": sum(held) / 1e6}
+    peak = max(run["peak_mib"] for run in runs)
+    return {"gaussians": sum(counts), "megabytes": sum(held) / 1e6, "peak_mib": peak}
