@@ -158,13 +158,15 @@ def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float)
     return (weights / weights.mean() * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
 
 
-def silence_term(head: Head, personal: PersonalNet, shot: Shot) -> Tensor:
+def silence_term(head: Head, personal: PersonalNet, shot: Shot, spread_m: float) -> Tensor:
     """How far the lips are apart when nobody speaks, robust, pixels of a 256-pixel frame: few clips show a silence, but every mouth closes in one.
 
-    Below a pixel it hardly pulls: lips that are nearly closed have speech to learn.
+    Below a pixel it hardly pulls: lips that are nearly closed have speech to learn. spread_m: lips move as points about so far from them do, new ones each time,
+    or landmarks would close by themselves and leave the Gaussians around them where they are.
     """
     lips = shot.rest_landmarks[_lips(shot.rest_landmarks.device)]
-    moved = lips + head.universal.move(lips, personal, head.silence(shot)).means
+    around = lips + spread_m * torch.randn_like(lips)
+    moved = lips + head.universal.move(around, personal, head.silence(shot)).means
     upper, lower = (project(moved, shot.camera) * (256 / shot.camera.width)).chunk(2)
     return (torch.sqrt((upper - lower).square().sum(1) + 1) - 1).mean()
 
@@ -201,7 +203,7 @@ def landmark_terms(
     """What tracked landmarks ask of motion, in speech and in silence."""
     terms = {"landmarks": landmark_term(moved_V3, shot, config.landmarks_contours)}
     if config.silence:
-        terms["silence"] = config.silence * silence_term(head, personal, shot)
+        terms["silence"] = config.silence * silence_term(head, personal, shot, config.silence_spread_m)
     return terms
 
 

@@ -65,24 +65,29 @@ def test_silence_term_is_the_lips_distance_in_pixels_of_a_256_pixel_frame():
     with torch.no_grad():
         for net in (head.universal.face.net, head.universal.mouth.net):
             net[-1].weight.zero_()  # type: ignore[operator]
-    assert losses.silence_term(head, still, lips_apart(small_shot(), 0.0)) < 1e-6
+    assert losses.silence_term(head, still, lips_apart(small_shot(), 0.0), 0.0) < 1e-6
     shot = lips_apart(small_shot(), 0.006)
     ends = losses.project(shot.rest_landmarks[[UPPER_LIP[4], LOWER_LIP[4]]], shot.camera) * 256 / shot.camera.width
     expected = float(((ends[0] - ends[1]).square().sum() + 1).sqrt() - 1)
-    assert abs(losses.silence_term(head, still, shot).item() / expected - 1) < 0.1
+    assert abs(losses.silence_term(head, still, shot, 0.0).item() / expected - 1) < 0.1
 
 
-def test_lips_learn_to_meet_in_silence():
+def test_lips_learn_to_meet_in_silence_and_what_is_around_them_goes_along():
     head, shot = small_head(), lips_apart(small_shot(), 0.006)
     personal = head.universal.new_personal()
-    before = losses.silence_term(head, personal, shot).item()
+    before = losses.silence_term(head, personal, shot, 0.0).item()
     optimizer = torch.optim.Adam([*head.universal.face.parameters(), *personal.parameters()], lr=5e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        term = losses.silence_term(head, personal, shot)
-        term.backward()
+        losses.silence_term(head, personal, shot, 0.002).backward()
         optimizer.step()
-    assert term.item() < 0.3 * before
+    with torch.no_grad():
+        assert losses.silence_term(head, personal, shot, 0.0).item() < 0.3 * before
+        upper, lower = (shot.rest_landmarks[list(lip)] for lip in (UPPER_LIP, LOWER_LIP))
+        up = torch.tensor([0.0, 0.002, 0.0])
+        moved = head.universal.move(torch.cat([upper + up, lower - up]), personal, head.silence(shot)).means
+        above, below = moved[:, 1].chunk(2)
+        assert (below - above).mean() > 0.7 * 0.006
 
 
 def test_mouth_ignores_what_lips_hide():
