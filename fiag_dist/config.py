@@ -162,7 +162,7 @@ class LossConfig:
     """Weight of lips and eye contours against the other landmarks."""
     silence: float = 0.1
     """Weight, against `landmarks`, of lips that are apart where nobody speaks: few clips show a silence, so each mouth is asked to close in one."""
-    silence_spread_m: float = 0.003
+    silence_spread_m: float = 0.002
     """About how far around the inner edges of the lips, metres: as much of the lips as must close together."""
     lpips: float = 0.05
     """On random patches in the second half of the fusion stage; needs the weights `lpips-alex`, and is left out with a line when they are absent."""

@@ -161,8 +161,8 @@ def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float)
 def silence_term(head: Head, personal: PersonalNet, shot: Shot, spread_m: float) -> Tensor:
     """How far the lips are apart when nobody speaks, robust, pixels of a 256-pixel frame: few clips show a silence, but every mouth closes in one.
 
-    Below a pixel it hardly pulls: lips that are nearly closed have speech to learn. spread_m: lips move as points about so far from them do, new ones each time,
-    or landmarks would close by themselves and leave the Gaussians around them where they are.
+    Below a pixel it hardly pulls: lips that are nearly closed have speech to learn. spread_m: they move as points about so far from them do, new ones
+    each time, or landmarks would close by themselves and leave the Gaussians around them where they are.
     """
     lips = shot.rest_landmarks[_lips(shot.rest_landmarks.device)]
     around = lips + spread_m * torch.randn_like(lips)
