@@ -248,7 +248,7 @@ def fig8(study: Study) -> Findings:
     counts = {name: float(np.mean([n["gaussians"] for n in numbers])) for name, numbers in rows.items()}
     remark = (
         f"Reuse: {1 - counts[all_of_them] / counts[each]:.1%} (paper: 98.5 %). {everybody} people. EGF: a pretraining of each by itself, without IE-Net, "
-        "for as many steps. Fields grow to their capacity at most (train.model.field). Peak memory of the training process, of the largest where there are several."
+        "for as many steps. Fields grow to their capacity at most (train.model.field). Memory: peak of the training, of the largest where there are several."
     )
     columns = (
         Column("Gaussians", "gaussians", ".0f"),
