@@ -7,7 +7,7 @@ from numba import njit, prange
 
 from fiag_dist.kernels.launch import PARALLEL
 from fiag_dist.kernels.tiles import TILE_X, TILE_Y
-from fiag_dist.kernels.vectors import BLOCK_X, choose, everywhere, exp2_of_negative
+from fiag_dist.kernels.vectors import BLOCK_X, BLOCK_Y, choose, columns, everywhere, exp2_of_negative, rows
 
 MAX_ALPHA = np.float32(0.999)
 MIN_ALPHA = np.float32(1 / 255)
@@ -49,14 +49,24 @@ def rows_of(center_y, reach_y):
 
 
 @njit(inline="always")
-def blocks_of(center_x, shape, g, upper, lower):
-    """First and one past the last block of a row of them that a Gaussian touches: its centre above its first and its last row of pixels there."""
+def row_of_blocks(center_x, center_y, shape, g, row, first, last):
+    """What a Gaussian needs in one row of a tile's blocks, of which pixel rows first .. last - 1 are touched.
+
+    Returns the first and one past the last block that it touches, and lane by lane: how far the centre is above; where the ellipse's middle is in that
+    row; what of the exponent comes from dy alone; and the first block's columns.
+    """
     slope, p, q, lean = shape[g, 0], shape[g, 5], shape[g, 6], shape[g, 7]
+    top = row * BLOCK_Y
+    upper, lower = center_y - _f4(max(first, top)), center_y - _f4(min(last, top + BLOCK_Y) - 1)
     on_left, on_right = min(max(-lean, lower), upper), min(max(lean, lower), upper)
     left = center_x + slope * on_left - _f4(math.sqrt(max(p - q * on_left * on_left, _f4(0))))
     right = center_x + slope * on_right + _f4(math.sqrt(max(p - q * on_right * on_right, _f4(0))))
-    last = min(TILE_X, int(math.floor(right)) + 1)
-    return max(0, int(math.ceil(left))) // BLOCK_X, (last + BLOCK_X - 1) // BLOCK_X
+    begin = max(0, int(math.ceil(left))) // BLOCK_X
+    end = (min(TILE_X, int(math.floor(right)) + 1) + BLOCK_X - 1) // BLOCK_X
+    dy = everywhere(center_y - _f4(top)) - rows()
+    ridge = everywhere(center_x) + everywhere(slope) * dy
+    fade = everywhere(shape[g, 2]) * dy * dy
+    return begin, end, dy, ridge, fade, everywhere(_f4(begin * BLOCK_X)) + columns()
 
 
 @njit(inline="always")

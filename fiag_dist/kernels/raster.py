@@ -19,7 +19,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from fiag_dist.kernels.blocks import BLOCKS, is_full, place, tile_memory
-from fiag_dist.kernels.falloff import LOG2_E, MAX_ALPHA, SHAPE, alpha_at, blocks_of, measure, rows_of
+from fiag_dist.kernels.falloff import LOG2_E, MAX_ALPHA, SHAPE, alpha_at, measure, row_of_blocks, rows_of
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 from fiag_dist.kernels.tiles import TILE_X, TILE_Y, bin_gaussians, deal, near_to_far
 from fiag_dist.kernels.vectors import (
@@ -29,10 +29,8 @@ from fiag_dist.kernels.vectors import (
     absolute,
     anywhere,
     choose,
-    columns,
     everywhere,
     load,
-    rows,
     store,
     total,
 )
@@ -96,17 +94,11 @@ def _forward(means2d, conics, colors, opacities, shape, ids, offsets, dealt, bac
             gy = means2d[g, 1] - (_f4(y0) + _f4(0.5))
             first, last = rows_of(gy, shape[g, 4])
             for row in range(first // BLOCK_Y, (last + BLOCK_Y - 1) // BLOCK_Y):
-                top = row * BLOCK_Y
-                upper, lower = gy - _f4(max(first, top)), gy - _f4(min(last, top + BLOCK_Y) - 1)
-                left, right = blocks_of(gx, shape, g, upper, lower)
-                dy = everywhere(gy - _f4(top)) - rows()
-                ridge = everywhere(gx) + everywhere(shape[g, 0]) * dy
-                fade = everywhere(shape[g, 2]) * dy * dy
-                x = everywhere(_f4(left * BLOCK_X)) + columns()
+                left, right, _, ridge, fade, px = row_of_blocks(gx, gy, shape, g, row, first, last)
                 for block in range(left, right):
                     at = (row * BLOCKS + block) * maps * LANES
-                    across = ridge - x
-                    x += next_block
+                    across = ridge - px
+                    px += next_block
                     before = load(tile, at)
                     if not anywhere(before > nothing):
                         continue
@@ -184,18 +176,12 @@ def _backward(
             s_0 = s_a = s_y = s_aa = s_ay = s_yy = nothing
             s_colors = _zeros(background)
             for row in range(first // BLOCK_Y, (last + BLOCK_Y - 1) // BLOCK_Y):
-                top = row * BLOCK_Y
-                upper, lower = gy - _f4(max(first, top)), gy - _f4(min(last, top + BLOCK_Y) - 1)
-                left, right = blocks_of(gx, shape, g, upper, lower)
-                dy = everywhere(gy - _f4(top)) - rows()
-                ridge = everywhere(gx) + everywhere(shape[g, 0]) * dy
-                fade = everywhere(shape[g, 2]) * dy * dy
+                left, right, dy, ridge, fade, px = row_of_blocks(gx, gy, shape, g, row, first, last)
                 row_0 = row_a = nothing
-                x = everywhere(_f4(left * BLOCK_X)) + columns()
                 for block in range(left, right):
                     at = (row * BLOCKS + block) * maps * LANES
-                    across = ridge - x
-                    x += next_block
+                    across = ridge - px
+                    px += next_block
                     before = load(tile, at)
                     if not anywhere(before > nothing):
                         continue
