@@ -47,7 +47,7 @@ class PaperCommand:
     """How many these are, when no names are given."""
     seconds: float = 5.0
     """Footage of each person that is adapted to; of shards, all there is."""
-    extractors: tuple[str, ...] = ("whisper", "mel")
+    extractors: tuple[str, ...] = ("whisper:3", "mel")
     """Speech features of table7, as `fiag-dist pack --extractor` takes them."""
     ranks: int = 1
     """Processes of a pretraining."""

@@ -74,7 +74,7 @@ class Lab:
     def __init__(self, plan: Plan):
         self.plan = plan
 
-    def shards(self, seconds: float = 0.0, extractor: str = "whisper") -> str:
+    def shards(self, seconds: float = 0.0, extractor: str = "whisper:3") -> str:
         """Shards with so many seconds to train on for each person, 0: all there are. Raises ConfigError when shards were given and others are needed."""
         plan = self.plan
         if plan.is_packed:

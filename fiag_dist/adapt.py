@@ -133,6 +133,10 @@ def _jobs(command: AdaptCommand, data: str, names: Sequence[str], start: str) ->
     searched = search.parse(command.search, command.samples)
     if searched.settings and not command.settings.plateau.frames:
         raise ConfigError("--search with --plateau.frames 0: samples are judged by held-out frames; hold some out")
+    if command.settings.room < 1:
+        raise ConfigError(
+            f"--room {command.settings.room:g}: a field can't be smaller than the checkpoint's; give 1 or more"
+        )
     data, start, out = map(_absolute, (data, start, command.out))
     return [Job(name, data, start, f"{out}/{name}", command.settings, command.scratch, searched) for name in names]
 

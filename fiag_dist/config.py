@@ -20,9 +20,9 @@ class PackConfig:
     """Side of the square frames, pixels."""
     fps: int = 25
     """Frames a second; clips of other or variable rates are resampled by their timestamps."""
-    extractor: str = "whisper"
-    """Speech features: `whisper` (tiny.en's encoder, layer 2: 384 x 2 a frame), `mel` (80 x 4), `hf:PATH_OR_NAME` (wav2vec2, HuBERT or WavLM by the
-    transformers library), `file:PATTERN` (.npy arrays [frames, window, channels]; {folder} and {stem} in the pattern are the clip's)."""
+    extractor: str = "whisper:3"
+    """Speech features: `whisper:LAYER` (tiny.en's encoder after that layer: 384 x 2 a frame), `mel` (80 x 4), `hf:PATH_OR_NAME` (wav2vec2, HuBERT or
+    WavLM by the transformers library), `file:PATTERN` (.npy arrays [frames, window, channels]; {folder} and {stem} in the pattern are the clip's)."""
     fix_sync: bool = False
     """Move the sound to where the lips are, where the offset between them is sure and larger than 60 ms."""
     max_seconds: float = 0.0
@@ -99,7 +99,8 @@ class AudioConfig:
 
     code: Literal["pca", "net"] = "pca"
     """`pca`: whitened principal components of five windows and one linear layer, for little footage; `net`: the relatives' AudioNet with attention."""
-    dim: int = 32
+    dim: int = 64
+    """Principal components."""
     noise: float = 0.3
     """Standard deviation of the noise added to the whitened components in training."""
     silence: bool = True
@@ -161,9 +162,9 @@ class LossConfig:
     landmarks_contours: float = 4.0
     """Weight of lips and eye contours against the other landmarks."""
     silence: float = 0.1
-    """Weight, against `landmarks`, of lips that are apart where nobody speaks: few clips show a silence, so each mouth is asked to close in one."""
+    """Weight, against `landmarks`, of lips that are not where nobody speaks: few clips show a silence, so each mouth is asked to close in one."""
     silence_spread_m: float = 0.002
-    """About how far around the inner edges of the lips, metres: as much of the lips as must close together."""
+    """About how far around the lips' landmarks, metres: as much of the lips as must close together."""
     lpips: float = 0.05
     """On random patches in the second half of the fusion stage; needs the weights `lpips-alex`, and is left out with a line when they are absent."""
     mouth_region: float = 1.0
@@ -237,6 +238,8 @@ class TrainConfig:
     """The global batch, whatever the number of ranks: each frame comes from another lane of identities."""
     curriculum_every: int = 0
     """Each so-many-th frame of an identity is chosen by how far mouth or eyes are open, from closed to open and back; 0: every frame once an epoch."""
+    hush: float = 0.5
+    """Share of the frames with shut lips that are heard as silence: few clips show a silence, but lips shut in all of them."""
     seed: int = 0
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -318,6 +321,10 @@ class AdaptConfig:
     )
     nearest_personal: bool = True
     """Start the new IM-Net from the pretrained identity nearest by embedding, else fresh."""
+    settle: bool = True
+    """Before the first step, bring Gaussians that lie beside this head onto it, and give all the colours of the clip's frames."""
+    room: float = 1.3
+    """Capacity of this person's fields against the checkpoint's, 1 or more: a shared field that has grown full has no room for what only this one has."""
     own_field: bool = False
     """Start Gaussians and IE-Net anew from the clip, and take only motion from the checkpoint: the paper's exclusive field (EGF), to compare with."""
     plateau: PlateauConfig = PlateauConfig()

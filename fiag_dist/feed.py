@@ -3,16 +3,17 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import Ownership, draw
+from fiag_dist.landmarks import LIPS, UPPER_LIP, UPPER_LIP_EDGE
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.storage import Storage
@@ -80,6 +81,13 @@ def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu"
     """A packed frame as tensors on `device`."""
     return resident_of(frame, meta, device).shot()
 
+
+SHUT_SHARE = 0.05
+"""Of a person's frames: those with the least open mouths are taken for shut ones ..."""
+SHUT, HARDLY_SHUT = 0.012, 0.03
+"""... and so is every one that is less open than the first, but none that is more open than the second; distances between the outer eye corners."""
+SHUT_FRAMES = 5
+"""Frames from which a person's shut lips are known, at most."""
 
 SWEPT_SHARE = 0.1
 """Of an identity's frames: the window within which a frame of the curriculum is drawn."""
@@ -149,15 +157,16 @@ class Feed:
         held_out: int = 0,
         positives: bool = True,
         curriculum_every: int = 0,
+        hush: float = 0.0,
     ):
         """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
 
         held_out: training frames of each identity, spread over its clip, that are kept back to judge training by; a tenth of them at most.
         positives: whether lessons bring another frame's embedding.
-        curriculum_every: as in TrainConfig.
+        curriculum_every, hush: as in TrainConfig.
         """
         self.ownership, self.fps = ownership, manifest.fps
-        self._seed, self._device, self._positives = seed, device, positives
+        self._seed, self._device, self._positives, self._hush = seed, device, positives, hush
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
@@ -168,6 +177,9 @@ class Feed:
             name: IdentityStream(learnt, seed, name, curriculum_every, [opening[learnt] for opening in swept[name]])
             for name, (learnt, _) in parted.items()
         }
+        self._shut_below = {name: _shut_below(self.readers[name].mouth_open[n]) for name, (n, _) in parted.items()}
+        self._learnt = {name: learnt for name, (learnt, _) in parted.items()}
+        self._shut_lips: dict[str, Tensor] = {}
         self.held_out = {name: kept for name, (_, kept) in parted.items()}
         """Positions of the training frames that are kept back."""
         self.counts = dict.fromkeys(self.names, 0)
@@ -236,12 +248,25 @@ class Feed:
         rival = others[np.random.default_rng((self._seed, step, lane, 1)).integers(len(others))] if others else None
         stream, count = self._streams[name], counts[name]
         shot = self._resident(name, stream.position(count)).shot()
+        shut = shot.mouth_open <= self._shut_below[name]
+        hushed = shut and np.random.default_rng((self._seed, step, lane, 2)).random() < self._hush
+        shot = replace(shot, shut_lips=self._shut(name), hushed=bool(hushed))
         positive = shot.embedding
         if count and self._positives:
             # The frame before it in the stream is another one of the same person, and lies in the cache.
             before = self.readers[name].embedding(stream.position(count - 1))
             positive = torch.from_numpy(before).to(self._device)
         return Lesson(lane, shot, positive, rival)
+
+    def _shut(self, name: str) -> Tensor:
+        """A person's shut lips, from the frames in which they are least open."""
+        if name not in self._shut_lips:
+            reader, learnt = self.readers[name], self._learnt[name]
+            least = learnt[np.argsort(reader.mouth_open[learnt], kind="stable")[:SHUT_FRAMES]]
+            least = [p for p in least if reader.mouth_open[p] <= self._shut_below[name]] or least[:1]
+            tracked = np.mean([reader.landmarks(int(p))[list(LIPS)] for p in least], 0)
+            self._shut_lips[name] = torch.from_numpy(shut(tracked)).to(self._device)
+        return self._shut_lips[name]
 
     def _resident(self, name: str, position: int) -> Resident:
         """A frame on the device, from there if it stayed; the least recently used go first."""
@@ -261,6 +286,19 @@ def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarra
     kept = np.zeros(len(positions), bool)
     kept[((np.arange(num) + 0.5) * len(positions) / max(num, 1)).astype(int)] = True
     return positions[~kept], positions[kept]
+
+
+def _shut_below(mouth_open: np.ndarray) -> float:
+    """The opening up to which a person's mouth is taken for shut, from those of the frames to learn from."""
+    return float(np.clip(np.quantile(mouth_open, SHUT_SHARE), SHUT, HARDLY_SHUT))
+
+
+def shut(lips: Float32[np.ndarray, "lips 3"]) -> Float32[np.ndarray, "lips 3"]:
+    """LIPS whose inner edges meet half-way; the outer edges go along."""
+    inner, outer = len(UPPER_LIP), len(UPPER_LIP_EDGE)
+    upper, upper_edge, lower, lower_edge, ends = np.split(lips, np.cumsum([inner, outer, inner, outer]))
+    half = (upper - lower) / 2
+    return np.concatenate([upper - half, upper_edge - half, lower + half, lower_edge + half, ends])
 
 
 def _openings(reader: FrameReader) -> tuple[np.ndarray, np.ndarray]:
@@ -288,4 +326,5 @@ def feed_of(
         held_out=held_out,
         positives=config.loss.triplet > 0,
         curriculum_every=config.curriculum_every,
+        hush=config.hush,
     )

@@ -18,7 +18,11 @@ RIGHT_LOBE, LEFT_LOBE = 132, 361
 INNER_LIP_TOP, INNER_LIP_BOTTOM = 13, 14
 UPPER_LIP, LOWER_LIP = (191, 80, 81, 82, 13, 312, 311, 310, 415), (95, 88, 178, 87, 14, 317, 402, 318, 324)
 """Inner edges of the lips, from corner to corner: the k-th of one lies on the k-th of the other when the mouth is closed."""
+UPPER_LIP_EDGE, LOWER_LIP_EDGE = (185, 40, 39, 37, 0, 267, 269, 270, 409), (146, 91, 181, 84, 17, 314, 405, 321, 375)
+"""Outer edges, the k-th beside the k-th of the inner ones."""
+LIP_CORNERS = (61, 78, 291, 308)
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 STABLE = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
 """Points that hardly move with speech: eye corners, nose, forehead, temples."""
 LIPS_AND_LIDS = (*LIPS_OUTER, *LIPS_INNER, *RIGHT_EYE, *LEFT_EYE)
+LIPS = (*UPPER_LIP, *UPPER_LIP_EDGE, *LOWER_LIP, *LOWER_LIP_EDGE, *LIP_CORNERS)

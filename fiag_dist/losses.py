@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fiag_dist.compositing import compare
 from fiag_dist.config import LossConfig, SsimBackend
-from fiag_dist.landmarks import LIPS_AND_LIDS, LOWER_LIP, UPPER_LIP
+from fiag_dist.landmarks import LIPS, LIPS_AND_LIDS
 from fiag_dist.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
 from fiag_dist.model.motion import METRES, PersonalNet
@@ -144,8 +144,8 @@ def _on_contours(device: torch.device) -> Tensor:
 
 @lru_cache
 def _lips(device: torch.device) -> Tensor:
-    """The inner edges of the lips, upper then lower, [18]; brought to the device once."""
-    return torch.tensor([*UPPER_LIP, *LOWER_LIP], device=device)
+    """LIPS, brought to the device once."""
+    return torch.tensor(LIPS, device=device)
 
 
 def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float) -> Tensor:
@@ -158,17 +158,17 @@ def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float)
     return (weights / weights.mean() * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
 
 
-def silence_term(head: Head, personal: PersonalNet, shot: Shot, spread_m: float) -> Tensor:
-    """How far the lips are apart when nobody speaks, robust, pixels of a 256-pixel frame: few clips show a silence, but every mouth closes in one.
+def silence_term(head: Head, personal: PersonalNet, shot: Shot, shut_L3: Tensor, spread_m: float) -> Tensor:
+    """How far from shut the lips are when nobody speaks, robust, pixels of a 256-pixel frame: few clips show a silence, but lips shut in all of them.
 
-    Below a pixel it hardly pulls: lips that are nearly closed have speech to learn. spread_m: they move as points about so far from them do, new ones
-    each time, or landmarks would close by themselves and leave the Gaussians around them where they are.
+    shut_L3: this person's LIPS when they meet. Below a pixel it hardly pulls: lips that are nearly closed have speech to learn. spread_m: they move as
+    points about so far from them do, new ones each time, or landmarks would close by themselves and leave the Gaussians around them where they are.
     """
     lips = shot.rest_landmarks[_lips(shot.rest_landmarks.device)]
     around = lips + spread_m * torch.randn_like(lips)
     moved = lips + head.universal.move(around, personal, head.silence(shot)).means
-    upper, lower = (project(moved, shot.camera) * (256 / shot.camera.width)).chunk(2)
-    return (torch.sqrt((upper - lower).square().sum(1) + 1) - 1).mean()
+    found, wanted = (project(points, shot.camera) * (256 / shot.camera.width) for points in (moved, shut_L3))
+    return (torch.sqrt((found - wanted).square().sum(1) + 1) - 1).mean()
 
 
 def triplet_term(head: Head, shot: Shot, rival: Rival, margin: float) -> Tensor:
@@ -202,8 +202,9 @@ def landmark_terms(
 ) -> dict[str, Tensor]:
     """What tracked landmarks ask of motion, in speech and in silence."""
     terms = {"landmarks": landmark_term(moved_V3, shot, config.landmarks_contours)}
-    if config.silence:
-        terms["silence"] = config.silence * silence_term(head, personal, shot, config.silence_spread_m)
+    if config.silence and shot.shut_lips is not None:
+        term = silence_term(head, personal, shot, shot.shut_lips, config.silence_spread_m)
+        terms["silence"] = config.silence * term
     return terms
 
 

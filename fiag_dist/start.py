@@ -1,18 +1,20 @@
 """How a shared model begins: the first Gaussians and the listener from packed clips, or everything from a checkpoint."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from fiag_dist.config import TrainConfig
+from fiag_dist.config import ModelConfig, TrainConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
-from fiag_dist.model.field import cube_points
+from fiag_dist.model.field import SH_DC, GaussianField, cube_points, spacing
 from fiag_dist.model.head import Head
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
@@ -24,6 +26,7 @@ from fiag_dist.types import BOUND_M, IdentityMeta, Label, Shot
 FRAMES_LOOKED_AT = 6
 """Frames of each identity that place and colour the first Gaussians."""
 SURFACE_SHARE = 0.55
+FIRST_OPACITY = 0.3
 MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
 """Half the box behind the lips in which the mouth's first Gaussians lie, metres."""
 AUDIO_FRAMES_FITTED = 4096
@@ -53,6 +56,8 @@ def fresh_head(
 def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[str, Tensor], averaged: bool) -> Head:
     """The head of a checkpoint's shared tensors; `averaged` takes the moving average of IE-Net and UM-Net where there is one.
 
+    The fields of `config` have the checkpoint's capacity, or more.
+
     formats: id_dim, audio_dim, audio_window.
     """
     refuse_contradictions(config)
@@ -61,14 +66,62 @@ def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[s
     state = {name: value for name, value in shared.items() if not name.startswith("ema.")}
     if averaged:
         state |= {name.removeprefix("ema."): value for name, value in shared.items() if name.startswith("ema.")}
+    for name, own in head.state_dict().items():
+        if name in state and "_field." in name and own.ndim:  # rows for what it has yet to learn
+            state[name] = torch.cat([state[name], own.new_zeros(len(own) - len(state[name]), *own.shape[1:])])
     head.load_state_dict(state, strict=False)
     return head
+
+
+def roomier(config: ModelConfig, factor: float) -> ModelConfig:
+    """The same model, whose fields may become larger by `factor`."""
+    face, mouth = (round(factor * capacity) for capacity in (config.field.capacity_face, config.field.capacity_mouth))
+    return replace(config, field=replace(config.field, capacity_face=face, capacity_mouth=mouth))
 
 
 def take_field(head: Head, source: Head) -> None:
     """Gives a head the Gaussians and the IE-Nets of another one of the same shape, and leaves it its motion."""
     state = {name: value for name, value in source.state_dict().items() if not name.startswith("universal.")}
     head.load_state_dict(state, strict=False)
+
+
+@torch.no_grad()
+def settle(
+    head: Head, storage: Storage, manifest: Manifest, name: str, embedding: Float[Tensor, " id_dim"], seed: int = 0
+) -> None:
+    """Brings a loaded field onto a new person before the first step, from some training frames of `name`, whose embedding is given.
+
+    Face Gaussians that lie beside this person's head go to where it is; and all of both branches take the colours that they have in the frames. IE-Net's
+    offsets stay: it is the canonical parameters that make up for them.
+    """
+    rng = np.random.default_rng(seed)
+    shots = [_look(storage, manifest, read_meta(storage, manifest.entry(name)))]
+    device = head.face_field.means.device
+
+    def put(field: GaussianField, rows: Tensor, **wanted: np.ndarray) -> None:
+        """Rows such that this person has there what is wanted."""
+        person = head.person(embedding)
+        own = person.face if field is head.face_field else person.mouth
+        for parameter, values in wanted.items():
+            change = torch.from_numpy(values.astype(np.float32)).to(device) - getattr(own, parameter)[rows]
+            getattr(field, parameter)[rows] += change
+
+    def points(field: GaussianField) -> np.ndarray:
+        person = head.person(embedding)
+        return (person.face if field is head.face_field else person.mouth).means.double().cpu().numpy()
+
+    face = points(head.face_field)
+    beside = torch.from_numpy(~_inside(face, shots)).to(device).nonzero()[:, 0]
+    if len(beside):
+        put(head.face_field, beside, means=_hull(len(beside), shots, rng))
+        face = points(head.face_field)
+        sizes = np.log(spacing(face))[beside.cpu().numpy(), None].repeat(3, 1)
+        upright = np.tile([1.0, 0, 0, 0], (len(beside), 1))
+        opacities = np.full(len(beside), math.log(FIRST_OPACITY / (1 - FIRST_OPACITY)))
+        put(head.face_field, beside, log_scales=sizes, quats=upright, opacities=opacities)
+    for field, label in ((head.face_field, None), (head.mouth_field, Label.MOUTH)):
+        rows = torch.arange(len(field), device=device)
+        put(field, rows, sh_dc=(_colors(points(field), shots, label) - 0.5) / SH_DC)
 
 
 def refuse_contradictions(config: TrainConfig) -> None:
@@ -144,10 +197,10 @@ def _plant(head: Head, rest: np.ndarray, shots: Sequence[Sequence[Shot]], rng: n
         return
     on_surface = int(config.num_face * SURFACE_SHARE)
     face = np.concatenate([FaceSurface(rest).sample(on_surface, rng), _hull(config.num_face - on_surface, shots, rng)])
-    head.face_field.fill(face, _colors(face, shots, None), opacity=0.3)
+    head.face_field.fill(face, _colors(face, shots, None), opacity=FIRST_OPACITY)
     center = lips.mean(0) - np.array([0, 0, MOUTH_HALF_M[2]])
     mouth = center + (rng.random((config.num_mouth, 3)) * 2 - 1) * MOUTH_HALF_M
-    head.mouth_field.fill(mouth, _colors(mouth, shots, Label.MOUTH), opacity=0.3)
+    head.mouth_field.fill(mouth, _colors(mouth, shots, Label.MOUTH), opacity=FIRST_OPACITY)
 
 
 def _hull(num: int, shots: Sequence[Sequence[Shot]], rng: np.random.Generator) -> np.ndarray:
@@ -155,11 +208,16 @@ def _hull(num: int, shots: Sequence[Sequence[Shot]], rng: np.random.Generator) -
     found: list[np.ndarray] = []
     while sum(map(len, found)) < num:
         points = (rng.random((20000, 3)) * 2 - 1) * np.array([0.13, BOUND_M, 0.10])
-        inside = np.mean([np.all([_sample(s.alpha, points, s)[:, 0] > 0.5 for s in person], 0) for person in shots], 0)
-        found.append(points[inside >= 0.5])
+        found.append(points[_inside(points, shots)])
         if not len(found[-1]):
             return cube_points(num, rng)
     return np.concatenate(found)[:num]
+
+
+def _inside(points: np.ndarray, shots: Sequence[Sequence[Shot]]) -> Bool[np.ndarray, " num"]:
+    """Which points lie within the head masks of at least half of the identities, in all looked-at frames of each."""
+    heads = [np.all([_sample(s.alpha, points, s)[:, 0] > 0.5 for s in person], 0) for person in shots]
+    return np.mean(heads, 0) >= 0.5
 
 
 def _colors(points: np.ndarray, shots: Sequence[Sequence[Shot]], label: Label | None) -> np.ndarray:

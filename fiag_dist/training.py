@@ -143,11 +143,11 @@ class Training:
         seeds = [_seed(config.seed, self.step, lesson.lane) for lesson in lessons]
         if stage is Stage.LANDMARKS:
             moved = self.engine.forward(shots, personals, seeds, rendered=False)
-            learnt: list[tuple[Performance | None, dict[str, Tensor]]] = []
+            tried = []
             for motion, shot, personal, lesson in zip(moved, shots, personals, lessons, strict=True):
                 torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
-                learnt.append((None, losses.landmark_terms(self.head, personal, motion, shot, config.loss)))
-            return learnt
+                tried.append((None, losses.landmark_terms(self.head, personal, motion, shot, config.loss)))
+            return tried
         with_landmarks = config.loss.landmarks > 0 and stage < Stage.FUSION
         performances = self.engine.forward(
             shots, personals, seeds, moving=moving(stage, config), landmarks=with_landmarks

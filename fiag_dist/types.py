@@ -153,3 +153,7 @@ class Shot:
     blink: float
     mouth_seen: bool = True
     """Whether any pixel shows the inside of the mouth: known on the host, so that nobody waits for a device to find out."""
+    shut_lips: Float[Tensor, "lips 3"] | None = None
+    """Where this person's LIPS are when they meet, head frame, metres; known in training."""
+    hushed: bool = False
+    """Silence is heard instead of the frame's speech."""

@@ -1,6 +1,7 @@
 """Speech features of a wav, one window for each video frame, by any of these extractors:
 
-- `whisper`: Whisper tiny.en's encoder, the default; `mel`: log-mel energies, no weights needed;
+- `whisper:3`: Whisper tiny.en's encoder after its third layer, the default; `whisper` is its second, as shards of before have it;
+- `mel`: log-mel energies, no weights needed;
 - `hf:PATH_OR_NAME`: wav2vec2, HuBERT or WavLM through the transformers library;
 - `file:PATTERN`: arrays that another program made (DeepSpeech, AVE ...), one a clip; such features can't be had of new sound.
 
@@ -18,10 +19,11 @@ from fiag_dist.errors import ConfigError
 from fiag_dist.ingest import precomputed
 from fiag_dist.ingest.huggingface import HuggingFace
 from fiag_dist.ingest.logmel import SAMPLE_RATE, LogMel
-from fiag_dist.ingest.whisper import Whisper
+from fiag_dist.ingest.whisper import LAYERS, Whisper
 from fiag_dist.types import AUDIO_FRAMES
 
 FROM_LIBRARY, FROM_FILE = "hf:", "file:"
+_WHISPER = {f"whisper:{layer}": layer for layer in range(1, LAYERS + 1)} | {"whisper": 2}
 
 
 @runtime_checkable
@@ -41,15 +43,17 @@ def extractor(name: str) -> Extractor:
     """The extractor that works on sound by this name. Raises ConfigError for an unknown one, and for precomputed features."""
     if name == "mel":
         return LogMel()
-    if name == "whisper":
-        return Whisper()
+    if name in _WHISPER:
+        return Whisper(_WHISPER[name])
     if name.startswith(FROM_LIBRARY):
         return HuggingFace(name.removeprefix(FROM_LIBRARY))
     if name.startswith(FROM_FILE):
         raise ConfigError(
             f"extractor {name!r}: these features were read from files, and can't be had of other sound; pack with another extractor"
         )
-    raise ConfigError(f"extractor {name!r}: unknown; use whisper, mel, hf:PATH_OR_NAME or file:PATTERN")
+    raise ConfigError(
+        f"extractor {name!r}: unknown; use whisper:1 .. whisper:{LAYERS}, mel, hf:PATH_OR_NAME or file:PATTERN"
+    )
 
 
 def dims(name: str, clip: Path | None = None) -> tuple[int, int]:

@@ -1,5 +1,5 @@
-"""Whisper tiny.en's encoder as an extractor: the residual stream after its second layer, at 50 Hz; later layers drift from sounds to words, which
-carry less about the lips."""
+"""Whisper tiny.en's encoder as an extractor: the residual stream after one of its four layers, at 50 Hz. Early layers hear sounds, late ones words;
+the third says most about lips (docs/decisions.md, 29)."""
 
 import struct
 from collections.abc import Iterator
@@ -16,16 +16,19 @@ from fiag_dist import weights
 from fiag_dist.errors import WeightsError
 from fiag_dist.ingest import logmel
 
-LAYER, HEADS = 2, 6
+LAYERS, HEADS = 4, 6
 
 _CHUNK_S, _OVERLAP_S = 30, 4
 """The encoder sees 30 s; neighbouring chunks share 4 s and each gives up the outer half of it."""
 
 
 class Whisper:
-    """An extractor (speech.py): 384 channels, two vectors a frame. Raises WeightsError when its file is missing."""
+    """An extractor (speech.py): 384 channels, two vectors a frame, after `layer` of LAYERS. Raises WeightsError when its file is missing."""
 
     dim, window, rate_hz = 384, 2, 50
+
+    def __init__(self, layer: int):
+        self.layer = layer
 
     def vectors(self, wav: Float32[np.ndarray, " samples"]) -> Iterator[Float32[np.ndarray, "vectors 384"]]:
         """Encoder states for a wav of any length, joined from overlapping chunks of 30 s; only one is held."""
@@ -37,7 +40,7 @@ class Whisper:
         num_vectors, given = len(wav) * logmel.RATE_HZ // logmel.SAMPLE_RATE, 0
         for start in range(0, max(num_vectors - _OVERLAP_S * logmel.RATE_HZ, 1), hop):
             mel = (logmel.log_mel(wav, start, start + chunk).clamp(min=floor) + 4.0) / 4.0
-            states = _encode(parameters, mel[None]) - _position_bias(model)
+            states = _encode(parameters, mel[None], self.layer) - _position_bias(model, self.layer)
             skip = margin if start else 0
             keep = chunk if start + chunk >= num_vectors else chunk - margin
             piece = states[skip // 2 : keep // 2][: num_vectors // 2 - given]
@@ -45,22 +48,24 @@ class Whisper:
             yield piece.numpy()
 
 
-@lru_cache(maxsize=1)
-def _position_bias(path: str) -> Float32[Tensor, "1500 384"]:
+@lru_cache(maxsize=LAYERS)
+def _position_bias(path: str, layer: int) -> Float32[Tensor, "1500 384"]:
     """What the place in the 30-s chunk alone adds to a state, measured on noise (a smoothed mean of two passes).
 
     Without it the same sound a few seconds later differs by 43 % of the features' variance, with it by 5 %: position would be learnt as speech.
     """
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, 80, _CHUNK_S * logmel.RATE_HZ, generator=generator) * 0.4 - 0.2
-    states_TC = torch.stack([_encode(_parameters(path), mel[None]) for mel in noise]).mean(0)
+    states_TC = torch.stack([_encode(_parameters(path), mel[None], layer) for mel in noise]).mean(0)
     smooth_1CT = F.avg_pool1d(F.pad(states_TC.T[None], (20, 20), mode="replicate"), 41, 1)
     return smooth_1CT[0].T - states_TC.mean(0)
 
 
 @torch.no_grad()
-def _encode(parameters: dict[str, Tensor], mel: Float32[Tensor, "1 80 vectors"]) -> Float32[Tensor, "half 384"]:
-    """Whisper's encoder up to LAYER: two convolutions, sinusoidal positions, pre-norm transformer layers."""
+def _encode(
+    parameters: dict[str, Tensor], mel: Float32[Tensor, "1 80 vectors"], layers: int
+) -> Float32[Tensor, "half 384"]:
+    """The first `layers` of Whisper's encoder: two convolutions, sinusoidal positions, pre-norm transformer layers."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], parameters[name + "/gamma"], parameters[name + "/beta"])
@@ -75,7 +80,7 @@ def _encode(parameters: dict[str, Tensor], mel: Float32[Tensor, "1 80 vectors"])
     x = F.gelu(F.conv1d(x, parameters["encoder/conv2/weight"], parameters["encoder/conv2/bias"], stride=2, padding=1))
     x = x.transpose(1, 2)
     x = x + parameters["encoder/position_encodings/encodings"][: x.shape[1]]
-    for layer in range(LAYER):
+    for layer in range(layers):
         block = f"encoder/layer_{layer}"
         q, k, v = linear(norm(x, block + "/self_attention/layer_norm"), block + "/self_attention/linear_0").chunk(3, -1)
         mixed = F.scaled_dot_product_attention(heads(q), heads(k), heads(v)).transpose(1, 2).flatten(2)

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from fiag_dist import weights
 from fiag_dist.errors import ConfigError, WeightsError
-from fiag_dist.metrics import action_units, likeness, lipsync, motion
+from fiag_dist.metrics import action_units, likeness, motion
 from fiag_dist.metrics.faces import FaceFinder, Seen
 from fiag_dist.metrics.likeness import Embedding, Recogniser
 from fiag_dist.metrics.perceptual import Perceptual
@@ -72,7 +72,7 @@ class Panel:
         finder = self._tool(OF_FACES, FaceFinder)
         self._finder = self._open.enter_context(finder) if finder else None
         self._recogniser = self._tool(("identity",), Recogniser)
-        self._tool(("speech",), lambda: weights.path(f"{lipsync.EARS}-tiny-en"))
+        self._tool(("speech",), lambda: weights.path("whisper-tiny-en"))
 
     def __enter__(self) -> Panel:
         return self

@@ -51,10 +51,9 @@ class GaussianField(nn.Module):
         """Starts the field: isotropic Gaussians as large as the mean distance to their three nearest, colours 0..1."""
         num = len(means_N3)
         assert num <= self.capacity, f"{num} points, capacity {self.capacity}"
-        distances = KDTree(means_N3).query(means_N3, 4)[0][:, 1:].mean(1).clip(5e-4, 0.02)
         self.means[:num] = torch.from_numpy(np.asarray(means_N3, np.float32))
         self.quats[:num] = torch.tensor([1.0, 0, 0, 0])
-        self.log_scales[:num] = torch.from_numpy(np.log(distances).astype(np.float32))[:, None]
+        self.log_scales[:num] = torch.from_numpy(np.log(spacing(means_N3)).astype(np.float32))[:, None]
         self.opacities[:num] = math.log(opacity / (1 - opacity))
         self.sh_dc[:num] = torch.from_numpy(((np.asarray(colors_N3) - 0.5) / SH_DC).astype(np.float32))
         self.live.fill_(num)
@@ -62,6 +61,11 @@ class GaussianField(nn.Module):
     def gaussians(self) -> Gaussians:
         """The living Gaussians, canonical: nobody's yet."""
         return Gaussians(**{name: getattr(self, name)[: len(self)] for name in PARAMETERS})
+
+
+def spacing(points_N3: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, " n"]:
+    """Mean distance of each point to its three nearest, 0.5 to 20 mm: how large a first Gaussian is; metres."""
+    return KDTree(points_N3).query(points_N3, 4)[0][:, 1:].mean(1).clip(5e-4, 0.02)
 
 
 def cube_points(

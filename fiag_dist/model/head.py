@@ -206,6 +206,8 @@ class Head(nn.Module):
 
     def drive(self, shot: Shot) -> Drive:
         """What moves this frame."""
+        if shot.hushed:
+            return self.silence(shot)
         return Drive(self.universal.listener(shot.audio), shot.expression)
 
     def silence(self, shot: Shot) -> Drive:

@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 
 import cv2
 import numpy as np
+from jaxtyping import Float32
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from fiag_dist.errors import DataError
@@ -149,12 +150,19 @@ class FrameReader:
         sample = self.sample(position)
         return decode(sample, f"shard {self._storage.url}: {sample['__key__']}", mend(self._storage))
 
-    def embedding(self, position: int) -> np.ndarray:
-        """What the face recogniser says of the frame at `position`, float32 [id_dim]; its pictures are not decoded."""
+    def embedding(self, position: int) -> Float32[np.ndarray, " id_dim"]:
+        """What the face recogniser says of the frame at `position`; its pictures are not decoded."""
+        return self._array(position, "id.npy")
+
+    def landmarks(self, position: int) -> Float32[np.ndarray, "478 3"]:
+        """Tracked landmarks of the frame at `position`, head frame, metres; its pictures are not decoded."""
+        return self._array(position, "landmarks.npy")
+
+    def _array(self, position: int, member: str) -> np.ndarray:
         sample = self.sample(position)
         try:
             with _one_fault():
-                return np.asarray(_array(sample["id.npy"]), np.float32)
+                return np.asarray(_array(sample[member]), np.float32)
         except ValueError as error:
             where = f"shard {self._storage.url}: {sample['__key__']}"
             raise DataError(f"{where}: damaged sample ({error}); {mend(self._storage)}") from error

@@ -32,8 +32,9 @@ def test_image_and_every_gradient_match_the_twin(name: str) -> None:
     assert got.means2d.grad is not None
     assert centers.grad is not None
     assert_close(got.means2d.grad, centers.grad, "means2d gradient", norm=5e-3)
+    typical = 5e-4 if name == "needles" else 3e-4  # their sums cancel
     for what, a, b in zip(NAMES, gradients(fast), gradients(exact), strict=True):
-        assert_close(a, b, f"{what} gradient", norm=5e-3, typical=5e-4)  # needles: the sums cancel
+        assert_close(a, b, f"{what} gradient", norm=5e-3, typical=typical)
 
 
 def test_finite_differences() -> None:

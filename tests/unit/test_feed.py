@@ -9,7 +9,8 @@ import torch
 from made_shards import FRAMES, SIZE, write_two
 
 from fiag_dist.dist.ownership import assign
-from fiag_dist.feed import Feed, IdentityStream, Lesson
+from fiag_dist.feed import HARDLY_SHUT, SHUT, Feed, IdentityStream, Lesson, shut
+from fiag_dist.landmarks import LIPS
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.storage import open_storage
 
@@ -22,11 +23,11 @@ def shards(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def feed_of(url: str, resident_mib: float) -> Feed:
+def feed_of(url: str, resident_mib: float, hush: float = 0.0) -> Feed:
     storage = open_storage(url)
     manifest = read_manifest(storage)
     ownership = assign(manifest.names, dict.fromkeys(manifest.names, TRAINED), 1, 1)
-    return Feed(storage, manifest, ownership, 0, seed=3, resident_mib=resident_mib)
+    return Feed(storage, manifest, ownership, 0, seed=3, resident_mib=resident_mib, hush=hush)
 
 
 def lessons(feed: Feed, steps: int) -> list[Lesson]:
@@ -87,3 +88,36 @@ def test_a_curriculum_adds_a_bounded_share_that_sweeps_from_closed_to_open() -> 
     assert [IdentityStream(positions, 3, "anna", 4, [opening, never]).position(c) for c in (3, 77, 639)] == [
         drawn[c] for c in (3, 77, 639)
     ]
+
+
+def test_shut_lips_meet_and_take_their_edges_along() -> None:
+    lips = np.random.default_rng(0).normal(size=(len(LIPS), 3)).astype(np.float32)
+    found = shut(lips)
+    upper, upper_edge, lower, lower_edge = (slice(9 * k, 9 * k + 9) for k in range(4))
+    np.testing.assert_allclose(found[upper], found[lower], atol=1e-6)
+    np.testing.assert_allclose(found[upper], (lips[upper] + lips[lower]) / 2, atol=1e-6)
+    np.testing.assert_allclose(found[upper_edge] - lips[upper_edge], found[upper] - lips[upper], atol=1e-6)
+    np.testing.assert_allclose(found[lower_edge] - lips[lower_edge], found[lower] - lips[lower], atol=1e-6)
+    np.testing.assert_array_equal(found[36:], lips[36:])
+
+
+def test_only_shut_mouths_hear_silence_and_only_as_often_as_asked(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hushed(hush: float) -> list[Lesson]:
+        feed = feed_of(shards, 0.0, hush)
+        return lessons(feed, 20 * TRAINED)
+
+    all_of_them = hushed(1.0)
+    least = {
+        name: min(lesson.shot.mouth_open for lesson in all_of_them if lesson.shot.identity == name)
+        for name in ("anna", "bert")
+    }
+    bound = max(HARDLY_SHUT, SHUT)
+    for lesson in all_of_them:
+        shot = lesson.shot
+        if shot.hushed:
+            assert shot.mouth_open <= bound
+        elif least[shot.identity] <= SHUT:
+            assert shot.mouth_open > SHUT
+    assert not any(lesson.shot.hushed for lesson in hushed(0.0))
+    some = [lesson.shot.hushed for lesson in hushed(0.5)]
+    assert sum(some) < sum(lesson.shot.hushed for lesson in all_of_them)

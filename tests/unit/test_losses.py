@@ -18,7 +18,7 @@ from fiag_dist.config import (
     StageConfig,
     TrainConfig,
 )
-from fiag_dist.landmarks import LOWER_LIP, UPPER_LIP
+from fiag_dist.landmarks import LIPS
 from fiag_dist.losses import Rival
 from fiag_dist.model.motion import StillNet
 from fiag_dist.stages import landmark_weight, rates, sh_degree, stage_at, total_steps
@@ -53,42 +53,39 @@ def test_landmark_term_vanishes_at_the_tracked_landmarks_only():
     assert losses.landmark_term(torch.zeros(468, 3), shot, 4.0) > 0.05
 
 
-def lips_apart(shot: Shot, metres: float) -> Shot:
-    """The lips' inner edges one below the other, so far apart."""
-    rest = shot.rest_landmarks.clone()
-    rest[list(LOWER_LIP)] = rest[list(UPPER_LIP)]
-    rest[list(LOWER_LIP), 1] -= metres
-    return replace(shot, rest_landmarks=rest)
+def lips_up(shot: Shot, metres: float) -> torch.Tensor:
+    """The shot's LIPS at rest, so far up: where they are to go in silence."""
+    return shot.rest_landmarks[list(LIPS)] + torch.tensor([0.0, metres, 0.0])
 
 
 def test_silence_term_is_the_lips_distance_in_pixels_of_a_256_pixel_frame():
-    head = small_head()
+    head, shot = small_head(), small_shot()
     still = StillNet(head.config.motion)
     with torch.no_grad():
         for net in (head.universal.face.net, head.universal.mouth.net):
             net[-1].weight.zero_()  # type: ignore[operator]
-    assert losses.silence_term(head, still, lips_apart(small_shot(), 0.0), 0.0) < 1e-6
-    shot = lips_apart(small_shot(), 0.006)
-    ends = losses.project(shot.rest_landmarks[[UPPER_LIP[4], LOWER_LIP[4]]], shot.camera) * 256 / shot.camera.width
-    expected = float(((ends[0] - ends[1]).square().sum() + 1).sqrt() - 1)
-    assert abs(losses.silence_term(head, still, shot, 0.0).item() / expected - 1) < 0.1
+    assert losses.silence_term(head, still, shot, lips_up(shot, 0.0), 0.0) < 1e-6
+    wanted = lips_up(shot, 0.006)
+    ends = losses.project(torch.stack([shot.rest_landmarks[LIPS[4]], wanted[4]]), shot.camera)
+    expected = float((((ends[0] - ends[1]) * 256 / shot.camera.width).square().sum() + 1).sqrt() - 1)
+    assert abs(losses.silence_term(head, still, shot, wanted, 0.0).item() / expected - 1) < 0.1
 
 
-def test_lips_learn_to_meet_in_silence():
-    head, shot = small_head(), lips_apart(small_shot(), 0.006)
-    personal = head.universal.new_personal()
-    before = losses.silence_term(head, personal, shot, 0.0).item()
+def test_lips_learn_to_shut_in_silence():
+    head, shot = small_head(), small_shot()
+    personal, wanted = head.universal.new_personal(), lips_up(shot, 0.006)
+    before = losses.silence_term(head, personal, shot, wanted, 0.0).item()
     optimizer = torch.optim.Adam([*head.universal.face.parameters(), *personal.parameters()], lr=5e-3)
     for _ in range(60):
         optimizer.zero_grad()
-        losses.silence_term(head, personal, shot, 0.002).backward()
+        losses.silence_term(head, personal, shot, wanted, 0.002).backward()
         optimizer.step()
-    assert losses.silence_term(head, personal, shot, 0.0).item() < 0.3 * before
+    assert losses.silence_term(head, personal, shot, wanted, 0.0).item() < 0.3 * before
 
 
 def test_silence_is_asked_of_all_that_is_around_the_lips(monkeypatch: pytest.MonkeyPatch):
-    head, shot = small_head(), lips_apart(small_shot(), 0.006)
-    lips, move, asked = shot.rest_landmarks[[*UPPER_LIP, *LOWER_LIP]], head.universal.move, []
+    head, shot = small_head(), small_shot()
+    lips, move, asked = shot.rest_landmarks[list(LIPS)], head.universal.move, []
 
     def spied(points: torch.Tensor, *others: Any) -> Any:
         asked.append(points - lips)
@@ -96,9 +93,17 @@ def test_silence_is_asked_of_all_that_is_around_the_lips(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(head.universal, "move", spied)
     for _ in range(40):
-        losses.silence_term(head, head.universal.new_personal(), shot, 0.002)
+        losses.silence_term(head, head.universal.new_personal(), shot, lips_up(shot, 0.0), 0.002)
     assert torch.stack(asked).std() == pytest.approx(0.002, rel=0.1)
     assert torch.stack(asked).mean(0).abs().max() < 0.002
+
+
+def test_silence_is_asked_where_shut_lips_are_known():
+    head, shot = small_head(), small_shot()
+    personal, still = head.universal.new_personal(), torch.zeros(468, 3)
+    assert "silence" not in losses.landmark_terms(head, personal, still, shot, LossConfig())
+    told = replace(shot, shut_lips=lips_up(shot, 0.006))
+    assert losses.landmark_terms(head, personal, still, told, LossConfig())["silence"] > 0
 
 
 def test_mouth_ignores_what_lips_hide():

@@ -230,3 +230,4 @@ def test_silence_is_a_frame_without_its_speech() -> None:
     assert torch.allclose(found.heard, head.drive(replace(spoken, audio=nobody)).heard, atol=1e-6)
     assert torch.equal(found.expression, spoken.expression)
     assert not torch.allclose(found.heard, head.drive(spoken).heard)
+    assert torch.equal(head.drive(replace(spoken, hushed=True)).heard, found.heard)
