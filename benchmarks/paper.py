@@ -42,9 +42,13 @@ class PaperCommand:
     seeds: int = 1
     """Each row is made so often; pages then show mean and standard deviation."""
     held_out: tuple[str, ...] = ()
-    """Who is tested, and never pretrained on; none: the last of all by name."""
+    """Who is never pretrained on, but tested; none: the last of all by name."""
     num_held_out: int = 3
     """How many these are, when no names are given."""
+    tested: tuple[str, ...] = ()
+    """Only these of those held out are adapted to; none: all."""
+    prior_steps: tuple[int, ...] = (100, 300, 500, 1500)
+    """Steps with images of the adaptations of `prior`."""
     seconds: float = 5.0
     """Footage of each person that is adapted to; of shards, all there is."""
     extractors: tuple[str, ...] = ("whisper:3", "mel")
@@ -74,7 +78,7 @@ def main(argv: Sequence[str], isolated: bool = True) -> int:
         isolated=isolated,
     )
     lab = Lab(plan)
-    taught, tested = divided(lab, lab.shards(), command.held_out, command.num_held_out)
+    taught, tested = divided(lab, lab.shards(), command.held_out, command.num_held_out, command.tested)
     study = Study(
         lab=lab,
         taught=taught,
@@ -82,6 +86,7 @@ def main(argv: Sequence[str], isolated: bool = True) -> int:
         seconds=command.seconds,
         seeds=command.seeds,
         extractors=command.extractors,
+        prior_steps=command.prior_steps,
     )
     people = f"{len(taught)} pretrained on, tested: {', '.join(tested)}"
     steps = f"{plan.pretrain_steps} steps of pretraining, {plan.steps} of adaptation ({plan.pretrain_config}, {plan.adapt_config})"

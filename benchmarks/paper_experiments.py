@@ -43,6 +43,7 @@ class Study:
     seconds: float
     seeds: int
     extractors: tuple[str, ...]
+    prior_steps: tuple[int, ...]
 
     def reconstructed(self, seed: int, variant: Settings | None = None, adapting: Settings | None = None) -> Numbers:
         """Means over the people tested, adapted from a pretraining of this variant with some seconds of each."""
@@ -74,7 +75,6 @@ def parts(personal: bool = True, hook: bool = True, triplet: bool = True, contra
 WITHOUT_IDENTITY: Settings = {"train": {"model": {"identity": {"enabled": False}}, "loss": {"triplet": 0.0}}}
 CUBE: Settings = {"train": {"model": {"field": {"init": "cube"}}}}
 OWN_FIELD: Settings = {"own_field": True}
-PRIOR_STEPS = (100, 300, 500, 1500)
 
 
 def table1(study: Study) -> Findings:
@@ -288,13 +288,14 @@ def prior(study: Study) -> Findings:
     def row(start: str, steps: int) -> Callable[[int], Numbers]:
         return lambda seed: _means(cells(start, steps, seed))
 
-    rows = study.over_seeds({f"{start}, {steps} steps": row(start, steps) for steps in PRIOR_STEPS for start in starts})
+    budgets = study.prior_steps
+    rows = study.over_seeds({f"{start}, {steps} steps": row(start, steps) for steps in budgets for start in starts})
     lines = {
-        start: {k: float(np.mean([n["head_psnr_db"] for n in rows[f"{start}, {k} steps"]])) for k in PRIOR_STEPS}
+        start: {k: float(np.mean([n["head_psnr_db"] for n in rows[f"{start}, {k} steps"]])) for k in budgets}
         for start in starts
     }
     remarks = []
-    for start, steps in ((other, steps) for steps in (300, 500) for other in starts if other != "adapted"):
+    for start, steps in ((other, steps) for steps in budgets for other in starts if other != "adapted"):
         gains = _gains(study.tested, cells("adapted", steps, 0), cells(start, steps, 0))
         remarks.append(f"What adaptation has over training {start}, {steps} steps, first seed: {gains}.")
     columns = (*IMAGE, MOUTH_PSNR, SSIM, LMD, MOUTH, EYES)
@@ -306,19 +307,27 @@ EXPERIMENTS: dict[str, Callable[[Study], Findings]] = {
 }
 
 
-def divided(lab: Lab, data: str, held_out: Sequence[str], num: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Who is pretrained on and who is tested: the given names, else the last `num` by name. Raises ConfigError when nobody would be left."""
+def divided(
+    lab: Lab, data: str, held_out: Sequence[str], num: int, tested: Sequence[str] = ()
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Who is pretrained on and who is tested: all others and the names held out, else the last `num` by name; `tested` names some of these.
+
+    Raises ConfigError for a name that is not there, and when nobody would be left.
+    """
     people = sorted(people_of(data))
     unknown = set(held_out) - set(people)
     if unknown:
         raise ConfigError(f"--held-out {' '.join(sorted(unknown))}: not in {data}; there: {', '.join(people)}")
-    tested = tuple(sorted(held_out)) or tuple(people[-num:])
-    taught = tuple(name for name in people if name not in tested)
+    kept = tuple(sorted(held_out)) or tuple(people[-num:])
+    taught = tuple(name for name in people if name not in kept)
     if len(taught) < 2:
         raise ConfigError(
-            f"{data}: {len(people)} people, {len(tested)} of them to test: two or more must be left to pretrain on; give fewer with --held-out"
+            f"{data}: {len(people)} people, {len(kept)} of them to test: two or more must be left to pretrain on; give fewer with --held-out"
         )
-    return taught, tested
+    learnt = set(tested) - set(kept)
+    if learnt:
+        raise ConfigError(f"--tested {' '.join(sorted(learnt))}: not held out; there: {', '.join(kept)}")
+    return taught, tuple(sorted(tested)) or kept
 
 
 def _means(each: Sequence[Numbers]) -> Numbers:

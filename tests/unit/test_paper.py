@@ -99,7 +99,7 @@ class Imagined(Lab):
         self.pretrained_with: list[tuple[Sequence[str], Any]] = []
         self.adapted_with: list[Any] = []
 
-    def shards(self, seconds: float = 0.0, extractor: str = "whisper") -> str:
+    def shards(self, seconds: float = 0.0, extractor: str = "whisper:3") -> str:
         return f"{extractor}_{seconds:g}"
 
     def need_clips(self, what: str) -> None:
@@ -138,7 +138,13 @@ def test_each_experiment_asks_for_settings_that_go_together_and_fills_its_page(t
     )
     lab = Imagined(plan)
     study = paper_experiments.Study(
-        lab=lab, taught=("anna", "bert"), tested=("carl", "dora"), seconds=5.0, seeds=2, extractors=("mel", "whisper")
+        lab=lab,
+        taught=("anna", "bert"),
+        tested=("carl", "dora"),
+        seconds=5.0,
+        seeds=2,
+        extractors=("mel", "whisper:3"),
+        prior_steps=(100, 300),
     )
     found = EXPERIMENTS[name](study)
     assert all(len(numbers) == 2 for numbers in found.rows.values())
@@ -199,6 +205,7 @@ def test_bars_are_as_long_as_their_numbers() -> None:
         (["table7"], "holds shards, but speech features"),
         (["fig8", "--held-out", "dora"], "--held-out dora: not in"),
         (["fig8", "--num-held-out", "2"], "two or more must be left"),
+        (["fig8", "--tested", "dora"], "--tested dora: not held out"),
     ],
 )
 def test_mistakes_are_one_line(home: Path, arguments: list[str], line: str) -> None:

@@ -1,0 +1,84 @@
+"""How an adaptation begins: a shared field with room to grow, settled on the new person."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_identity
+import torch
+
+from fiag_dist.config import FieldConfig, ModelConfig, TrainConfig
+from fiag_dist.losses import project
+from fiag_dist.model.field import SH_DC
+from fiag_dist.model.head import Head
+from fiag_dist.shards.manifest import Manifest, read_manifest
+from fiag_dist.start import fresh_head, load_head, roomier, settle
+from fiag_dist.storage import Storage, open_storage
+from fiag_dist.types import Camera
+
+FIELD = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
+EMBEDDING = torch.nn.functional.normalize(torch.arange(16.0), dim=0)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> tuple[Storage, Manifest]:
+    store = open_storage(tiny_identity.pack(tmp_path, "ball"))
+    return store, read_manifest(store)
+
+
+def head_of(packed: tuple[Storage, Manifest], config: TrainConfig) -> Head:
+    return fresh_head(config, *packed, ["ball"], seed=1)
+
+
+def on_the_ball(head: Head) -> torch.Tensor:
+    """Share of the person's face Gaussians that the first frame shows within its disc."""
+    camera = Camera(
+        torch.from_numpy(tiny_identity.viewmat(0)),
+        torch.tensor([[tiny_identity.FOCAL, 0, 32.0], [0, tiny_identity.FOCAL, 32.0], [0, 0, 1]]),
+        tiny_identity.SIZE,
+        tiny_identity.SIZE,
+    )
+    pixels = project(head.person(EMBEDDING).face.means.detach(), camera)
+    middle = torch.tensor([32.0 - 4, 32.0])
+    return ((pixels - middle).norm(dim=1) < tiny_identity.FOCAL * tiny_identity.RADIUS_M).float().mean()
+
+
+def test_a_settled_field_lies_on_the_person_and_has_the_clips_colours(packed: tuple[Storage, Manifest]) -> None:
+    head = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD)))
+    with torch.no_grad():
+        head.face_field.means[:300] += torch.tensor([0.09, 0.0, 0.0])  # a wider head than this one
+        head.face_field.sh_dc.fill_(3.0)  # nobody is so white
+    assert on_the_ball(head) < 0.75
+    settle(head, *packed, "ball", EMBEDDING)
+    assert on_the_ball(head) > 0.97
+    colors = head.person(EMBEDDING).face.sh_dc.detach() * SH_DC + 0.5
+    ball = torch.tensor([200.0, 150.0, 120.0]) / 255
+    assert (colors.median(0).values - ball).abs().max() < 0.06
+
+
+def test_settling_leaves_what_fits_where_it_is(packed: tuple[Storage, Manifest]) -> None:
+    head = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD)))
+    settle(head, *packed, "ball", EMBEDDING)
+    before = {name: value.clone() for name, value in head.state_dict().items()}
+    settle(head, *packed, "ball", EMBEDDING)
+    moved = (head.face_field.means - before["face_field.means"]).norm(dim=1) > 1e-5
+    assert moved.float().mean() < 0.05  # IE-Net's offsets took some out again
+    for name, value in head.state_dict().items():
+        if "_field." not in name:
+            assert torch.equal(value, before[name])
+
+
+def test_a_roomier_head_is_the_same_with_rows_to_spare(packed: tuple[Storage, Manifest]) -> None:
+    config = TrainConfig(model=ModelConfig(field=FIELD))
+    head = head_of(packed, config)
+    formats = {"id_dim": 16, "audio_dim": 80, "audio_window": 4}
+    larger = replace(config, model=roomier(config.model, 1.5))
+    loaded = load_head(larger, formats, dict(head.state_dict()), averaged=False)
+    assert (loaded.face_field.capacity, loaded.mouth_field.capacity) == (900, 60)
+    assert (len(loaded.face_field), len(loaded.mouth_field)) == (600, 40)
+    for mine, theirs in zip(
+        vars(loaded.person(EMBEDDING).face).values(), vars(head.person(EMBEDDING).face).values(), strict=True
+    ):
+        np.testing.assert_array_equal(mine.detach().numpy(), theirs.detach().numpy())
+    assert not loaded.face_field.means[600:].any()
