@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import Ownership, draw
-from fiag_dist.landmarks import LIPS, UPPER_LIP, UPPER_LIP_EDGE
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.shut_lips import ShutLips
 from fiag_dist.storage import Storage
 from fiag_dist.types import Camera, Frame, IdentityMeta, Label, Shot
 
@@ -82,13 +82,6 @@ def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu"
     return resident_of(frame, meta, device).shot()
 
 
-SHUT_SHARE = 0.05
-"""Of a person's frames: those with the least open mouths are taken for shut ones ..."""
-SHUT, HARDLY_SHUT = 0.012, 0.03
-"""... and so is every one that is less open than the first, but none that is more open than the second; distances between the outer eye corners."""
-SHUT_FRAMES = 5
-"""Frames from which a person's shut lips are known, at most."""
-
 SWEPT_SHARE = 0.1
 """Of an identity's frames: the window within which a frame of the curriculum is drawn."""
 
@@ -135,10 +128,15 @@ class IdentityStream:
         return int(ordered[first + np.random.default_rng((self._seed, turn, 0, *self._name)).integers(width)])
 
 
-CACHE_MIB = 64.0
-"""Compressed frames of each identity that stay in host memory."""
+CACHE_MIB, CACHE_EACH_MIB = 1024.0, 64.0
+"""Compressed frames that stay in host memory: of all identities of a rank together, and of one at most."""
 RESIDENT_MIB = 2048
 """Frames that stay on a GPU, as bytes; on a CPU the compressed ones in the readers' caches are enough."""
+
+
+def cached_mib(num: int, cache_mib: float = CACHE_MIB) -> float:
+    """What each of a rank's `num` identities may keep of its compressed frames: memory does not grow with the number of people."""
+    return min(CACHE_EACH_MIB, cache_mib / max(num, 1))
 
 
 class Feed:
@@ -170,16 +168,15 @@ class Feed:
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
-        self.readers = {name: FrameReader(storage, manifest.entry(name), cache_mib) for name in self.names}
+        share_mib = cached_mib(len(self.names), cache_mib)
+        self.readers = {name: FrameReader(storage, manifest.entry(name), share_mib) for name in self.names}
         parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
         swept = {name: _openings(self.readers[name]) if curriculum_every else () for name in self.names}
         self._streams = {
             name: IdentityStream(learnt, seed, name, curriculum_every, [opening[learnt] for opening in swept[name]])
             for name, (learnt, _) in parted.items()
         }
-        self._shut_below = {name: _shut_below(self.readers[name].mouth_open[n]) for name, (n, _) in parted.items()}
-        self._learnt = {name: learnt for name, (learnt, _) in parted.items()}
-        self._shut_lips: dict[str, Tensor] = {}
+        self._shut = {name: ShutLips(self.readers[name], learnt) for name, (learnt, _) in parted.items()}
         self.held_out = {name: kept for name, (_, kept) in parted.items()}
         """Positions of the training frames that are kept back."""
         self.counts = dict.fromkeys(self.names, 0)
@@ -248,25 +245,17 @@ class Feed:
         rival = others[np.random.default_rng((self._seed, step, lane, 1)).integers(len(others))] if others else None
         stream, count = self._streams[name], counts[name]
         shot = self._resident(name, stream.position(count)).shot()
-        shut = shot.mouth_open <= self._shut_below[name]
-        hushed = shut and np.random.default_rng((self._seed, step, lane, 2)).random() < self._hush
-        shot = replace(shot, shut_lips=self._shut(name), hushed=bool(hushed))
+        shut = self._shut[name]
+        hushed = (
+            shot.mouth_open <= shut.below and np.random.default_rng((self._seed, step, lane, 2)).random() < self._hush
+        )
+        shot = replace(shot, shut_lips=torch.from_numpy(shut.lips).to(self._device), hushed=bool(hushed))
         positive = shot.embedding
         if count and self._positives:
             # The frame before it in the stream is another one of the same person, and lies in the cache.
             before = self.readers[name].embedding(stream.position(count - 1))
             positive = torch.from_numpy(before).to(self._device)
         return Lesson(lane, shot, positive, rival)
-
-    def _shut(self, name: str) -> Tensor:
-        """A person's shut lips, from the frames in which they are least open."""
-        if name not in self._shut_lips:
-            reader, learnt = self.readers[name], self._learnt[name]
-            least = learnt[np.argsort(reader.mouth_open[learnt], kind="stable")[:SHUT_FRAMES]]
-            least = [p for p in least if reader.mouth_open[p] <= self._shut_below[name]] or least[:1]
-            tracked = np.mean([reader.landmarks(int(p))[list(LIPS)] for p in least], 0)
-            self._shut_lips[name] = torch.from_numpy(shut(tracked)).to(self._device)
-        return self._shut_lips[name]
 
     def _resident(self, name: str, position: int) -> Resident:
         """A frame on the device, from there if it stayed; the least recently used go first."""
@@ -286,19 +275,6 @@ def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarra
     kept = np.zeros(len(positions), bool)
     kept[((np.arange(num) + 0.5) * len(positions) / max(num, 1)).astype(int)] = True
     return positions[~kept], positions[kept]
-
-
-def _shut_below(mouth_open: np.ndarray) -> float:
-    """The opening up to which a person's mouth is taken for shut, from those of the frames to learn from."""
-    return float(np.clip(np.quantile(mouth_open, SHUT_SHARE), SHUT, HARDLY_SHUT))
-
-
-def shut(lips: Float32[np.ndarray, "lips 3"]) -> Float32[np.ndarray, "lips 3"]:
-    """LIPS whose inner edges meet half-way; the outer edges go along."""
-    inner, outer = len(UPPER_LIP), len(UPPER_LIP_EDGE)
-    upper, upper_edge, lower, lower_edge, ends = np.split(lips, np.cumsum([inner, outer, inner, outer]))
-    half = (upper - lower) / 2
-    return np.concatenate([upper - half, upper_edge - half, lower + half, lower_edge + half, ends])
 
 
 def _openings(reader: FrameReader) -> tuple[np.ndarray, np.ndarray]:

@@ -9,9 +9,16 @@ import torch
 from made_shards import FRAMES, SIZE, write_two
 
 from fiag_dist.dist.ownership import assign
-from fiag_dist.feed import HARDLY_SHUT, SHUT, Feed, IdentityStream, Lesson, shut
-from fiag_dist.landmarks import LIPS
+from fiag_dist.feed import (
+    CACHE_EACH_MIB,
+    CACHE_MIB,
+    Feed,
+    IdentityStream,
+    Lesson,
+    cached_mib,
+)
 from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.shut_lips import HARDLY_SHUT, SHUT
 from fiag_dist.storage import open_storage
 
 TRAINED = FRAMES - 3
@@ -90,17 +97,6 @@ def test_a_curriculum_adds_a_bounded_share_that_sweeps_from_closed_to_open() -> 
     ]
 
 
-def test_shut_lips_meet_and_take_their_edges_along() -> None:
-    lips = np.random.default_rng(0).normal(size=(len(LIPS), 3)).astype(np.float32)
-    found = shut(lips)
-    upper, upper_edge, lower, lower_edge = (slice(9 * k, 9 * k + 9) for k in range(4))
-    np.testing.assert_allclose(found[upper], found[lower], atol=1e-6)
-    np.testing.assert_allclose(found[upper], (lips[upper] + lips[lower]) / 2, atol=1e-6)
-    np.testing.assert_allclose(found[upper_edge] - lips[upper_edge], found[upper] - lips[upper], atol=1e-6)
-    np.testing.assert_allclose(found[lower_edge] - lips[lower_edge], found[lower] - lips[lower], atol=1e-6)
-    np.testing.assert_array_equal(found[36:], lips[36:])
-
-
 def test_only_shut_mouths_hear_silence_and_only_as_often_as_asked(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def hushed(hush: float) -> list[Lesson]:
         feed = feed_of(shards, 0.0, hush)
@@ -121,3 +117,8 @@ def test_only_shut_mouths_hear_silence_and_only_as_often_as_asked(shards: str, m
     assert not any(lesson.shot.hushed for lesson in hushed(0.0))
     some = [lesson.shot.hushed for lesson in hushed(0.5)]
     assert sum(some) < sum(lesson.shot.hushed for lesson in all_of_them)
+
+
+def test_memory_for_compressed_frames_does_not_grow_with_people() -> None:
+    assert cached_mib(1) == cached_mib(16) == CACHE_EACH_MIB
+    assert 16 * cached_mib(16) == 64 * cached_mib(64) == 10_000 * cached_mib(10_000) == CACHE_MIB

@@ -1,0 +1,43 @@
+"""A person's shut lips: in which frames they are shut, and where they are then. Every clip shows them, although few show a silence."""
+
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from fiag_dist.landmarks import LIPS, UPPER_LIP, UPPER_LIP_EDGE
+from fiag_dist.shards.reader import FrameReader
+
+SHARE = 0.05
+"""Of a person's frames: those with the least open mouths are taken for shut ones ..."""
+SHUT, HARDLY_SHUT = 0.012, 0.03
+"""... and so is every one that is less open than the first, but none that is more open than the second; distances between the outer eye corners."""
+FRAMES = 5
+"""From which shut lips are known, at most."""
+
+
+class ShutLips:
+    """positions: of the frames to learn from; their landmarks are read when they are first asked for."""
+
+    def __init__(self, reader: FrameReader, positions: Int[np.ndarray, " n"]):
+        self._reader, self._positions = reader, positions
+        openings = reader.mouth_open[positions]
+        self.below = float(np.clip(np.quantile(openings, SHARE), SHUT, HARDLY_SHUT))
+        """The opening up to which this mouth is taken for shut, distances between the outer eye corners."""
+
+    @cached_property
+    def lips(self) -> Float32[np.ndarray, "lips 3"]:
+        """Where this person's LIPS are when they meet: as in the frames in which they are least open, what is left of the gap closed; metres, head frame."""
+        openings = self._reader.mouth_open[self._positions]
+        least = np.argsort(openings, kind="stable")[:FRAMES]
+        least = least[: max(int((openings[least] <= self.below).sum()), 1)]
+        tracked = [self._reader.landmarks(int(p))[list(LIPS)] for p in self._positions[least]]
+        return met(np.stack(tracked).mean(0))
+
+
+def met(lips: Float32[np.ndarray, "lips 3"]) -> Float32[np.ndarray, "lips 3"]:
+    """LIPS whose inner edges meet half-way; the outer edges go along."""
+    inner, outer = len(UPPER_LIP), len(UPPER_LIP_EDGE)
+    upper, upper_edge, lower, lower_edge, corners = np.split(lips, np.cumsum([inner, outer, inner, outer]))
+    half = (upper - lower) / 2
+    return np.concatenate([upper - half, upper_edge - half, lower + half, lower_edge + half, corners])
