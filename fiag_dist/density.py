@@ -40,6 +40,8 @@ class Statistics:
     def __init__(self, capacity: int, device: torch.device | str = "cpu"):
         self.sums = torch.zeros(capacity, 5, dtype=torch.int64, device=device)
         """Screen-space gradient, displacement x, y, z (all x UNIT), and number of views."""
+        self.log_scales = torch.zeros(capacity, 3, dtype=torch.int64, device=device)
+        """How large it was in these views, the raw parameter (x UNIT): IE-Net may have made it another size than the canonical one."""
         self.opacity = torch.zeros(capacity, device=device)
         """Maximum over identities: a Gaussian that one person needs survives, whoever else does not."""
 
@@ -58,15 +60,18 @@ class Statistics:
         )
         self.sums[:n, :4] += (values.double() * seen * UNIT).round().long()
         self.sums[:n, 4] += seen[:, 0].long()
+        self.log_scales[:n] += (person.log_scales.double() * seen * UNIT).round().long()
 
-    def means(self, n: int) -> tuple[Tensor, Tensor]:
-        """Mean gradient [n], half images, and mean displacement [n, 3], metres, of the first n rows."""
-        sums = self.sums[:n].cpu()
-        mean = sums[:, :4].double() / UNIT / sums[:, 4:].clamp(min=1)
-        return mean[:, 0].float(), mean[:, 1:].float()
+    def means(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean gradient [n], half images, mean displacement [n, 3], metres, and mean log scale [n, 3] of the first n rows."""
+        sums, views = self.sums[:n].cpu(), self.sums[:n, 4:].cpu().clamp(min=1)
+        mean = sums[:, :4].double() / UNIT / views
+        log_scales = self.log_scales[:n].cpu().double() / UNIT / views
+        return mean[:, 0].float(), mean[:, 1:].float(), log_scales.float()
 
     def clear(self) -> None:
         self.sums.zero_()
+        self.log_scales.zero_()
         self.opacity.zero_()
 
 
@@ -91,7 +96,7 @@ def regrow(
     keep &= old["means"].abs().amax(1) <= BOUND_M
     if int(keep.sum()) < MIN_LIVE:
         keep = torch.ones(n, dtype=torch.bool)
-    gradient, displacement = seen.means(n)
+    gradient, displacement, log_scales = seen.means(n)
     room = min(int(config.grow * n), field.capacity - int(keep.sum()))
     wanting = int((keep & (gradient > grad_threshold)).sum())
     parents = torch.topk(torch.where(keep, gradient, -1.0), min(room, wanting)).indices.sort().values
@@ -100,7 +105,7 @@ def regrow(
     children = {name: value[parents].clone() for name, value in old.items()}
     shift = displacement[parents]
     far = shift.norm(dim=1, keepdim=True) > FAR_M
-    noise = torch.randn(len(parents), 3, generator=generator) * torch.exp(children["log_scales"])
+    noise = torch.randn(len(parents), 3, generator=generator) * torch.exp(log_scales[parents] - CHILD_SHRINK)
     children["means"] += torch.where(far, shift, noise)
 
     kept = keep.nonzero()[:, 0]

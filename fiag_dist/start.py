@@ -14,7 +14,7 @@ from fiag_dist.errors import ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
-from fiag_dist.model.field import SH_DC, GaussianField, cube_points, spacing
+from fiag_dist.model.field import PARAMETERS, SH_DC, cube_points, spacing
 from fiag_dist.model.head import Head
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
@@ -27,6 +27,8 @@ FRAMES_LOOKED_AT = 6
 """Frames of each identity that place and colour the first Gaussians."""
 SURFACE_SHARE = 0.55
 FIRST_OPACITY = 0.3
+UNSEEN = 0.05
+"""Opacity below which a shared Gaussian is somebody else's."""
 MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
 """Half the box behind the lips in which the mouth's first Gaussians lie, metres."""
 AUDIO_FRAMES_FITTED = 4096
@@ -86,42 +88,45 @@ def take_field(head: Head, source: Head) -> None:
 
 
 @torch.no_grad()
-def settle(
-    head: Head, storage: Storage, manifest: Manifest, name: str, embedding: Float[Tensor, " id_dim"], seed: int = 0
-) -> None:
-    """Brings a loaded field onto a new person before the first step, from some training frames of `name`, whose embedding is given.
+def bake_in(head: Head, embedding: Float[Tensor, " id_dim"]) -> None:
+    """Makes what IE-Net says of one person part of the Gaussians, from where IE-Net starts anew with offsets of 0: the head looks the same.
 
-    Face Gaussians that lie beside this person's head go to where it is; and all of both branches take the colours that they have in the frames. IE-Net's
-    offsets stay: it is the canonical parameters that make up for them.
+    Offsets of many people differ from one millimetre to the next: a Gaussian that goes elsewhere, or a child beside its parent, would get other ones.
+    """
+    person = head.person(embedding)
+    for field, own in ((head.face_field, person.face), (head.mouth_field, person.mouth)):
+        for name in PARAMETERS:
+            getattr(field, name)[: len(own)] = getattr(own, name)
+    head.face_identity.restart()
+    head.mouth_identity.restart()
+
+
+@torch.no_grad()
+def settle(head: Head, storage: Storage, manifest: Manifest, name: str, seed: int = 0) -> None:
+    """Brings Gaussians that one person is baked into onto this person before the first step, as some training frames of `name` show it.
+
+    Face Gaussians beside the head, and those that only others show, go into its hull as first ones; all of both branches take the frames' colours.
     """
     rng = np.random.default_rng(seed)
     shots = [_look(storage, manifest, read_meta(storage, manifest.entry(name)))]
-    device = head.face_field.means.device
-
-    def put(field: GaussianField, rows: Tensor, **wanted: np.ndarray) -> None:
-        """Rows such that this person has there what is wanted."""
-        person = head.person(embedding)
-        own = person.face if field is head.face_field else person.mouth
-        for parameter, values in wanted.items():
-            change = torch.from_numpy(values.astype(np.float32)).to(device) - getattr(own, parameter)[rows]
-            getattr(field, parameter)[rows] += change
-
-    def points(field: GaussianField) -> np.ndarray:
-        person = head.person(embedding)
-        return (person.face if field is head.face_field else person.mouth).means.double().cpu().numpy()
-
-    face = points(head.face_field)
-    beside = torch.from_numpy(~_inside(face, shots)).to(device).nonzero()[:, 0]
-    if len(beside):
-        put(head.face_field, beside, means=_hull(len(beside), shots, rng))
-        face = points(head.face_field)
-        sizes = np.log(spacing(face))[beside.cpu().numpy(), None].repeat(3, 1)
-        upright = np.tile([1.0, 0, 0, 0], (len(beside), 1))
-        opacities = np.full(len(beside), math.log(FIRST_OPACITY / (1 - FIRST_OPACITY)))
-        put(head.face_field, beside, log_scales=sizes, quats=upright, opacities=opacities)
-    for field, label in ((head.face_field, None), (head.mouth_field, Label.MOUTH)):
-        rows = torch.arange(len(field), device=device)
-        put(field, rows, sh_dc=(_colors(points(field), shots, label) - 0.5) / SH_DC)
+    field, num = head.face_field, len(head.face_field)
+    device = field.means.device
+    points = field.means[:num].double().cpu().numpy()
+    unseen = torch.sigmoid(field.opacities[:num]).cpu().numpy() < UNSEEN
+    rows = np.flatnonzero(unseen | ~_inside(points, shots))
+    if len(rows):
+        points[rows] = _hull(len(rows), shots, rng)
+        where = torch.from_numpy(rows).to(device)
+        sizes = torch.from_numpy(np.log(spacing(points))[rows]).float().to(device)
+        field.means[where] = torch.from_numpy(points[rows]).float().to(device)
+        field.log_scales[where] = sizes[:, None].expand(-1, 3)
+        field.quats[where] = torch.tensor([1.0, 0, 0, 0], device=device)
+        field.opacities[where] = math.log(FIRST_OPACITY / (1 - FIRST_OPACITY))
+        field.sh_rest[where] = 0.0
+    for branch, label in ((head.face_field, None), (head.mouth_field, Label.MOUTH)):
+        live = branch.gaussians().means.double().cpu().numpy()
+        colors = torch.from_numpy(_colors(live, shots, label)).float().to(device)
+        branch.sh_dc[: len(branch)] = (colors - 0.5) / SH_DC
 
 
 def refuse_contradictions(config: TrainConfig) -> None:

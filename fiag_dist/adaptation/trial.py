@@ -30,7 +30,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor, peak_mib
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage, first_of_fusion, total_steps
-from fiag_dist.start import fresh_head, load_head, roomier, settle, take_field
+from fiag_dist.start import bake_in, fresh_head, load_head, roomier, settle, take_field
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.synthesize import write_preview
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
@@ -182,18 +182,21 @@ def build(job: Job) -> Training:
     if job.start:
         storage, name = checkpoint.resolve(job.start)
         stored = checkpoint.load(storage, name)
-        embeddings: dict[str, torch.Tensor] = {}
         model = from_dict(ModelConfig, stored.info["config"]["train"]["model"])
         config = replace(config, model=roomier(model, job.config.room))
         head = load_head(config, stored.info["formats"], stored.shared, averaged=True).to(device)
+        embeddings: dict[str, torch.Tensor] = {}
+        known = feed.embedding(job.name).cpu()
+        if config.model.identity.embedding == "table":  # nobody knows yet whom the new one is like
+            known = torch.stack([t["embedding"] for t in stored.identities.values()]).mean(0)
+            embeddings = {job.name: known}
         if job.config.own_field:
             take_field(head, fresh_head(config, data, manifest, [job.name], config.seed, device))
-        if config.model.identity.embedding == "table":  # nobody knows yet whom the new one is like
-            embeddings = {job.name: torch.stack([t["embedding"] for t in stored.identities.values()]).mean(0)}
+        else:
+            bake_in(head, known.to(device))
+            if job.config.settle:
+                settle(head, data, manifest, job.name, config.seed)
         pool = _pool(job.name, head, embeddings)
-        known = pool.embedding(job.name, feed.embedding(job.name)).detach().cpu()
-        if job.config.settle and not job.config.own_field:
-            settle(head, data, manifest, job.name, known, config.seed)
         nearest = _nearest(stored, known) if job.config.nearest_personal else None
         if nearest:
             pool.load(job.name, stored.identities[nearest], moments=False)

@@ -1,5 +1,8 @@
 """IE-Net: what makes the shared field one person (paper Eq. 2 and 3; model.md 2.3)."""
 
+from typing import cast
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,6 +26,12 @@ class IdentityNet(nn.Module):
         self.grid = TriPlane(config.grid, encoder)
         self.project = nn.Linear(id_dim, config.grid.dim, bias=False)
         self.net = mlp(2 * config.grid.dim, config.hidden, config.hidden, 11 + 3 * num_sh)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Offsets of 0 everywhere, from what was learnt of places: only the last layer starts anew."""
+        if self.config.enabled:
+            cast(nn.Linear, self.net[-1]).weight.zero_()
 
     def raw(self, means_N3: Float[Tensor, "n 3"], embedding: Float[Tensor, " id_dim"]) -> Float[Tensor, "n outputs"]:
         """The network's unscaled outputs: means 3, quats 4, log scales 3, opacity 1, spherical harmonics."""
