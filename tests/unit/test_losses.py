@@ -190,6 +190,22 @@ def test_growth_is_where_the_gradient_is_and_stops_at_capacity():
     assert density.regrow(field, seen, DensityConfig(grow=1.0), 0.005, 0.05, torch.Generator()).grown == 100
 
 
+def test_a_child_lies_as_far_from_its_parent_as_that_is_seen_large():
+    head = small_head()
+    field, seen = head.face_field, density.Statistics(400)
+    canonical = field.gaussians()
+    person = replace(canonical, log_scales=torch.full((300, 3), -7.0))  # 0.9 mm, whatever the canonical size is
+    rendering = Rendering(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8), torch.zeros(300, 2), torch.ones(300, 2))
+    rendering.means2d.grad = torch.ones(300, 2)
+    for _ in range(3):
+        seen.observe(rendering, canonical, person, 1.0)
+    regrowth = density.regrow(field, seen, DensityConfig(grow=0.3), 0.005, 0.05, torch.Generator().manual_seed(0))
+    parents, children = regrowth.source[-regrowth.grown :], regrowth.values["means"][-regrowth.grown :]
+    assert regrowth.grown == 90
+    spread = (children - canonical.means.detach()[parents]).std().item()
+    assert spread == pytest.approx(np.exp(-7.0) / 1.5, rel=0.2)
+
+
 def test_a_gaussian_outside_the_cube_is_removed():
     head = small_head()
     seen = density.Statistics(400)
