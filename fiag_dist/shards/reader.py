@@ -15,7 +15,6 @@ from zipfile import BadZipFile
 
 import cv2
 import numpy as np
-from jaxtyping import Float32
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from fiag_dist.errors import DataError
@@ -150,12 +149,12 @@ class FrameReader:
         sample = self.sample(position)
         return decode(sample, f"shard {self._storage.url}: {sample['__key__']}", mend(self._storage))
 
-    def embedding(self, position: int) -> Float32[np.ndarray, " id_dim"]:
-        """What the face recogniser says of the frame at `position`; its pictures are not decoded."""
+    def embedding(self, position: int) -> np.ndarray:
+        """What the face recogniser says of the frame at `position`, float32 [id_dim]; its pictures are not decoded."""
         return self._array(position, "id.npy")
 
-    def landmarks(self, position: int) -> Float32[np.ndarray, "478 3"]:
-        """Tracked landmarks of the frame at `position`, head frame, metres; its pictures are not decoded."""
+    def landmarks(self, position: int) -> np.ndarray:
+        """Tracked landmarks of the frame at `position`, float32 [478, 3], head frame, metres; its pictures are not decoded."""
         return self._array(position, "landmarks.npy")
 
     def _array(self, position: int, member: str) -> np.ndarray:

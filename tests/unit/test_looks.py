@@ -42,7 +42,7 @@ def test_a_picture_has_truth_render_coverage_and_what_moves(tmp_path: Path, form
     assert np.abs(truth - render)[clear].max() <= 1, "around the head it is the truth's own background"
     assert coverage[~far].mean() > 3 * coverage[far].mean()
     assert (coverage[..., 0] == coverage[..., 2]).all()
-    assert np.ptp(drives[..., 0] - drives[..., 1]) + np.ptp(drives[..., 2] - drives[..., 1]) > 20
+    assert np.ptp(drives[..., 0] - drives[..., 1]) + np.ptp(drives[..., 2] - drives[..., 1]) > 10
     with Image.open(io.BytesIO(seen.pictures[f"films/{name}"])) as film:
         assert (film.n_frames, film.size) == (tiny_identity.TEST, (2 * tiny_identity.SIZE, tiny_identity.SIZE))
 
