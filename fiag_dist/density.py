@@ -38,10 +38,8 @@ class Statistics:
     """What was seen of one branch's Gaussians since the last update, over whichever identities were rendered."""
 
     def __init__(self, capacity: int, device: torch.device | str = "cpu"):
-        self.sums = torch.zeros(capacity, 5, dtype=torch.int64, device=device)
-        """Screen-space gradient, displacement x, y, z (all x UNIT), and number of views."""
-        self.log_scales = torch.zeros(capacity, 3, dtype=torch.int64, device=device)
-        """How large it was in these views, the raw parameter (x UNIT): IE-Net may have made it another size than the canonical one."""
+        self.sums = torch.zeros(capacity, 8, dtype=torch.int64, device=device)
+        """Screen-space gradient, displacement x, y, z (all x UNIT), views, and log scales (x UNIT), which IE-Net makes others than the canonical ones."""
         self.opacity = torch.zeros(capacity, device=device)
         """Maximum over identities: a Gaussian that one person needs survives, whoever else does not."""
 
@@ -60,18 +58,16 @@ class Statistics:
         )
         self.sums[:n, :4] += (values.double() * seen * UNIT).round().long()
         self.sums[:n, 4] += seen[:, 0].long()
-        self.log_scales[:n] += (person.log_scales.double() * seen * UNIT).round().long()
+        self.sums[:n, 5:] += (person.log_scales.double() * seen * UNIT).round().long()
 
     def means(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean gradient [n], half images, mean displacement [n, 3], metres, and mean log scale [n, 3] of the first n rows."""
-        sums, views = self.sums[:n].cpu(), self.sums[:n, 4:].cpu().clamp(min=1)
-        mean = sums[:, :4].double() / UNIT / views
-        log_scales = self.log_scales[:n].cpu().double() / UNIT / views
-        return mean[:, 0].float(), mean[:, 1:].float(), log_scales.float()
+        sums = self.sums[:n].cpu()
+        mean = (sums.double() / UNIT / sums[:, 4:5].clamp(min=1)).float()
+        return mean[:, 0], mean[:, 1:4], mean[:, 5:]
 
     def clear(self) -> None:
         self.sums.zero_()
-        self.log_scales.zero_()
         self.opacity.zero_()
 
 

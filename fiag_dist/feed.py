@@ -176,7 +176,7 @@ class Feed:
             name: IdentityStream(learnt, seed, name, curriculum_every, [opening[learnt] for opening in swept[name]])
             for name, (learnt, _) in parted.items()
         }
-        self._shut = {name: ShutLips(self.readers[name], learnt) for name, (learnt, _) in parted.items()}
+        self._shut = {name: ShutLips(self.readers[name], learnt, device) for name, (learnt, _) in parted.items()}
         self.held_out = {name: kept for name, (_, kept) in parted.items()}
         """Positions of the training frames that are kept back."""
         self.counts = dict.fromkeys(self.names, 0)
@@ -249,7 +249,7 @@ class Feed:
         hushed = (
             shot.mouth_open <= shut.below and np.random.default_rng((self._seed, step, lane, 2)).random() < self._hush
         )
-        shot = replace(shot, shut_lips=torch.from_numpy(shut.lips).to(self._device), hushed=bool(hushed))
+        shot = replace(shot, shut_lips=shut.lips, hushed=bool(hushed))
         positive = shot.embedding
         if count and self._positives:
             # The frame before it in the stream is another one of the same person, and lies in the cache.

@@ -3,7 +3,9 @@
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float32, Int
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
 
 from fiag_dist.landmarks import LIPS, UPPER_LIP, UPPER_LIP_EDGE
 from fiag_dist.shards.reader import FrameReader
@@ -17,22 +19,22 @@ FRAMES = 5
 
 
 class ShutLips:
-    """positions: of the frames to learn from; their landmarks are read when they are first asked for."""
+    """positions: of the frames to learn from; their landmarks are read when they are first asked for, and stay on `device`."""
 
-    def __init__(self, reader: FrameReader, positions: Int[np.ndarray, " n"]):
-        self._reader, self._positions = reader, positions
+    def __init__(self, reader: FrameReader, positions: Int[np.ndarray, " n"], device: torch.device | str = "cpu"):
+        self._reader, self._positions, self._device = reader, positions, device
         openings = reader.mouth_open[positions]
         self.below = float(np.clip(np.quantile(openings, SHARE), SHUT, HARDLY_SHUT))
         """The opening up to which this mouth is taken for shut, distances between the outer eye corners."""
 
     @cached_property
-    def lips(self) -> Float32[np.ndarray, "lips 3"]:
+    def lips(self) -> Float[Tensor, "lips 3"]:
         """Where this person's LIPS are when they meet: as in the frames in which they are least open, what is left of the gap closed; metres, head frame."""
         openings = self._reader.mouth_open[self._positions]
         least = np.argsort(openings, kind="stable")[:FRAMES]
         least = least[: max(int((openings[least] <= self.below).sum()), 1)]
         tracked = [self._reader.landmarks(int(p))[list(LIPS)] for p in self._positions[least]]
-        return met(np.stack(tracked).mean(0))
+        return torch.from_numpy(met(np.stack(tracked).mean(0))).to(self._device)
 
 
 def met(lips: Float32[np.ndarray, "lips 3"]) -> Float32[np.ndarray, "lips 3"]:

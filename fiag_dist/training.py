@@ -207,7 +207,6 @@ class Training:
         for name, gaussians in self.head.fields.items():
             seen = self.statistics[name]
             process.all_reduce(seen.sums, "sum")
-            process.all_reduce(seen.log_scales, "sum")
             process.all_reduce(seen.opacity, "max")
             regrowth = density.regrow(
                 gaussians,
@@ -282,7 +281,6 @@ class Training:
         shared |= {f"ema.{name}": average.cpu() for name, average in self.averages.items()}
         for name, seen in self.statistics.items():
             optim[f"statistics.{name}.sums"] = process.all_reduce(seen.sums.clone(), "sum").cpu()
-            optim[f"statistics.{name}.log_scales"] = process.all_reduce(seen.log_scales.clone(), "sum").cpu()
             optim[f"statistics.{name}.opacity"] = process.all_reduce(seen.opacity.clone(), "max").cpu()
         return shared, optim
 
@@ -297,9 +295,9 @@ class Training:
             average.copy_(shared[f"ema.{name}"])
         for name, seen in self.statistics.items():
             seen.opacity.copy_(optim[f"statistics.{name}.opacity"])
-            if rank == 0:  # sums are added over ranks
-                seen.sums.copy_(optim[f"statistics.{name}.sums"])
-                seen.log_scales.copy_(optim[f"statistics.{name}.log_scales"])
+            sums = optim[f"statistics.{name}.sums"]
+            if rank == 0 and sums.shape == seen.sums.shape:  # added over ranks; those of an older layout begin anew
+                seen.sums.copy_(sums)
         self.step = step
 
 

@@ -36,7 +36,7 @@ def test_they_are_those_of_the_least_open_frames(reader: FrameReader) -> None:
     found = ShutLips(reader, everything)
     assert found.below == pytest.approx(SHUT)
     tracked = np.mean([reader.landmarks(p)[list(LIPS)] for p in (3, 8, 9)], 0)
-    np.testing.assert_allclose(found.lips, met(tracked.astype(np.float32)), atol=1e-5)
+    np.testing.assert_allclose(found.lips.numpy(), met(tracked.astype(np.float32)), atol=1e-5)
 
 
 def test_a_mouth_that_never_shuts_is_shut_from_its_least_open_frame_and_is_never_taken_for_shut(
@@ -46,4 +46,4 @@ def test_a_mouth_that_never_shuts_is_shut_from_its_least_open_frame_and_is_never
     reader.mouth_open[5] = 0.1
     found = ShutLips(reader, np.arange(FRAMES))
     assert found.below == pytest.approx(HARDLY_SHUT)
-    np.testing.assert_allclose(found.lips, met(reader.landmarks(5)[list(LIPS)]), atol=1e-6)
+    np.testing.assert_allclose(found.lips.numpy(), met(reader.landmarks(5)[list(LIPS)]), atol=1e-6)

@@ -116,6 +116,15 @@ def test_learnt_embeddings_start_apart_are_learnt_and_whoever_is_new_starts_from
         assert new.pool.tensors("ball")["embedding"].shape == (12,)
 
 
+def test_a_checkpoint_with_statistics_of_an_older_layout_goes_on(shards: str) -> None:
+    with training(shards, {}) as made:
+        shared, optim = made.shared()
+        older = {name: value[:, :5] + 1 if name.endswith(".sums") else value for name, value in optim.items()}
+        made.restore(3, shared, older, 0)
+        assert made.step == 3
+        assert not any(seen.sums.any() for seen in made.statistics.values())
+
+
 def test_what_is_left_out_has_no_parameters_and_is_not_read(shards: str) -> None:
     with training(shards, merged(NO_IDENTITY, NO_PERSONAL) | {"loss": {"triplet": 0, "contrast": 0}}) as bare:
         assert not [name for name, _ in bare.head.named_parameters() if "identity" in name]
