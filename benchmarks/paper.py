@@ -14,8 +14,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from paper_cells import Lab, Plan
-from paper_experiments import EXPERIMENTS, Study, divided
+from paper_experiments import EXPERIMENTS
 from paper_page import caption, write_page
+from paper_study import Study, divided
 
 from fiag_dist.errors import guarded
 from fiag_dist.metrics.panel import asked

@@ -1,13 +1,11 @@
 """The paper's experiments: which cells each of them needs, and the table that they make."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
-from paper_cells import Lab, Numbers, Settings, gaussians_of, merged, people_of
+from paper_cells import Numbers, Settings, gaussians_of, merged
 from paper_page import (
     AUE,
     EYES,
@@ -26,55 +24,10 @@ from paper_page import (
     beside,
     curves,
 )
+from paper_study import CUBE, OWN_FIELD, WITHOUT_IDENTITY, Study, means, parts
 
 from fiag_dist.errors import ConfigError
 from fiag_dist.examine import STRIP
-
-
-@dataclass(frozen=True, kw_only=True)
-class Study:
-    """What is asked of all experiments."""
-
-    lab: Lab
-    taught: tuple[str, ...]
-    """Who is pretrained on."""
-    tested: tuple[str, ...]
-    """Who is adapted to, and was never pretrained on."""
-    seconds: float
-    seeds: int
-    extractors: tuple[str, ...]
-    prior_steps: tuple[int, ...]
-
-    def reconstructed(self, seed: int, variant: Settings | None = None, adapting: Settings | None = None) -> Numbers:
-        """Means over the people tested, adapted from a pretraining of this variant with some seconds of each."""
-        run = self.lab.pretrained(self.lab.shards(), self.taught, seed, variant)["run"]
-        return self.adapted(self.lab.shards(self.seconds), run, seed, adapting)
-
-    def adapted(self, data: str, run: str, seed: int, settings: Settings | None = None) -> Numbers:
-        """Means over the people tested, adapted from a run, or from scratch when there is none."""
-        return _means([self.lab.adapted(data, name, run, seed, settings) for name in self.tested])
-
-    def over_seeds(self, rows: Mapping[str, Callable[[int], Numbers]]) -> dict[str, list[Numbers]]:
-        """Every row with every seed, all rows of one seed before those of the next."""
-        found: dict[str, list[Numbers]] = {name: [] for name in rows}
-        for seed in range(self.seeds):
-            for name, make in rows.items():
-                found[name].append(make(seed))
-        return found
-
-
-def parts(personal: bool = True, hook: bool = True, triplet: bool = True, contrast: bool = True) -> Settings:
-    """A pretraining with some of its parts only. L_c needs IM-Nets."""
-    motion = {} if hook else {"hook_k": 0}
-    motion |= {} if personal else {"personal": False}
-    loss = {} if triplet else {"triplet": 0.0}
-    loss |= {} if contrast and personal else {"contrast": 0.0}
-    return {"train": {"model": {"motion": motion}, "loss": loss}}
-
-
-WITHOUT_IDENTITY: Settings = {"train": {"model": {"identity": {"enabled": False}}, "loss": {"triplet": 0.0}}}
-CUBE: Settings = {"train": {"model": {"field": {"init": "cube"}}}}
-OWN_FIELD: Settings = {"own_field": True}
 
 
 def table1(study: Study) -> Findings:
@@ -85,7 +38,7 @@ def table1(study: Study) -> Findings:
         run = lab.pretrained(lab.shards(), study.taught, seed)["run"]
         each = [lab.adapted(data, name, run, seed) for name in study.tested]
         speeds = [lab.rendered(numbers["folder"]) for numbers in each]
-        return _means([numbers | speed for numbers, speed in zip(each, speeds, strict=True)])
+        return means([numbers | speed for numbers, speed in zip(each, speeds, strict=True)])
 
     rows = study.over_seeds(
         {
@@ -286,7 +239,7 @@ def prior(study: Study) -> Findings:
         return [lab.adapted(data, name, run, seed, settings) for name in study.tested]
 
     def row(start: str, steps: int) -> Callable[[int], Numbers]:
-        return lambda seed: _means(cells(start, steps, seed))
+        return lambda seed: means(cells(start, steps, seed))
 
     budgets = study.prior_steps
     rows = study.over_seeds({f"{start}, {steps} steps": row(start, steps) for steps in budgets for start in starts})
@@ -305,36 +258,6 @@ def prior(study: Study) -> Findings:
 EXPERIMENTS: dict[str, Callable[[Study], Findings]] = {
     make.__name__: make for make in (table1, table2, table3, table4, table5, table6, table7, table8, fig8, fig10, prior)
 }
-
-
-def divided(
-    lab: Lab, data: str, held_out: Sequence[str], num: int, tested: Sequence[str] = ()
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Who is pretrained on and who is tested: all others and the names held out, else the last `num` by name; `tested` names some of these.
-
-    Raises ConfigError for a name that is not there, and when nobody would be left.
-    """
-    people = sorted(people_of(data))
-    unknown = set(held_out) - set(people)
-    if unknown:
-        raise ConfigError(f"--held-out {' '.join(sorted(unknown))}: not in {data}; there: {', '.join(people)}")
-    kept = tuple(sorted(held_out)) or tuple(people[-num:])
-    taught = tuple(name for name in people if name not in kept)
-    if len(taught) < 2:
-        raise ConfigError(
-            f"{data}: {len(people)} people, {len(kept)} of them to test: two or more must be left to pretrain on; give fewer with --held-out"
-        )
-    learnt = set(tested) - set(kept)
-    if learnt:
-        raise ConfigError(f"--tested {' '.join(sorted(learnt))}: not held out; there: {', '.join(kept)}")
-    return taught, tuple(sorted(tested)) or kept
-
-
-def _means(each: Sequence[Numbers]) -> Numbers:
-    """Means of what is a number for everybody."""
-    keys = set.intersection(*(set(numbers) for numbers in each))
-    values: dict[str, list[Any]] = {key: [numbers[key] for numbers in each] for key in keys}
-    return {k: float(np.mean(v)) for k, v in values.items() if all(isinstance(x, int | float) for x in v)}
 
 
 def _gains(people: Sequence[str], ours: Sequence[Numbers], others: Sequence[Numbers]) -> str:

@@ -20,11 +20,11 @@ from fiag_dist.start import refuse_contradictions
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import paper
-import paper_experiments
 from paper_cells import Lab, Plan, merged
-from paper_experiments import CUBE, EXPERIMENTS, OWN_FIELD, WITHOUT_IDENTITY, parts
+from paper_experiments import EXPERIMENTS
 from paper_facts import FACTS
 from paper_page import LMD, Column, Findings, bars, write_page
+from paper_study import CUBE, OWN_FIELD, WITHOUT_IDENTITY, Study, parts
 
 ROOT = Path(__file__).parents[2]
 PRETRAIN = """
@@ -137,7 +137,7 @@ def test_each_experiment_asks_for_settings_that_go_together_and_fills_its_page(t
         clips="", out=tmp_path, steps=9, pretrain_steps=9, pretrain_config="", adapt_config="", ranks=1, metrics=()
     )
     lab = Imagined(plan)
-    study = paper_experiments.Study(
+    study = Study(
         lab=lab,
         taught=("anna", "bert"),
         tested=("carl", "dora"),
