@@ -40,7 +40,7 @@ def test_kernels_load_within_a_second_on_top_of_the_libraries() -> None:
     path = os.pathsep.join(sys.path)
     out = subprocess.check_output([sys.executable, "-c", TIMES], env=os.environ | {"PYTHONPATH": path}, text=True)
     seconds = json.loads(out)
-    assert seconds["own"] < 0.5 * seconds["libraries"], seconds
+    assert seconds["own"] < 0.25 * seconds["libraries"], seconds
     assert seconds["first"] < max(1.0, 1.5 * seconds["libraries"]), seconds
 
 

@@ -38,7 +38,7 @@ def test_whole_check_on_the_cpu(tmp_path: Path) -> None:
     assert report["machine"]["torch"] == torch.__version__
     step = report["parts"]["step: same numbers"]
     assert "gradient of face_field.means" in step["errors"]
-    assert max(step["worst"].values()) > 0  # two encoders, two rounding orders
+    assert 0 < step["errors"]["gradient of face_field.quats"]["norm"] < 1e-4  # two encoders, two rounding orders
     assert report["parts"]["step at 48: times"]["frames=1"]["step_ms"]["median"] > 0
     assert report["parts"]["training"]["steps"] == 80
 
