@@ -63,7 +63,8 @@ class Cache:
                 try:
                     fetch(part)
                     stream = part.open("rb")
-                    part.replace(file)
+                    with _locked(self._locks / "room"):  # who counts must find it under one name or the other
+                        part.replace(file)
                 finally:
                     part.unlink(missing_ok=True)
             return stream
