@@ -238,8 +238,8 @@ class TrainConfig:
     """The global batch, whatever the number of ranks: each frame comes from another lane of identities."""
     curriculum_every: int = 0
     """Each so-many-th frame of an identity is chosen by how far mouth or eyes are open, from closed to open and back; 0: every frame once an epoch."""
-    hush: float = 0.5
-    """Share of the frames with shut lips that are heard as silence: few clips show a silence, but lips shut in all of them."""
+    hush: float = 0.1
+    """Share of the frames that are drawn among those with shut lips and heard as silence: few clips show a silence, but lips shut in all of them."""
     seed: int = 0
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

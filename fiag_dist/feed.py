@@ -243,13 +243,11 @@ class Feed:
         name = draw(self._seed, step, lane, names)
         others = [n for n in names if n != name]
         rival = others[np.random.default_rng((self._seed, step, lane, 1)).integers(len(others))] if others else None
-        stream, count = self._streams[name], counts[name]
-        shot = self._resident(name, stream.position(count)).shot()
-        shut = self._shut[name]
-        hushed = (
-            shot.mouth_open <= shut.below and np.random.default_rng((self._seed, step, lane, 2)).random() < self._hush
-        )
-        shot = replace(shot, shut_lips=shut.lips, hushed=bool(hushed))
+        stream, count, shut = self._streams[name], counts[name], self._shut[name]
+        rng = np.random.default_rng((self._seed, step, lane, 2))
+        hushed = len(shut.frames) > 0 and rng.random() < self._hush
+        position = int(rng.choice(shut.frames)) if hushed else stream.position(count)
+        shot = replace(self._resident(name, position).shot(), shut_lips=shut.lips, hushed=hushed)
         positive = shot.embedding
         if count and self._positives:
             # The frame before it in the stream is another one of the same person, and lies in the cache.

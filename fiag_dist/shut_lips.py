@@ -26,6 +26,8 @@ class ShutLips:
         openings = reader.mouth_open[positions]
         self.below = float(np.clip(np.quantile(openings, SHARE), SHUT, HARDLY_SHUT))
         """The opening up to which this mouth is taken for shut, distances between the outer eye corners."""
+        self.frames: Int[np.ndarray, " shut"] = positions[openings <= self.below]
+        """Positions of the frames in which it is; none where this mouth never shuts."""
 
     @cached_property
     def lips(self) -> Float[Tensor, "lips 3"]:
