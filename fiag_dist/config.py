@@ -97,8 +97,9 @@ class IdentityConfig:
 class AudioConfig:
     """How eight windows of speech features become one code."""
 
-    code: Literal["pca", "net"] = "pca"
-    """`pca`: whitened principal components of five windows and one linear layer, for little footage; `net`: the relatives' AudioNet with attention."""
+    code: Literal["pca", "lips", "net"] = "pca"
+    """`pca`: whitened principal components of five windows and one linear layer; `lips`: how far lips open and spread, foretold from these components by
+    ridge regression, for minutes of footage of many and seconds of one; `net`: the relatives' AudioNet with attention."""
     dim: int = 64
     """Principal components."""
     noise: float = 0.3

@@ -21,6 +21,8 @@ UPPER_LIP, LOWER_LIP = (191, 80, 81, 82, 13, 312, 311, 310, 415), (95, 88, 178, 
 UPPER_LIP_EDGE, LOWER_LIP_EDGE = (185, 40, 39, 37, 0, 267, 269, 270, 409), (146, 91, 181, 84, 17, 314, 405, 321, 375)
 """Outer edges, the k-th beside the k-th of the inner ones."""
 LIP_CORNERS = (61, 78, 291, 308)
+RIGHT_LIP_CORNER, LEFT_LIP_CORNER = 78, 308
+"""Inner corners."""
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 STABLE = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
 """Points that hardly move with speech: eye corners, nose, forehead, temples."""

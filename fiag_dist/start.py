@@ -16,6 +16,7 @@ from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
 from fiag_dist.model.field import PARAMETERS, SH_DC, cube_points, spacing
 from fiag_dist.model.head import Head
+from fiag_dist.model.lipreader import motions
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
@@ -32,6 +33,8 @@ UNSEEN = 0.05
 MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
 """Half the box behind the lips in which the mouth's first Gaussians lie, metres."""
 AUDIO_FRAMES_FITTED = 4096
+OWN_FRAMES = 3000
+"""What somebody new's frames count as, all together, beside those that the listener has learnt lips from: seconds against minutes of others."""
 
 
 def fresh_head(
@@ -49,7 +52,12 @@ def fresh_head(
     metas = [read_meta(storage, manifest.entry(name)) for name in names]
     rest = torch.from_numpy(np.mean([m.rest_landmarks for m in metas], 0).astype(np.float32))
     head = _empty(config, manifest.id_embedding.dim, manifest.audio.dim, manifest.audio.window, rest)
-    head.universal.listener.fit(*_speech(metas, manifest.fps, rng))
+    listener = head.universal.listener
+    windows, voiced, where = _speech(metas, manifest.fps, rng)
+    listener.fit(windows, voiced)
+    if listener.lips is not None:
+        readers = [FrameReader(storage, manifest.entry(meta.name)) for meta in metas]
+        listener.watch(windows, _lip_motions(readers, where), 1.0)
     shots = [_look(storage, manifest, meta) for meta in metas]
     _plant(head, rest.numpy(), shots, rng)
     return head.to(device)
@@ -129,6 +137,20 @@ def settle(head: Head, storage: Storage, manifest: Manifest, name: str, seed: in
         branch.sh_dc[: len(branch)] = (colors - 0.5) / SH_DC
 
 
+def attune(head: Head, storage: Storage, manifest: Manifest, name: str, kept: np.ndarray, seed: int = 0) -> None:
+    """Adds the training frames of `name`, but those at the positions `kept` back, to what the listener knows of lips.
+
+    They count as OWN_FRAMES of others', or as what they are if they are more.
+    """
+    listener = head.universal.listener
+    if listener.lips is None:
+        return
+    reader, meta = FrameReader(storage, manifest.entry(name)), read_meta(storage, manifest.entry(name))
+    windows, _, where = _speech([meta], manifest.fps, np.random.default_rng(seed), kept)
+    seen, device = _lip_motions([reader], where), listener.center.device
+    listener.watch(windows.to(device), seen.to(device), max(OWN_FRAMES / len(windows), 1.0))
+
+
 def refuse_contradictions(config: TrainConfig) -> None:
     """Raises ConfigError when settings, each fine by itself, make no sense together."""
     identity, motion, loss, stages = config.model.identity, config.model.motion, config.loss, config.stages
@@ -160,18 +182,36 @@ def _empty(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int, 
     return Head(config.model, id_dim, audio_dim, audio_window, rest, config.encoder, config.raster, config.precision)
 
 
-def _speech(metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Windows [frames, 8, dim, window] of training frames of all clips, at most AUDIO_FRAMES_FITTED, and presence of a voice in each [frames, 8]."""
-    windows, voiced = [], []
-    for meta in metas:
-        num = sum(s == "train" for s in meta.split)
-        around = (np.arange(num)[:, None] + np.arange(-4, 4)).clip(0, num - 1)
+def _speech(
+    metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator, kept: Sequence[int] | np.ndarray = ()
+) -> tuple[Tensor, Tensor, list[np.ndarray]]:
+    """Windows [frames, 8, dim, window] of training frames of all clips but those `kept` back, at most AUDIO_FRAMES_FITTED; presence of a voice in each
+    [frames, 8]; and where in each clip they are."""
+    windows, voiced, where = [], [], []
+    lengths = [sum(s == "train" for s in meta.split) for meta in metas]
+    asked = [np.setdiff1d(np.arange(num), kept) for num in lengths]
+    total = sum(map(len, asked))
+    if total > AUDIO_FRAMES_FITTED:
+        chosen = np.zeros(total, bool)
+        chosen[rng.choice(total, AUDIO_FRAMES_FITTED, replace=False)] = True
+        parts = np.split(chosen, np.cumsum([len(a) for a in asked])[:-1])
+        asked = [positions[part] for positions, part in zip(asked, parts, strict=True)]
+    for meta, num, positions in zip(metas, lengths, asked, strict=True):
+        around = (positions[:, None] + np.arange(-4, 4)).clip(0, num - 1)
         windows.append(np.asarray(meta.speech, np.float32)[around])
         voiced.append(_voiced(meta, fps)[around])
-    chosen = np.arange(sum(map(len, windows)))
-    if len(chosen) > AUDIO_FRAMES_FITTED:
-        chosen = rng.choice(chosen, AUDIO_FRAMES_FITTED, replace=False)
-    return torch.from_numpy(np.concatenate(windows)[chosen]), torch.from_numpy(np.concatenate(voiced)[chosen])
+        where.append(positions)
+    return torch.from_numpy(np.concatenate(windows)), torch.from_numpy(np.concatenate(voiced)), where
+
+
+def _lip_motions(readers: Sequence[FrameReader], where: Sequence[np.ndarray]) -> Tensor:
+    """What lips do in the frames at `where` in each clip, [frames, motions]."""
+    found = [
+        motions([reader.landmarks(int(p)) for p in positions])
+        for reader, positions in zip(readers, where, strict=True)
+        if len(positions)
+    ]
+    return torch.from_numpy(np.concatenate(found))
 
 
 def _voiced(meta: IdentityMeta, fps: int) -> Float32[np.ndarray, " frames"]:

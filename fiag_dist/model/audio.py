@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fiag_dist.config import AudioConfig
+from fiag_dist.model.lipreader import MOTIONS, LipReader
 
 TAPS = (1, 3, 4, 5, 7)
 """Of the eight windows t-4 .. t+3, those at -3, -1, 0, 1 and 3."""
@@ -27,13 +28,13 @@ def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim windo
     return audio_8CW[torch.arange(len(audio_8CW), device=audio_8CW.device).clamp(there[0], there[-1])]
 
 
-QUIET, CLEAR = 0.35, 0.75
+QUIET, CLEAR = 0.35, 0.5
 """Estimated presence of a voice below which a window is silence, and above which it is heard as it is: estimates of silence by a linear map reach 0.4."""
 RIDGE = 300.0
 
 
 class Listener(nn.Module):
-    """What all networks of a model hear: whitened principal components, or standardised features. Fitted once, then frozen.
+    """What all networks of a model hear: whitened principal components, what lips do to them, or standardised features. Fitted, never trained.
 
     Where there is no voice it hears one and the same silence (`AudioConfig.silence`): a lip must not move with the noise of a room.
     """
@@ -48,10 +49,10 @@ class Listener(nn.Module):
         self.config, self.dim, self.window = config, dim, window
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("voice", torch.cat([torch.zeros(dim), torch.ones(1)]))
-        self.register_buffer("mean", torch.zeros(len(TAPS) * dim if config.code == "pca" else 0))
-        self.register_buffer(
-            "basis", torch.zeros(len(TAPS) * dim, config.dim) if config.code == "pca" else torch.ones(dim)
-        )
+        by_components = config.code != "net"
+        self.register_buffer("mean", torch.zeros(len(TAPS) * dim if by_components else 0))
+        self.register_buffer("basis", torch.zeros(len(TAPS) * dim, config.dim) if by_components else torch.ones(dim))
+        self.lips = LipReader(config.dim + 1) if config.code == "lips" else None
 
     @torch.no_grad()
     def fit(
@@ -78,27 +79,56 @@ class Listener(nn.Module):
         deviation = spread[:count] / max(len(x_TD) - 1, 1) ** 0.5
         self.basis[:, :count] = (directions[:count] / deviation[:, None]).T.float()
 
+    @torch.no_grad()
+    def watch(
+        self,
+        audio_T8CW: Float[Tensor, "frames 8 dim window"],
+        motions_TM: Float[Tensor, "frames motions"],
+        weight: float,
+    ) -> None:
+        """Learns what lips do (`lipreader.motions`) from frames of which each counts as `weight`; for code `lips`, once it is fitted."""
+        assert self.lips is not None
+        presence_T8 = self._presence(audio_T8CW)
+        heard_TD = torch.cat([self._code(self._clean(audio_T8CW)), _mean_presence(presence_T8)], 1)
+        self.lips.add(heard_TD, motions_TM, weight)
+
     def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
-        """[pca dim] for code `pca`, in training with noise; [8, dim, window] for `net`."""
-        code = self._code(self._clean(held(audio_8CW)))
+        """[pca dim] for code `pca`, in training with noise; for `lips` [1 + motions]: how much of a voice, and what lips do; [8, dim, window] for `net`."""
+        windows_8CW = held(audio_8CW)
+        code = self._code(self._clean(windows_8CW))
+        if self.lips is not None:
+            return self._read(code, _mean_presence(self._presence(windows_8CW)))
         noisy = self.training and self.config.code == "pca"
         return code + self.config.noise * torch.randn_like(code) if noisy else code
 
     def silence(self) -> Tensor:
         """What is heard where nobody speaks, always without noise: every silence is the same."""
-        return self._code(self.center.new_zeros(8, self.dim, self.window))
+        code = self._code(self.center.new_zeros(8, self.dim, self.window))
+        return code if self.lips is None else self._read(code, code.new_zeros(1))
 
-    def _code(self, clean_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
+    def _read(self, code: Float[Tensor, " dim"], presence_1: Float[Tensor, "1"]) -> Float[Tensor, " heard"]:
+        """Silence is the code of an average window, in the midst of speech: what tells it apart is that no voice is there."""
+        assert self.lips is not None
+        return torch.cat([presence_1, self.lips(torch.cat([code, presence_1]))])
+
+    def _code(self, clean_8CW: Float[Tensor, "*batch 8 dim window"]) -> Tensor:
         if self.config.code == "net":
             return clean_8CW * self.basis[:, None]
         return (taps(clean_8CW) - self.mean) @ self.basis
 
     def _clean(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8 dim window"]:
         """Deviations from the mean window, 0 where nobody speaks."""
-        deviation = audio_8CW - self.center[:, None]
-        estimate_8 = deviation.mean(-1) @ self.voice[:-1] + self.voice[-1]
-        presence_8 = ((estimate_8 - QUIET) / (CLEAR - QUIET)).clamp(0, 1)
-        return deviation * presence_8[..., None, None]
+        return (audio_8CW - self.center[:, None]) * self._presence(audio_8CW)[..., None, None]
+
+    def _presence(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8"]:
+        """How much of a voice is in each window, 0..1."""
+        deviation_8C = (audio_8CW - self.center[:, None]).mean(-1)
+        estimate_8 = deviation_8C @ self.voice[:-1] + self.voice[-1]
+        return ((estimate_8 - QUIET) / (CLEAR - QUIET)).clamp(0, 1)
+
+
+def _mean_presence(presence_8: Float[Tensor, "*batch 8"]) -> Float[Tensor, "*batch 1"]:
+    return presence_8[..., TAPS].mean(-1, keepdim=True)
 
 
 class AudioCode(nn.Module):
@@ -106,7 +136,8 @@ class AudioCode(nn.Module):
 
     def __init__(self, config: AudioConfig, dim: int, window: int):
         super().__init__()
-        self.net = nn.Linear(config.dim, CODE_DIM) if config.code == "pca" else AudioNet(dim, window)
+        widths = {"pca": config.dim, "lips": 1 + MOTIONS}
+        self.net = AudioNet(dim, window) if config.code == "net" else nn.Linear(widths[config.code], CODE_DIM)
 
     def forward(self, heard: Tensor) -> Float[Tensor, "32"]:
         return self.net(heard)
