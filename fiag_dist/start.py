@@ -14,7 +14,7 @@ from fiag_dist.errors import ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
-from fiag_dist.model.field import PARAMETERS, SH_DC, cube_points, spacing
+from fiag_dist.model.field import PARAMETERS, SH_DC, GaussianField, cube_points, spacing
 from fiag_dist.model.head import Head
 from fiag_dist.model.lipreader import motions
 from fiag_dist.model.surface import FaceSurface
@@ -32,6 +32,8 @@ UNSEEN = 0.05
 """Opacity below which a shared Gaussian is somebody else's."""
 MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
 """Half the box behind the lips in which the mouth's first Gaussians lie, metres."""
+MOUTH_REACH = np.array([1.4, 2.0, 2.0])
+"""A Gaussian of the mouth farther from the middle of that box than so many halves has strayed: beside a cheek it shows, pale."""
 AUDIO_FRAMES_FITTED = 4096
 OWN_FRAMES = 3000
 """What somebody new's frames count as, all together, beside those that the listener has learnt lips from: seconds against minutes of others."""
@@ -113,28 +115,20 @@ def bake_in(head: Head, embedding: Float[Tensor, " id_dim"]) -> None:
 def settle(head: Head, storage: Storage, manifest: Manifest, name: str, seed: int = 0) -> None:
     """Brings Gaussians that one person is baked into onto this person before the first step, as some training frames of `name` show it.
 
-    Face Gaussians beside the head, and those that only others show, go into its hull as first ones; all of both branches take the frames' colours.
+    Face Gaussians beside the head, and those that only others show, go into its hull as first ones, those of the mouth that strayed go behind the lips;
+    all of both branches take the frames' colours.
     """
     rng = np.random.default_rng(seed)
     shots = [_look(storage, manifest, read_meta(storage, manifest.entry(name)))]
-    field, num = head.face_field, len(head.face_field)
-    device = field.means.device
-    points = field.means[:num].double().cpu().numpy()
-    unseen = torch.sigmoid(field.opacities[:num]).cpu().numpy() < UNSEEN
-    rows = np.flatnonzero(unseen | ~_inside(points, shots))
-    if len(rows):
-        points[rows] = _hull(len(rows), shots, rng)
-        where = torch.from_numpy(rows).to(device)
-        sizes = torch.from_numpy(np.log(spacing(points))[rows]).float().to(device)
-        field.means[where] = torch.from_numpy(points[rows]).float().to(device)
-        field.log_scales[where] = sizes[:, None].expand(-1, 3)
-        field.quats[where] = torch.tensor([1.0, 0, 0, 0], device=device)
-        field.opacities[where] = math.log(FIRST_OPACITY / (1 - FIRST_OPACITY))
-        field.sh_rest[where] = 0.0
-    for branch, label in ((head.face_field, None), (head.mouth_field, Label.MOUTH)):
-        live = branch.gaussians().means.double().cpu().numpy()
-        colors = torch.from_numpy(_colors(live, shots, label)).float().to(device)
-        branch.sh_dc[: len(branch)] = (colors - 0.5) / SH_DC
+    face, mouth = head.face_field, head.mouth_field
+    rows = np.flatnonzero(_unseen(face) | ~_inside(_points(face), shots))
+    _strew(face, rows, _hull(len(rows), shots, rng))
+    middle = _middle_of_mouth(head.universal.rest_landmarks.cpu().numpy())
+    rows = np.flatnonzero((np.abs(_points(mouth) - middle) > MOUTH_REACH * MOUTH_HALF_M).any(1))
+    _strew(mouth, rows, _in_mouth(len(rows), middle, rng))
+    for field, label in ((face, None), (mouth, Label.MOUTH)):
+        colors = torch.from_numpy(_colors(_points(field), shots, label)).to(field.sh_dc)
+        field.sh_dc[: len(field)] = (colors - 0.5) / SH_DC
 
 
 def attune(head: Head, storage: Storage, manifest: Manifest, name: str, kept: np.ndarray, seed: int = 0) -> None:
@@ -233,7 +227,6 @@ def _look(storage: Storage, manifest: Manifest, meta: IdentityMeta) -> list[Shot
 def _plant(head: Head, rest: np.ndarray, shots: Sequence[Sequence[Shot]], rng: np.random.Generator) -> None:
     """Places and colours the first Gaussians of both branches (model.md 2.2)."""
     config = head.config.field
-    lips = rest[list(LIPS_INNER)]
     if config.init == "cube":
         face = cube_points(config.num_face, rng)
         mouth = cube_points(config.num_mouth, rng, side_m=0.1, center_y_m=-0.05)
@@ -243,14 +236,45 @@ def _plant(head: Head, rest: np.ndarray, shots: Sequence[Sequence[Shot]], rng: n
     on_surface = int(config.num_face * SURFACE_SHARE)
     face = np.concatenate([FaceSurface(rest).sample(on_surface, rng), _hull(config.num_face - on_surface, shots, rng)])
     head.face_field.fill(face, _colors(face, shots, None), opacity=FIRST_OPACITY)
-    center = lips.mean(0) - np.array([0, 0, MOUTH_HALF_M[2]])
-    mouth = center + (rng.random((config.num_mouth, 3)) * 2 - 1) * MOUTH_HALF_M
+    mouth = _in_mouth(config.num_mouth, _middle_of_mouth(rest), rng)
     head.mouth_field.fill(mouth, _colors(mouth, shots, Label.MOUTH), opacity=FIRST_OPACITY)
+
+
+def _middle_of_mouth(rest: np.ndarray) -> np.ndarray:
+    """Of the box in which the mouth's first Gaussians lie; rest: [478, 3]."""
+    return rest[list(LIPS_INNER)].mean(0) - np.array([0, 0, MOUTH_HALF_M[2]])
+
+
+def _in_mouth(num: int, middle: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return middle + (rng.random((num, 3)) * 2 - 1) * MOUTH_HALF_M
+
+
+def _points(field: GaussianField) -> np.ndarray:
+    return field.means[: len(field)].double().cpu().numpy()
+
+
+def _unseen(field: GaussianField) -> np.ndarray:
+    return torch.sigmoid(field.opacities[: len(field)]).cpu().numpy() < UNSEEN
+
+
+def _strew(field: GaussianField, rows: np.ndarray, places: np.ndarray) -> None:
+    """Makes these Gaussians first ones, at these places."""
+    if not len(rows):
+        return
+    device, points = field.means.device, _points(field)
+    points[rows] = places
+    where = torch.from_numpy(rows).to(device)
+    sizes = torch.from_numpy(np.log(spacing(points))[rows]).float().to(device)
+    field.means[where] = torch.from_numpy(places).float().to(device)
+    field.log_scales[where] = sizes[:, None].expand(-1, 3)
+    field.quats[where] = torch.tensor([1.0, 0, 0, 0], device=device)
+    field.opacities[where] = math.log(FIRST_OPACITY / (1 - FIRST_OPACITY))
+    field.sh_rest[where] = 0.0
 
 
 def _hull(num: int, shots: Sequence[Sequence[Shot]], rng: np.random.Generator) -> np.ndarray:
     """Points that lie within the head masks of at least half of the identities, in all looked-at frames of each: [num, 3]."""
-    found: list[np.ndarray] = []
+    found = [np.zeros((0, 3))]
     while sum(map(len, found)) < num:
         points = (rng.random((20000, 3)) * 2 - 1) * np.array([0.13, BOUND_M, 0.10])
         found.append(points[_inside(points, shots)])

@@ -9,6 +9,7 @@ import tiny_identity
 import torch
 
 from fiag_dist.config import FieldConfig, IdentityConfig, LossConfig, ModelConfig, TrainConfig
+from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
 from fiag_dist.model.field import SH_DC
 from fiag_dist.model.head import Head
@@ -59,6 +60,20 @@ def test_a_settled_field_lies_on_the_person_and_has_the_clips_colours(packed: tu
     ball = torch.tensor([200.0, 150.0, 120.0]) / 255
     assert (colors.median(0).values - ball).abs().max() < 0.06
     assert torch.sigmoid(person.opacities[300:320]).min() > 0.2
+
+
+def test_a_settled_mouth_has_no_gaussian_beside_the_cheeks(packed: tuple[Storage, Manifest]) -> None:
+    head = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD)))
+    mouth = head.mouth_field
+    lips = head.universal.rest_landmarks[list(LIPS_INNER)].mean(0)
+    with torch.no_grad():
+        mouth.means[:5, 0] += 0.05
+        mouth.opacities[:5] = 4.0
+    home = mouth.means[5:].clone()
+    settle(head, *packed, "ball")
+    assert ((mouth.means[:5] - lips).abs() < torch.tensor([0.0221, 0.0101, 0.0241])).all()
+    assert (torch.sigmoid(mouth.opacities[:5]) < 0.31).all()
+    assert torch.equal(mouth.means[5:], home)
 
 
 def test_settling_leaves_what_fits_where_it_is(packed: tuple[Storage, Manifest]) -> None:
