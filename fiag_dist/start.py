@@ -32,7 +32,7 @@ UNSEEN = 0.05
 """Opacity below which a shared Gaussian is somebody else's."""
 MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
 """Half the box behind the lips in which the mouth's first Gaussians lie, metres."""
-MOUTH_REACH = np.array([1.4, 2.0, 2.0])
+MOUTH_REACH = np.array([1.4, 3.0, 4.0])
 """A Gaussian of the mouth farther from the middle of that box than so many halves has strayed: beside a cheek it shows, pale."""
 AUDIO_FRAMES_FITTED = 4096
 OWN_FRAMES = 3000
