@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from fiag_dist.config import PretrainConfig
 from fiag_dist.dist.ownership import Ownership
-from fiag_dist.feed import cached_mib
 from fiag_dist.scaling import Memory, Sizes, memory, sizes, traffic
 from fiag_dist.shards.manifest import IdentityEntry, Manifest
 from fiag_dist.stages import total_steps
@@ -38,7 +37,7 @@ def _lines(config: PretrainConfig, manifest: Manifest, ownership: Ownership) -> 
     sums, loads = [], []
     for rank in range(world):
         names, held = ownership.of_rank(rank), _memory(config, found, ownership, rank)
-        data = sum(_data_bytes(entries[name], manifest, len(names)) for name in names)
+        data = sum(_data_bytes(entries[name], manifest) for name in names)
         loads.append(sum(entries[name].split.train for name in names))
         sums.append(held.total + data)
         cells = (rank, len(ownership.lanes_of(rank)), len(names), loads[-1])
@@ -63,12 +62,12 @@ def _memory(config: PretrainConfig, found: Sizes, ownership: Ownership, rank: in
     )
 
 
-def _data_bytes(entry: IdentityEntry, manifest: Manifest, owned: int) -> int:
-    """What a rank keeps in host memory of an identity's footage: sound, speech, poses, plate, and compressed frames up to a reader's bound."""
+def _data_bytes(entry: IdentityEntry, manifest: Manifest) -> int:
+    """What a rank keeps in host memory of an identity's footage: sound, speech, poses and plate."""
     speech = entry.num_frames * manifest.audio.dim * manifest.audio.window * 2
     tracks = entry.num_frames * 4 * (16 + len(manifest.expression) + 6)
     once = int(entry.seconds * manifest.sample_rate) * 4 + 2 * 3 * manifest.size**2
-    return speech + tracks + once + min(sum(shard.bytes for shard in entry.shards), int(cached_mib(owned) * MIB))
+    return speech + tracks + once
 
 
 def _shown(names: tuple[str, ...]) -> str:

@@ -128,15 +128,8 @@ class IdentityStream:
         return int(ordered[first + np.random.default_rng((self._seed, turn, 0, *self._name)).integers(width)])
 
 
-CACHE_MIB, CACHE_EACH_MIB = 1024.0, 64.0
-"""Compressed frames that stay in host memory: of all identities of a rank together, and of one at most."""
 RESIDENT_MIB = 2048
-"""Frames that stay on a GPU, as bytes; on a CPU the compressed ones in the readers' caches are enough."""
-
-
-def cached_mib(num: int, cache_mib: float = CACHE_MIB) -> float:
-    """What each of a rank's `num` identities may keep of its compressed frames: memory does not grow with the number of people."""
-    return min(CACHE_EACH_MIB, cache_mib / max(num, 1))
+"""Frames that stay on a GPU, as bytes; a CPU decodes the next step's while it computes this one's."""
 
 
 class Feed:
@@ -150,7 +143,6 @@ class Feed:
         rank: int,
         seed: int,
         device: torch.device | str = "cpu",
-        cache_mib: float = CACHE_MIB,
         resident_mib: float | None = None,
         held_out: int = 0,
         positives: bool = True,
@@ -168,8 +160,7 @@ class Feed:
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
-        share_mib = cached_mib(len(self.names), cache_mib)
-        self.readers = {name: FrameReader(storage, manifest.entry(name), share_mib) for name in self.names}
+        self.readers = {name: FrameReader(storage, manifest.entry(name)) for name in self.names}
         parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
         swept = {name: _openings(self.readers[name]) if curriculum_every else () for name in self.names}
         self._streams = {
@@ -250,7 +241,7 @@ class Feed:
         shot = replace(self._resident(name, position).shot(), shut_lips=shut.lips, hushed=hushed)
         positive = shot.embedding
         if count and self._positives:
-            # The frame before it in the stream is another one of the same person, and lies in the cache.
+            # The frame before it in the stream is another one of the same person.
             before = self.readers[name].embedding(stream.position(count - 1))
             positive = torch.from_numpy(before).to(self._device)
         return Lesson(lane, shot, positive, rival)

@@ -1,7 +1,7 @@
 """How a shared model begins: the first Gaussians and the listener from packed clips, or everything from a checkpoint."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +14,10 @@ from fiag_dist.errors import ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
+from fiag_dist.model.audio import Listener, Speech
 from fiag_dist.model.field import PARAMETERS, SH_DC, GaussianField, cube_points, spacing
 from fiag_dist.model.head import Head
-from fiag_dist.model.lipreader import motions
+from fiag_dist.model.lipreader import MOTIONS, motions
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
@@ -35,6 +36,8 @@ MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
 MOUTH_REACH = np.array([1.4, 3.0, 4.0])
 """A Gaussian of the mouth farther from the middle of that box than so many halves has strayed: beside a cheek it shows, pale."""
 AUDIO_FRAMES_FITTED = 4096
+BATCH = 256
+"""Of them, for which memory is taken at a time."""
 OWN_FRAMES = 3000
 """What somebody new's frames count as, all together, beside those that the listener has learnt lips from: seconds against minutes of others."""
 
@@ -55,11 +58,10 @@ def fresh_head(
     rest = torch.from_numpy(np.mean([m.rest_landmarks for m in metas], 0).astype(np.float32))
     head = _empty(config, manifest.id_embedding.dim, manifest.audio.dim, manifest.audio.window, rest)
     listener = head.universal.listener
-    windows, voiced, where = _speech(metas, manifest.fps, rng)
-    listener.fit(windows, voiced)
+    speech = _SpeechBatches(metas, manifest.fps, rng)
+    listener.fit(speech)
     if listener.lips is not None:
-        readers = [FrameReader(storage, manifest.entry(meta.name)) for meta in metas]
-        listener.watch(windows, _lip_motions(readers, where), 1.0)
+        _watch(listener, speech, storage, manifest, 1.0)
     shots = [_look(storage, manifest, meta) for meta in metas]
     _plant(head, rest.numpy(), shots, rng)
     return head.to(device)
@@ -139,10 +141,8 @@ def attune(head: Head, storage: Storage, manifest: Manifest, name: str, kept: np
     listener = head.universal.listener
     if listener.lips is None:
         return
-    reader, meta = FrameReader(storage, manifest.entry(name)), read_meta(storage, manifest.entry(name))
-    windows, _, where = _speech([meta], manifest.fps, np.random.default_rng(seed), kept)
-    seen, device = _lip_motions([reader], where), listener.center.device
-    listener.watch(windows.to(device), seen.to(device), max(OWN_FRAMES / len(windows), 1.0))
+    speech = _SpeechBatches([read_meta(storage, manifest.entry(name))], manifest.fps, np.random.default_rng(seed), kept)
+    _watch(listener, speech, storage, manifest, max(OWN_FRAMES / speech.frames, 1.0))
 
 
 def refuse_contradictions(config: TrainConfig) -> None:
@@ -176,36 +176,52 @@ def _empty(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int, 
     return Head(config.model, id_dim, audio_dim, audio_window, rest, config.encoder, config.raster, config.precision)
 
 
-def _speech(
-    metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator, kept: Sequence[int] | np.ndarray = ()
-) -> tuple[Tensor, Tensor, list[np.ndarray]]:
-    """Windows [frames, 8, dim, window] of training frames of all clips but those `kept` back, at most AUDIO_FRAMES_FITTED; presence of a voice in each
-    [frames, 8]; and where in each clip they are."""
-    windows, voiced, where = [], [], []
-    lengths = [sum(s == "train" for s in meta.split) for meta in metas]
-    asked = [np.setdiff1d(np.arange(num), kept) for num in lengths]
-    total = sum(map(len, asked))
-    if total > AUDIO_FRAMES_FITTED:
-        chosen = np.zeros(total, bool)
-        chosen[rng.choice(total, AUDIO_FRAMES_FITTED, replace=False)] = True
-        parts = np.split(chosen, np.cumsum([len(a) for a in asked])[:-1])
-        asked = [positions[part] for positions, part in zip(asked, parts, strict=True)]
-    for meta, num, positions in zip(metas, lengths, asked, strict=True):
-        around = (positions[:, None] + np.arange(-4, 4)).clip(0, num - 1)
-        windows.append(np.asarray(meta.speech, np.float32)[around])
-        voiced.append(_voiced(meta, fps)[around])
-        where.append(positions)
-    return torch.from_numpy(np.concatenate(windows)), torch.from_numpy(np.concatenate(voiced)), where
+class _SpeechBatches:
+    """What is heard in training frames of clips, but those `kept` back, at most AUDIO_FRAMES_FITTED: in batches, made when asked for, for eight windows of
+    each frame take sixteen times what the clips' speech takes."""
+
+    def __init__(
+        self, metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator, kept: Sequence[int] | np.ndarray = ()
+    ):
+        self._lengths = [sum(s == "train" for s in meta.split) for meta in metas]
+        self._metas, self._voiced = metas, [_voiced(meta, fps) for meta in metas]
+        asked = [np.setdiff1d(np.arange(num), kept) for num in self._lengths]
+        self.frames = min(sum(map(len, asked)), AUDIO_FRAMES_FITTED)
+        chosen = np.sort(rng.permutation(sum(map(len, asked)))[: self.frames])
+        first = np.cumsum([0, *map(len, asked)])
+        self.positions = [
+            positions[chosen[(chosen >= start) & (chosen < start + len(positions))] - start]
+            for positions, start in zip(asked, first, strict=False)
+        ]
+        """Of the chosen frames in each clip."""
+        self.batches = [
+            (clip, positions[k : k + BATCH])
+            for clip, positions in enumerate(self.positions)
+            for k in range(0, len(positions), BATCH)
+        ]
+        """The clip and the positions of each batch."""
+
+    def __iter__(self) -> Iterator[Speech]:
+        for clip, positions in self.batches:
+            around = (positions[:, None] + np.arange(-4, 4)).clip(0, self._lengths[clip] - 1)
+            windows = self._metas[clip].speech[around].astype(np.float32)
+            yield torch.from_numpy(windows), torch.from_numpy(self._voiced[clip][around])
+
+    def names(self) -> list[str]:
+        return [meta.name for meta in self._metas]
 
 
-def _lip_motions(readers: Sequence[FrameReader], where: Sequence[np.ndarray]) -> Tensor:
-    """What lips do in the frames at `where` in each clip, [frames, motions]."""
-    found = [
-        motions([reader.landmarks(int(p)) for p in positions])
-        for reader, positions in zip(readers, where, strict=True)
-        if len(positions)
-    ]
-    return torch.from_numpy(np.concatenate(found))
+def _watch(listener: Listener, speech: _SpeechBatches, storage: Storage, manifest: Manifest, weight: float) -> None:
+    """Shows the listener what lips do in these frames."""
+    seen = []
+    for name, positions in zip(speech.names(), speech.positions, strict=True):
+        reader = FrameReader(storage, manifest.entry(name))
+        seen.append(
+            motions([reader.landmarks(int(p)) for p in positions]) if len(positions) else np.zeros((0, MOTIONS))
+        )
+    lips = torch.from_numpy(np.concatenate(seen).astype(np.float32)).to(listener.center.device)
+    for (windows, _), some in zip(speech, lips.split([len(positions) for _, positions in speech.batches]), strict=True):
+        listener.watch(windows.to(lips.device), some, weight)
 
 
 def _voiced(meta: IdentityMeta, fps: int) -> Float32[np.ndarray, " frames"]:

@@ -43,7 +43,7 @@ def small_head(config: ModelConfig | None = None, seed: int = 0) -> Head:
     head = Head(config or small_config(), id_dim=8, audio_dim=6, audio_window=2, rest_landmarks=rest_landmarks())
     head.face_field.fill(rng.normal(0, 0.04, (300, 3)).clip(-0.14, 0.14), rng.random((300, 3)), 0.5)
     head.mouth_field.fill(rng.normal(0, 0.01, (80, 3)) - np.array([0, 0.05, -0.06]), rng.random((80, 3)), 0.5)
-    head.universal.listener.fit(torch.randn(64, 8, 6, 2))
+    head.universal.listener.fit([(torch.randn(64, 8, 6, 2), torch.ones(64, 8))])
     return head
 
 

@@ -1,5 +1,6 @@
 """From windows of speech features to the code that moves a face (model.md 2.4)."""
 
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from fiag_dist.config import AudioConfig
 from fiag_dist.model.lipreader import MOTIONS, LipReader
 
+Speech = tuple[Float[Tensor, "frames 8 dim window"], Float[Tensor, "frames 8"]]
+"""Windows of some frames, and presence of a voice in each, 0..1."""
 TAPS = (1, 3, 4, 5, 7)
 """Of the eight windows t-4 .. t+3, those at -3, -1, 0, 1 and 3."""
 CODE_DIM = 32
@@ -55,29 +58,44 @@ class Listener(nn.Module):
         self.lips = LipReader(config.dim + 1) if config.code == "lips" else None
 
     @torch.no_grad()
-    def fit(
-        self, audio_T8CW: Float[Tensor, "frames 8 dim window"], voiced_T8: Float[Tensor, "frames 8"] | None = None
-    ) -> None:
-        """Takes mean and spread of the training frames of many clips. voiced_T8: presence of a voice in each window, 0..1, which it learns to tell."""
-        self.center.copy_(audio_T8CW.mean((0, 1, 3)))
-        if voiced_T8 is not None and self.config.silence:
-            x_MC = (audio_T8CW.mean(-1) - self.center).flatten(0, 1).double()
-            y_M = voiced_T8.flatten().double()
-            scatter_CC = x_MC.T @ x_MC + RIDGE * torch.eye(self.dim, dtype=x_MC.dtype)
-            weights_C = torch.linalg.solve(scatter_CC, x_MC.T @ (y_M - y_M.mean()))
-            self.voice.copy_(torch.cat([weights_C, y_M.mean()[None]]))
-        clean_T8CW = self._clean(audio_T8CW)
+    def fit(self, speech: Iterable[Speech]) -> None:
+        """Takes mean and spread of the training frames of many clips, and learns to tell a voice. Batches are asked for several times over."""
+        num = sum(voiced.numel() for _, voiced in speech)
+        self.center.copy_(
+            sum(windows.sum((0, 1, 3), dtype=torch.float64) for windows, _ in speech) / (num * self.window)
+        )
+        if self.config.silence:
+            self._learn_voice(speech, sum(voiced.sum(dtype=torch.float64) for _, voiced in speech) / num)
         if self.config.code == "net":
-            self.basis.copy_(1 / (clean_T8CW.std((0, 1, 3)) + 1e-3))
+            mean_C = sum(clean.mean(-1).sum((0, 1)) for clean in self._cleaned(speech)) / num
+            square_C = sum(clean.square().mean(-1).sum((0, 1)) for clean in self._cleaned(speech)) / num
+            self.basis.copy_(1 / ((square_C - mean_C.square()).clamp(min=0).sqrt() + 1e-3))
             return
-        x_TD = taps(clean_T8CW)
-        self.mean.copy_(x_TD.mean(0))
-        _, spread, directions = torch.linalg.svd((x_TD - self.mean).double(), full_matrices=False)
-        count = int(
-            (spread[: self.config.dim] > 1e-3 * spread[0]).sum()
-        )  # with few frames the last components are noise: left at 0
-        deviation = spread[:count] / max(len(x_TD) - 1, 1) ** 0.5
-        self.basis[:, :count] = (directions[:count] / deviation[:, None]).T.float()
+        num //= 8
+        total_D = torch.zeros_like(self.mean, dtype=torch.float64)
+        scatter_DD = torch.zeros(len(total_D), len(total_D), dtype=torch.float64)
+        for clean in self._cleaned(speech):
+            x_TD = taps(clean)
+            total_D += x_TD.sum(0)
+            scatter_DD.addmm_(x_TD.T, x_TD)
+        self.mean.copy_(total_D / num)
+        scatter_DD.addr_(total_D, total_D, alpha=-1 / num)
+        spread, directions = torch.linalg.eigh(scatter_DD)
+        spread, directions = spread.flip(0).clamp(min=0).sqrt()[: self.config.dim], directions.flip(1)
+        count = int((spread > 1e-3 * spread[0]).sum())  # with few frames the last components are noise: left at 0
+        deviation = spread[:count] / max(num - 1, 1) ** 0.5
+        self.basis[:, :count] = (directions[:, :count] / deviation).float()
+
+    def _learn_voice(self, speech: Iterable[Speech], mean: Tensor) -> None:
+        scatter_CC, product_C = RIDGE * torch.eye(self.dim, dtype=torch.float64), 0.0
+        for windows_T8CW, voiced_T8 in speech:
+            x_MC = (windows_T8CW.mean(-1) - self.center).flatten(0, 1).double()
+            scatter_CC += x_MC.T @ x_MC
+            product_C += x_MC.T @ (voiced_T8.flatten().double() - mean)
+        self.voice.copy_(torch.cat([torch.linalg.solve(scatter_CC, product_C), mean[None]]))
+
+    def _cleaned(self, speech: Iterable[Speech]) -> Iterator[Tensor]:
+        return (self._clean(windows).double() for windows, _ in speech)
 
     @torch.no_grad()
     def watch(

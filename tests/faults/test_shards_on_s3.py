@@ -46,7 +46,7 @@ def lessons(storage: Storage, steps: int = 12) -> list:
     """The first frames that a rank would train on, with what it would learn of them."""
     manifest = read_manifest(storage)
     ownership = assign(manifest.names, {entry.name: entry.split.train for entry in manifest.identities}, 2, 1)
-    feed = Feed(storage, manifest, ownership, 0, 3, cache_mib=0.01)
+    feed = Feed(storage, manifest, ownership, 0, 3)
     try:
         return [lesson for step in range(steps) for lesson in feed.next(step)]
     finally:
@@ -138,7 +138,7 @@ def test_a_copy_that_is_damaged_is_fetched_again_once(store: S3Storage, proxy: P
         assert proxy.count(SHARD) == 1
         assert copy.read_bytes() == data
     copy.unlink()  # as another process does to make room
-    reader = FrameReader(store, entry, cache_mib=0)
+    reader = FrameReader(store, entry)
     reader.frame(10)
     copy.unlink()
     assert np.array_equal(reader.frame(12).labels, truth[12])
@@ -194,7 +194,7 @@ def test_many_random_faults(url: str, proxy: Proxy, seed: int, monkeypatch: pyte
         try:
             write_two(store)
             manifest = read_manifest(store)
-            reader = FrameReader(S3Storage(url), manifest.entry("anna"), cache_mib=0)
+            reader = FrameReader(S3Storage(url), manifest.entry("anna"))
             for position in rng.integers(0, FRAMES, 30).tolist():
                 assert np.array_equal(reader.frame(position).labels, truth[position])
             done += 1

@@ -10,12 +10,9 @@ from made_shards import FRAMES, SIZE, write_two
 
 from fiag_dist.dist.ownership import assign
 from fiag_dist.feed import (
-    CACHE_EACH_MIB,
-    CACHE_MIB,
     Feed,
     IdentityStream,
     Lesson,
-    cached_mib,
 )
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shut_lips import HARDLY_SHUT
@@ -116,8 +113,3 @@ def test_silence_is_heard_over_shut_mouths_as_often_as_asked_and_takes_no_frame_
             assert (before.shot.identity, before.shot.index) == (after.shot.identity, after.shot.index)
     shut = {(shot.identity, shot.index) for shot in hushed}
     assert shut <= {(lesson.shot.identity, lesson.shot.index) for lesson in some if not lesson.shot.hushed}
-
-
-def test_memory_for_compressed_frames_does_not_grow_with_people() -> None:
-    assert cached_mib(1) == cached_mib(16) == CACHE_EACH_MIB
-    assert 16 * cached_mib(16) == 64 * cached_mib(64) == 10_000 * cached_mib(10_000) == CACHE_MIB

@@ -49,7 +49,7 @@ def test_silence_lies_beside_speech_and_not_in_its_midst() -> None:
     audio = torch.randn(400, 8, 6, 2, generator=rng)
     audio[:, :, 0] = 4 * voiced[..., None] + 0.3 * audio[:, :, 0]
     listener = Listener(AudioConfig(code="lips", dim=30), 6, 2)
-    listener.fit(audio, voiced)
+    listener.fit([(audio, voiced)])
     lips = audio[:, 4, 1].mean(-1, keepdim=True) * torch.tensor([1.0, -1.0])
     listener.watch(audio, lips, 1.0)
     speech = audio[:1].clone()

@@ -119,7 +119,7 @@ def test_groups_hold_every_parameter_once():
 def test_listener_whitens():
     audio = torch.randn(400, 8, 6, 2) @ torch.diag(torch.tensor([1.0, 5.0]))
     listener = Listener(AudioConfig(dim=8, noise=0.0), 6, 2)
-    listener.fit(audio)
+    listener.fit([(audio, torch.ones(400, 8))])
     codes = torch.stack([listener(a) for a in audio])
     torch.testing.assert_close(codes.T @ codes / 399, torch.eye(8), rtol=0, atol=0.02)
     assert taps(audio).shape == (400, 30)
@@ -132,8 +132,8 @@ def test_silence_is_heard_as_one_and_speech_as_it_is():
     audio = torch.randn(400, 8, 6, 2, generator=rng)
     audio[:, :, 0] = 4 * voiced[..., None] + 0.3 * audio[:, :, 0]
     hearing, deaf = (Listener(AudioConfig(dim=8, noise=0.0, silence=s), 6, 2) for s in (True, False))
-    hearing.fit(audio, voiced)
-    deaf.fit(audio, voiced)
+    hearing.fit([(audio, voiced)])
+    deaf.fit([(audio, voiced)])
     silence, speech = audio[:2].clone(), audio[:2].clone()
     silence[:, :, 0], speech[:, :, 0] = 0.0, 4.0
     torch.testing.assert_close(hearing(silence[0]), hearing(silence[1]))

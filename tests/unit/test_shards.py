@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pickle
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -146,7 +147,7 @@ def test_truncated_shard_is_named_with_its_sizes(store: Storage) -> None:
 
 def test_shard_that_shrinks_under_an_open_reader(store: Storage) -> None:
     entry = read_manifest(store).entry("anna")
-    reader = FrameReader(store, entry, cache_mib=0)
+    reader = FrameReader(store, entry)
     reader.frame(0)
     truncate(store, entry.shards[0].file, 512 * 20)
     with pytest.raises(DataError, match=rf"10240 bytes found, {entry.shards[0].bytes} expected"):
@@ -170,7 +171,7 @@ def test_changed_bytes_are_never_trained_on(store: Storage, file: str) -> None:
 
 def test_vanished_shard_is_named(store: Storage) -> None:
     entry = read_manifest(store).entry("anna")
-    reader = FrameReader(store, entry, cache_mib=0)
+    reader = FrameReader(store, entry)
     reader.frame(0)
     on_disk(store, entry.shards[0].file).unlink()
     with pytest.raises(
@@ -199,19 +200,28 @@ def test_missing_things_say_what_is_there_and_what_to_do(store: Storage, tmp_pat
         read_manifest(store)
 
 
-def test_cache_is_bounded_and_threads_share_a_reader(store: Storage) -> None:
+def test_threads_share_a_reader(store: Storage) -> None:
     entry = read_manifest(store).entry("anna")
     _, frames = make("anna")
-    bound_mib = 5 * entry.shards[0].bytes / PER_SHARD / 2**20
-    reader = FrameReader(store, entry, cache_mib=bound_mib)
+    reader = FrameReader(store, entry)
     positions = np.random.default_rng(0).integers(0, FRAMES, 200).tolist()
     with ThreadPoolExecutor(4) as pool:
         for position, frame in zip(positions, pool.map(reader.frame, positions), strict=True):
             same(frame, frames[position])
-    held = sum(len(v) for s in reader._cache.values() for v in s.values())
-    assert held == reader._cached
-    assert 0 < held <= bound_mib * 2**20
     same(pickle.loads(pickle.dumps(reader)).frame(3), frames[3])
+
+
+def test_a_reader_keeps_no_frame(store: Storage) -> None:
+    reader = FrameReader(store, read_manifest(store).entry("anna"))
+    one = sum(len(value) for value in reader.sample(0).values())
+    tracemalloc.start()
+    reader.frame(0)
+    before, _ = tracemalloc.get_traced_memory()
+    for position in range(FRAMES):  # of all three files, the first of which is open already
+        reader.sample(position)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held - before < FRAMES / 2 * one
 
 
 def test_show_lays_out_the_stored_bytes(store: Storage, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
