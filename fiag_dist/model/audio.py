@@ -31,8 +31,8 @@ def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim windo
     return audio_8CW[torch.arange(len(audio_8CW), device=audio_8CW.device).clamp(there[0], there[-1])]
 
 
-QUIET, CLEAR = 0.35, 0.5
-"""Estimated presence of a voice below which a window is silence, and above which it is heard as it is: estimates of silence by a linear map reach 0.4."""
+QUIET, CLEAR = 0.45, 0.6
+"""Estimated presence of a voice below which a window is silence, and above which it is heard as it is: estimates of silence by a linear map reach 0.45."""
 RIDGE = 300.0
 
 

@@ -105,8 +105,6 @@ def test_somebody_new_is_added_to_what_others_taught_and_what_is_kept_back_is_no
     _, other = head_of(two)
     attune(other, *two, "bert", np.array([], int))
     both = other.universal.listener.lips.scatter - scatter
-    # The presence of a voice is heard in each frame: its share of the sums counts the frames, at most.
-    assert 0 < added[-1, -1] <= OWN_FRAMES * 1.001
     of_the_two = (both * trained - added * (trained - 2)).diagonal() / OWN_FRAMES  # their squares: what was left out
     assert of_the_two.min() > -1e-3
     assert of_the_two.max() > 0.1
