@@ -1,6 +1,6 @@
 """From windows of speech features to the code that moves a face (model.md 2.4)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -60,42 +60,54 @@ class Listener(nn.Module):
     @torch.no_grad()
     def fit(self, speech: Iterable[Speech]) -> None:
         """Takes mean and spread of the training frames of many clips, and learns to tell a voice. Batches are asked for several times over."""
-        num = sum(voiced.numel() for _, voiced in speech)
-        self.center.copy_(
-            sum(windows.sum((0, 1, 3), dtype=torch.float64) for windows, _ in speech) / (num * self.window)
-        )
+        windows = 0
+        total_C, presence = torch.zeros(self.dim, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for audio_T8CW, voiced_T8 in speech:
+            windows += voiced_T8.numel()
+            total_C += audio_T8CW.mean(-1).sum((0, 1), dtype=torch.float64)
+            presence += voiced_T8.sum(dtype=torch.float64)
+        self.center.copy_(total_C / windows)
         if self.config.silence:
-            self._learn_voice(speech, sum(voiced.sum(dtype=torch.float64) for _, voiced in speech) / num)
+            self._learn_voice(speech, presence / windows)
         if self.config.code == "net":
-            mean_C = sum(clean.mean(-1).sum((0, 1)) for clean in self._cleaned(speech)) / num
-            square_C = sum(clean.square().mean(-1).sum((0, 1)) for clean in self._cleaned(speech)) / num
-            self.basis.copy_(1 / ((square_C - mean_C.square()).clamp(min=0).sqrt() + 1e-3))
-            return
-        num //= 8
-        total_D = torch.zeros_like(self.mean, dtype=torch.float64)
-        scatter_DD = torch.zeros(len(total_D), len(total_D), dtype=torch.float64)
-        for clean in self._cleaned(speech):
-            x_TD = taps(clean)
-            total_D += x_TD.sum(0)
-            scatter_DD.addmm_(x_TD.T, x_TD)
-        self.mean.copy_(total_D / num)
-        scatter_DD.addr_(total_D, total_D, alpha=-1 / num)
-        spread, directions = torch.linalg.eigh(scatter_DD)
-        spread, directions = spread.flip(0).clamp(min=0).sqrt()[: self.config.dim], directions.flip(1)
-        count = int((spread > 1e-3 * spread[0]).sum())  # with few frames the last components are noise: left at 0
-        deviation = spread[:count] / max(num - 1, 1) ** 0.5
-        self.basis[:, :count] = (directions[:, :count] / deviation).float()
+            self._learn_spread(speech, windows)
+        else:
+            self._learn_components(speech, windows // 8)
 
     def _learn_voice(self, speech: Iterable[Speech], mean: Tensor) -> None:
-        scatter_CC, product_C = RIDGE * torch.eye(self.dim, dtype=torch.float64), 0.0
-        for windows_T8CW, voiced_T8 in speech:
-            x_MC = (windows_T8CW.mean(-1) - self.center).flatten(0, 1).double()
-            scatter_CC += x_MC.T @ x_MC
+        """A linear estimate of how much of a voice a window has, by ridge regression."""
+        scatter_CC = RIDGE * torch.eye(self.dim, dtype=torch.float64)
+        product_C = torch.zeros(self.dim, dtype=torch.float64)
+        for audio_T8CW, voiced_T8 in speech:
+            x_MC = (audio_T8CW.mean(-1) - self.center).flatten(0, 1).double()
+            scatter_CC.addmm_(x_MC.T, x_MC)
             product_C += x_MC.T @ (voiced_T8.flatten().double() - mean)
         self.voice.copy_(torch.cat([torch.linalg.solve(scatter_CC, product_C), mean[None]]))
 
-    def _cleaned(self, speech: Iterable[Speech]) -> Iterator[Tensor]:
-        return (self._clean(windows).double() for windows, _ in speech)
+    def _learn_spread(self, speech: Iterable[Speech], windows: int) -> None:
+        """One over the standard deviation of each feature."""
+        sums_2C = torch.zeros(2, self.dim, dtype=torch.float64)
+        for audio_T8CW, _ in speech:
+            clean = self._clean(audio_T8CW).double()
+            sums_2C += torch.stack([clean.mean(-1).sum((0, 1)), clean.square().mean(-1).sum((0, 1))])
+        mean_C, square_C = sums_2C / windows
+        self.basis.copy_(1 / ((square_C - mean_C.square()).clamp(min=0).sqrt() + 1e-3))
+
+    def _learn_components(self, speech: Iterable[Speech], frames: int) -> None:
+        """Principal components, each over its standard deviation."""
+        total_D = torch.zeros(len(self.mean), dtype=torch.float64)
+        scatter_DD = torch.zeros(len(total_D), len(total_D), dtype=torch.float64)
+        for audio_T8CW, _ in speech:
+            x_TD = taps(self._clean(audio_T8CW)).double()
+            total_D += x_TD.sum(0)
+            scatter_DD.addmm_(x_TD.T, x_TD)
+        self.mean.copy_(total_D / frames)
+        scatter_DD.addr_(total_D, total_D, alpha=-1 / frames)
+        variances, directions = torch.linalg.eigh(scatter_DD)
+        spread = variances.flip(0).clamp(min=0).sqrt()[: self.config.dim]
+        count = int((spread > 1e-3 * spread[0]).sum())  # with few frames the last components are noise: left at 0
+        deviation = spread[:count] / max(frames - 1, 1) ** 0.5
+        self.basis[:, :count] = (directions.flip(1)[:, :count] / deviation).float()
 
     @torch.no_grad()
     def watch(

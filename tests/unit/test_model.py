@@ -125,6 +125,23 @@ def test_listener_whitens():
     assert taps(audio).shape == (400, 30)
 
 
+@pytest.mark.parametrize("code", ["pca", "lips", "net"])
+def test_a_listener_fitted_batch_by_batch_hears_the_same(code: str) -> None:
+    audio = torch.randn(400, 8, 6, 2) * torch.linspace(0.5, 3, 6)[:, None]
+    voiced = (audio[:, :, 0].mean(-1) > -0.3).float()
+    whole, parts = (Listener(AudioConfig(code=code, dim=8), 6, 2) for _ in range(2))
+    whole.fit([(audio, voiced)])
+    parts.fit(list(zip(audio.split(150), voiced.split(150), strict=True)))
+    for name, expected in whole.state_dict().items():
+        found = parts.state_dict()[name]
+        if name == "basis" and code != "net":  # a component may point either way
+            found, expected = found.abs(), expected.abs()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if code == "net":
+        clean = whole._clean(audio)
+        torch.testing.assert_close(whole.basis, 1 / (clean.std((0, 1, 3)) + 1e-3), rtol=1e-3, atol=0)
+
+
 def test_silence_is_heard_as_one_and_speech_as_it_is():
     rng = torch.Generator().manual_seed(0)
     voiced = (torch.rand(400, 8, generator=rng) > 0.4).float()
