@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from fiag_dist.config import AudioConfig
 from fiag_dist.model.lipreader import MOTIONS, LipReader
 
-Speech = tuple[Float[Tensor, "frames 8 dim window"], Float[Tensor, "frames 8"]]
-"""Windows of some frames, and presence of a voice in each, 0..1."""
+Speech = tuple[Float[Tensor, "_ 8 dim window"], Float[Tensor, "_ 8"]]
+"""Windows [frames, 8, dim, window], and presence of a voice in each [frames, 8], 0..1."""
 TAPS = (1, 3, 4, 5, 7)
 """Of the eight windows t-4 .. t+3, those at -3, -1, 0, 1 and 3."""
 CODE_DIM = 32
