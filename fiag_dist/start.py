@@ -1,27 +1,25 @@
 """How a shared model begins: the first Gaussians and the listener from packed clips, or everything from a checkpoint."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from fiag_dist import hearing
 from fiag_dist.config import ModelConfig, TrainConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
-from fiag_dist.model.audio import Listener, Speech
 from fiag_dist.model.field import PARAMETERS, SH_DC, GaussianField, cube_points, spacing
 from fiag_dist.model.head import Head
-from fiag_dist.model.lipreader import MOTIONS, motions
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
-from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage
 from fiag_dist.types import BOUND_M, IdentityMeta, Label, Shot
 
@@ -35,11 +33,6 @@ MOUTH_HALF_M = np.array([0.022, 0.010, 0.012])
 """Half the box behind the lips in which the mouth's first Gaussians lie, metres."""
 MOUTH_REACH = np.array([1.4, 3.0, 4.0])
 """A Gaussian of the mouth farther from the middle of that box than so many halves has strayed: beside a cheek it shows, pale."""
-AUDIO_FRAMES_FITTED = 4096
-BATCH = 256
-"""Of them, for which memory is taken at a time."""
-OWN_FRAMES = 3000
-"""What somebody new's frames count as, all together, beside those that the listener has learnt lips from: seconds against minutes of others."""
 
 
 def fresh_head(
@@ -57,11 +50,7 @@ def fresh_head(
     metas = [read_meta(storage, manifest.entry(name)) for name in names]
     rest = torch.from_numpy(np.mean([m.rest_landmarks for m in metas], 0).astype(np.float32))
     head = _empty(config, manifest.id_embedding.dim, manifest.audio.dim, manifest.audio.window, rest)
-    listener = head.universal.listener
-    speech = _SpeechBatches(metas, manifest.fps, rng)
-    listener.fit(speech)
-    if listener.lips is not None:
-        _watch(listener, speech, storage, manifest, 1.0)
+    hearing.fit(head.universal.listener, storage, manifest, metas, rng)
     shots = [_look(storage, manifest, meta) for meta in metas]
     _plant(head, rest.numpy(), shots, rng)
     return head.to(device)
@@ -133,18 +122,6 @@ def settle(head: Head, storage: Storage, manifest: Manifest, name: str, seed: in
         field.sh_dc[: len(field)] = (colors - 0.5) / SH_DC
 
 
-def attune(head: Head, storage: Storage, manifest: Manifest, name: str, kept: np.ndarray, seed: int = 0) -> None:
-    """Adds the training frames of `name`, but those at the positions `kept` back, to what the listener knows of lips.
-
-    They count as OWN_FRAMES of others', or as what they are if they are more.
-    """
-    listener = head.universal.listener
-    if listener.lips is None:
-        return
-    speech = _SpeechBatches([read_meta(storage, manifest.entry(name))], manifest.fps, np.random.default_rng(seed), kept)
-    _watch(listener, speech, storage, manifest, max(OWN_FRAMES / speech.frames, 1.0))
-
-
 def refuse_contradictions(config: TrainConfig) -> None:
     """Raises ConfigError when settings, each fine by itself, make no sense together."""
     identity, motion, loss, stages = config.model.identity, config.model.motion, config.loss, config.stages
@@ -174,64 +151,6 @@ def refuse_contradictions(config: TrainConfig) -> None:
 
 def _empty(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int, rest: Tensor) -> Head:
     return Head(config.model, id_dim, audio_dim, audio_window, rest, config.encoder, config.raster, config.precision)
-
-
-class _SpeechBatches:
-    """What is heard in training frames of clips, but those `kept` back, at most AUDIO_FRAMES_FITTED: in batches, made when asked for, for eight windows of
-    each frame take sixteen times what the clips' speech takes."""
-
-    def __init__(
-        self, metas: Sequence[IdentityMeta], fps: int, rng: np.random.Generator, kept: Sequence[int] | np.ndarray = ()
-    ):
-        self._lengths = [sum(s == "train" for s in meta.split) for meta in metas]
-        self._metas, self._voiced = metas, [_voiced(meta, fps) for meta in metas]
-        asked = [np.setdiff1d(np.arange(num), kept) for num in self._lengths]
-        self.frames = min(sum(map(len, asked)), AUDIO_FRAMES_FITTED)
-        chosen = np.sort(rng.permutation(sum(map(len, asked)))[: self.frames])
-        first = np.cumsum([0, *map(len, asked)])
-        self.positions = [
-            positions[chosen[(chosen >= start) & (chosen < start + len(positions))] - start]
-            for positions, start in zip(asked, first, strict=False)
-        ]
-        """Of the chosen frames in each clip."""
-        self.batches = [
-            (clip, positions[k : k + BATCH])
-            for clip, positions in enumerate(self.positions)
-            for k in range(0, len(positions), BATCH)
-        ]
-        """The clip and the positions of each batch."""
-
-    def __iter__(self) -> Iterator[Speech]:
-        for clip, positions in self.batches:
-            around = (positions[:, None] + np.arange(-4, 4)).clip(0, self._lengths[clip] - 1)
-            windows = self._metas[clip].speech[around].astype(np.float32)
-            yield torch.from_numpy(windows), torch.from_numpy(self._voiced[clip][around])
-
-    def names(self) -> list[str]:
-        return [meta.name for meta in self._metas]
-
-
-def _watch(listener: Listener, speech: _SpeechBatches, storage: Storage, manifest: Manifest, weight: float) -> None:
-    """Shows the listener what lips do in these frames."""
-    seen = []
-    for name, positions in zip(speech.names(), speech.positions, strict=True):
-        reader = FrameReader(storage, manifest.entry(name))
-        seen.append(
-            motions([reader.landmarks(int(p)) for p in positions]) if len(positions) else np.zeros((0, MOTIONS))
-        )
-    lips = torch.from_numpy(np.concatenate(seen).astype(np.float32)).to(listener.center.device)
-    for (windows, _), some in zip(speech, lips.split([len(positions) for _, positions in speech.batches]), strict=True):
-        listener.watch(windows.to(lips.device), some, weight)
-
-
-def _voiced(meta: IdentityMeta, fps: int) -> Float32[np.ndarray, " frames"]:
-    """How far each frame's sound is from silence, 0..1: 0 from 35 dB below the clip's loud frames on (95th percentile), 1 from 20 dB below them."""
-    samples = SAMPLE_RATE / fps
-    power = np.concatenate([[0.0], np.cumsum(np.asarray(meta.wav, np.float64) ** 2)])
-    first = ((np.arange(len(meta.split)) - 0.5) * samples).round().astype(int).clip(0, len(power) - 1)
-    last = ((np.arange(len(meta.split)) + 1.5) * samples).round().astype(int).clip(0, len(power) - 1)
-    loudness_db = 10 * np.log10((power[last] - power[first]) / np.maximum(last - first, 1) + 1e-12)
-    return ((loudness_db - np.percentile(loudness_db, 95) + 35) / 15).clip(0, 1).astype(np.float32)
 
 
 def _look(storage: Storage, manifest: Manifest, meta: IdentityMeta) -> list[Shot]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
+from fiag_dist import hearing
 from fiag_dist.adaptation.hparams import write_hparams
 from fiag_dist.adaptation.job import DONE, Job, Progress, Report
 from fiag_dist.adaptation.plateau import Plateau
@@ -30,7 +31,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor, peak_mib
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage, first_of_fusion, total_steps
-from fiag_dist.start import attune, bake_in, fresh_head, load_head, roomier, settle, take_field
+from fiag_dist.start import bake_in, fresh_head, load_head, roomier, settle, take_field
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.synthesize import write_preview
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
@@ -196,7 +197,7 @@ def build(job: Job) -> Training:
             bake_in(head, known.to(device))
             if job.config.settle:
                 settle(head, data, manifest, job.name, config.seed)
-        attune(head, data, manifest, job.name, feed.held_out[job.name], config.seed)
+        hearing.attune(head.universal.listener, data, manifest, job.name, feed.held_out[job.name], config.seed)
         pool = _pool(job.name, head, embeddings)
         nearest = _nearest(stored, known) if job.config.nearest_personal else None
         if nearest:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from fiag_dist.config import AudioConfig, FieldConfig, ModelConfig, MotionConfig, TrainConfig
+from fiag_dist.hearing import OWN_FRAMES, attune
 from fiag_dist.landmarks import INNER_LIP_BOTTOM, INNER_LIP_TOP
 from fiag_dist.model.audio import Listener
 from fiag_dist.model.lipreader import MOTIONS, RIDGE, LipReader, motions
 from fiag_dist.shards.manifest import Manifest
-from fiag_dist.start import OWN_FRAMES, attune, fresh_head, load_head
+from fiag_dist.start import fresh_head, load_head
 from fiag_dist.storage import Storage, open_storage
 
 
@@ -99,11 +100,11 @@ def test_somebody_new_is_added_to_what_others_taught_and_what_is_kept_back_is_no
     before, scatter = reader.weights.clone(), reader.scatter.clone()
     assert before.abs().sum() > 0
     trained = made_shards.FRAMES - 3
-    attune(head, *two, "bert", np.array([0, 5]))
+    attune(head.universal.listener, *two, "bert", np.array([0, 5]))
     added = reader.scatter - scatter
     assert not torch.equal(reader.weights, before)
     _, other = head_of(two)
-    attune(other, *two, "bert", np.array([], int))
+    attune(other.universal.listener, *two, "bert", np.array([], int))
     both = other.universal.listener.lips.scatter - scatter
     of_the_two = (both * trained - added * (trained - 2)).diagonal() / OWN_FRAMES  # their squares: what was left out
     assert of_the_two.min() > -1e-3
@@ -114,8 +115,8 @@ def test_what_lips_do_travels_in_a_checkpoint(two: tuple[Storage, Manifest]) -> 
     config, head = head_of(two)
     formats = {"id_dim": 16, "audio_dim": 4, "audio_window": 2}
     again = load_head(config, formats, head.state_dict(), averaged=False)
-    attune(head, *two, "bert", np.array([], int))
-    attune(again, *two, "bert", np.array([], int))
+    attune(head.universal.listener, *two, "bert", np.array([], int))
+    attune(again.universal.listener, *two, "bert", np.array([], int))
     assert torch.equal(head.universal.listener.lips.weights, again.universal.listener.lips.weights)
     windows = torch.randn(8, 4, 2)
     assert torch.equal(head.universal.listener(windows), again.universal.listener(windows))
@@ -125,6 +126,6 @@ def test_other_codes_learn_no_lips(two: tuple[Storage, Manifest]) -> None:
     config, _ = head_of(two)
     motion = replace(config.model.motion, audio=AudioConfig(dim=8))
     head = fresh_head(replace(config, model=replace(config.model, motion=motion)), *two, ["anna"], seed=1)
-    attune(head, *two, "bert", np.array([], int))
+    attune(head.universal.listener, *two, "bert", np.array([], int))
     assert head.universal.listener.lips is None
     assert not [name for name in head.state_dict() if "lips" in name]
