@@ -17,7 +17,7 @@ RIDGE = 300.0
 
 
 class LipReader(nn.Module):
-    """Keeps the sums over frames that the regression is solved from, and no frame: a checkpoint tells nothing of a person, and somebody new is added.
+    """Keeps the sums over frames that the regression is solved from, and no frame: they travel in a checkpoint, and somebody new is added to them.
 
     dim: of what is heard.
     """
