@@ -61,7 +61,9 @@ class _Heard:
         self._lengths = [sum(s == "train" for s in meta.split) for meta in metas]
         known = [np.setdiff1d(np.arange(num), kept) for num in self._lengths]
         ends = np.cumsum(list(map(len, known)))
-        chosen = np.sort(rng.permutation(ends[-1])[:MOST_FRAMES])
+        chosen = np.arange(ends[-1])
+        if len(chosen) > MOST_FRAMES:
+            chosen = np.sort(rng.choice(chosen, MOST_FRAMES, replace=False))
         of_each = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
         starts = ends - list(map(len, known))
         self.positions = [one[mine - start] for one, mine, start in zip(known, of_each, starts, strict=True)]
