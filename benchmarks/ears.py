@@ -19,14 +19,13 @@ from fiag_dist.errors import DataError, guarded
 from fiag_dist.ingest import speech
 from fiag_dist.metrics.motion import STILL_MOUTH
 from fiag_dist.model.audio import taps
+from fiag_dist.model.lipreader import RIDGE
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.storage import open_storage
 
 OWN_S, TEST_S = 5.0, 2.0
 """Footage that a person's own reading is learnt from, and what follows it, for the test."""
-RIDGE = 300.0
-"""Of whitened components."""
 MOST_FRAMES = 2600
 """From which components are found."""
 

@@ -60,13 +60,11 @@ class _Heard:
         self._speech, self._voiced = [meta.speech for meta in metas], [voiced(meta, fps) for meta in metas]
         self._lengths = [sum(s == "train" for s in meta.split) for meta in metas]
         known = [np.setdiff1d(np.arange(num), kept) for num in self._lengths]
-        ends = np.cumsum(list(map(len, known)))
-        chosen = np.arange(ends[-1])
-        if len(chosen) > MOST_FRAMES:
-            chosen = np.sort(rng.choice(chosen, MOST_FRAMES, replace=False))
-        of_each = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
-        starts = ends - list(map(len, known))
-        self.positions = [one[mine - start] for one, mine, start in zip(known, of_each, starts, strict=True)]
+        sizes = [len(one) for one in known]
+        chosen = np.full(sum(sizes), sum(sizes) <= MOST_FRAMES)
+        if not chosen.all():
+            chosen[rng.choice(len(chosen), MOST_FRAMES, replace=False)] = True
+        self.positions = [one[mine] for one, mine in zip(known, np.split(chosen, np.cumsum(sizes)[:-1]), strict=True)]
         """Of the frames in each clip."""
         self.batches = [
             (clip, positions[k : k + BATCH])

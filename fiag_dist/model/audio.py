@@ -118,28 +118,33 @@ class Listener(nn.Module):
     ) -> None:
         """Learns what lips do (`lipreader.motions`) from frames of which each counts as `weight`; for code `lips`, once it is fitted."""
         assert self.lips is not None
-        presence_T8 = self._presence(audio_T8CW)
-        heard_TD = torch.cat([self._code(self._clean(audio_T8CW)), _mean_presence(presence_T8)], 1)
-        self.lips.add(heard_TD, motions_TM, weight)
+        self.lips.add(self._known(audio_T8CW), motions_TM, weight)
 
     def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
         """[pca dim] for code `pca`, in training with noise; for `lips` [1 + motions]: how much of a voice, and what lips do; [8, dim, window] for `net`."""
         windows_8CW = held(audio_8CW)
-        code = self._code(self._clean(windows_8CW))
         if self.lips is not None:
-            return self._read(code, _mean_presence(self._presence(windows_8CW)))
+            return self._read(self._known(windows_8CW))
+        code = self._code(self._clean(windows_8CW))
         noisy = self.training and self.config.code == "pca"
         return code + self.config.noise * torch.randn_like(code) if noisy else code
 
     def silence(self) -> Tensor:
         """What is heard where nobody speaks, always without noise: every silence is the same."""
         code = self._code(self.center.new_zeros(8, self.dim, self.window))
-        return code if self.lips is None else self._read(code, code.new_zeros(1))
+        return code if self.lips is None else self._read(torch.cat([code, code.new_zeros(1)]))
 
-    def _read(self, code: Float[Tensor, " dim"], presence_1: Float[Tensor, "1"]) -> Float[Tensor, " heard"]:
+    def _read(self, known: Float[Tensor, " known"]) -> Float[Tensor, " heard"]:
         """Silence is the code of an average window, in the midst of speech: what tells it apart is that no voice is there."""
         assert self.lips is not None
-        return torch.cat([presence_1, self.lips(torch.cat([code, presence_1]))])
+        return torch.cat([known[-1:], self.lips(known)])
+
+    def _known(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch known"]:
+        """What lips are read from: the code, and how much of a voice there is."""
+        deviation_8CW = audio_8CW - self.center[:, None]
+        presence_8 = self._presence(deviation_8CW)
+        code = self._code(deviation_8CW * presence_8[..., None, None])
+        return torch.cat([code, presence_8[..., TAPS].mean(-1, keepdim=True)], -1)
 
     def _code(self, clean_8CW: Float[Tensor, "*batch 8 dim window"]) -> Tensor:
         if self.config.code == "net":
@@ -148,17 +153,13 @@ class Listener(nn.Module):
 
     def _clean(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8 dim window"]:
         """Deviations from the mean window, 0 where nobody speaks."""
-        return (audio_8CW - self.center[:, None]) * self._presence(audio_8CW)[..., None, None]
+        deviation_8CW = audio_8CW - self.center[:, None]
+        return deviation_8CW * self._presence(deviation_8CW)[..., None, None]
 
-    def _presence(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8"]:
+    def _presence(self, deviation_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8"]:
         """How much of a voice is in each window, 0..1."""
-        deviation_8C = (audio_8CW - self.center[:, None]).mean(-1)
-        estimate_8 = deviation_8C @ self.voice[:-1] + self.voice[-1]
+        estimate_8 = deviation_8CW.mean(-1) @ self.voice[:-1] + self.voice[-1]
         return ((estimate_8 - QUIET) / (CLEAR - QUIET)).clamp(0, 1)
-
-
-def _mean_presence(presence_8: Float[Tensor, "*batch 8"]) -> Float[Tensor, "*batch 1"]:
-    return presence_8[..., TAPS].mean(-1, keepdim=True)
 
 
 class AudioCode(nn.Module):
