@@ -1,6 +1,5 @@
 """fiag-dist pretrain, and torchrun ... -m fiag_dist.pretrain: many identities, one field, one IE-Net, one UM-Net; IM-Nets with their owners."""
 
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -182,4 +181,4 @@ def _info(config: PretrainConfig, training: Training) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    process.leave(guarded(main))

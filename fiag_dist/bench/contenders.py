@@ -1,7 +1,6 @@
 """What `fiag-dist bench dist` starts on every rank: the same training with each engine, taking turns, so that a busy machine is busy for all."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -145,4 +144,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(main))
+    process.leave(guarded(main))

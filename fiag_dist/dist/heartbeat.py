@@ -66,7 +66,7 @@ class Heartbeat:
         self._beat = Beat(step, time.monotonic(), self._first_s if patient else self._later_s)
 
     def close(self) -> None:
-        """Watches no more. Its threads end first: one that came back from torch's store after the interpreter's end would abort the process."""
+        """Watches no more; its threads end first."""
         self._closed.set()
         for thread in self._threads:
             thread.join(LEAVE_S)

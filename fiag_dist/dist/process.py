@@ -2,12 +2,13 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -73,6 +74,17 @@ def finish() -> None:
         with _collective("finish"):
             dist.barrier()
         dist.destroy_process_group()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process at once, after all is printed: for a rank whose work is done, or has failed.
+
+    Torch's threads outlive `finish`, DeepSpeed keeps their groups; one that comes back to an interpreter that is shutting down aborts the process,
+    and torchrun takes a finished run for a failed one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def barrier() -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,41 @@ def test_a_second_interrupt_does_not_wait_for_the_step() -> None:
     finally:
         stop.close()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+WAITING = """
+import sys, threading, time
+from datetime import timedelta
+import torch.distributed as dist
+from fiag_dist.dist import process
+
+store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=0.3))
+
+def wait():
+    while True:
+        try:
+            store.get("what nobody sets")
+        except RuntimeError:
+            pass
+
+class Slow:
+    def __del__(self):
+        time.sleep(1)  # while the interpreter shuts down, the thread comes back from torch
+
+sys.modules["slow"] = Slow()
+threading.Thread(target=wait, daemon=True).start()
+time.sleep(0.1)
+print("done", end="")
+LEAVE
+"""
+
+
+@pytest.mark.parametrize(("leave", "status"), [("process.leave(3)", 3), ("sys.exit(3)", -signal.SIGABRT)])
+def test_a_rank_leaves_before_threads_of_torch_can_abort_it(leave: str, status: int) -> None:
+    """Beside what it is for: without it, torch ends the process."""
+    words = [sys.executable, "-c", WAITING.replace("LEAVE", leave)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (status, "done"), done.stderr
 
 
 def die_or_wait(me: Process, folder: Path) -> None:
