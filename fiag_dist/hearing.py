@@ -12,7 +12,7 @@ from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage
-from fiag_dist.types import IdentityMeta
+from fiag_dist.types import AUDIO_FRAMES, IdentityMeta
 
 MOST_FRAMES = 4096
 """Heard of all clips together."""
@@ -27,7 +27,7 @@ def fit(
 ) -> None:
     """Teaches a new listener from the training frames of these clips."""
     speech = _Heard(metas, manifest.fps, rng)
-    listener.fit(speech)
+    listener.fit(speech, map(_ended, metas))
     if listener.lips is not None:
         _watch(listener, speech, storage, manifest, 1.0)
 
@@ -78,6 +78,13 @@ class _Heard:
             around = (positions[:, None] + np.arange(-4, 4)).clip(0, self._lengths[clip] - 1)
             windows = self._speech[clip][around].astype(np.float32)
             yield torch.from_numpy(windows), torch.from_numpy(self._voiced[clip][around])
+
+
+def _ended(meta: IdentityMeta) -> Speech:
+    """What is heard when a clip's sound has ended: no voice."""
+    num = len(meta.silence)
+    around = (np.arange(num)[:, None] + np.arange(-4, 4)).clip(0, num - 1)
+    return torch.from_numpy(meta.silence[around].astype(np.float32)), torch.zeros(num, AUDIO_FRAMES)
 
 
 def _watch(listener: Listener, speech: _Heard, storage: Storage, manifest: Manifest, weight: float) -> None:

@@ -87,6 +87,8 @@ class IdentityMeta:
     expressions: Float32[np.ndarray, "frames channels"]
     speech: Float16[np.ndarray, "frames dim window"]
     """One window of speech features a frame; a sample's `audio` is eight of these."""
+    silence: Float16[np.ndarray, "silent dim window"]
+    """Windows of what is heard when the clip's sound has ended; none where features were read from files."""
     split: list[Split]
     thumbnail: UInt8[np.ndarray, "size size 3"]
     report: dict = field(default_factory=dict)

@@ -29,7 +29,7 @@ from demo_voice import SAMPLE_RATE, speak
 
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError, DataError, FiagError
-from fiag_dist.ingest.speech import features, windows
+from fiag_dist.ingest.speech import features, windows, with_silence
 from fiag_dist.landmarks import LIPS_OUTER
 from fiag_dist.shards.manifest import (
     FILE,
@@ -112,7 +112,7 @@ def perform_identity(number: int, demo: Demo) -> tuple[IdentityMeta, Iterator[Fr
     act = perform(person, np.random.default_rng((demo.seed, number, 1)), demo.num_frames, demo.fps)
     landmarks_of = Landmarks(person)
     landmarks = np.stack([landmarks_of(m) for m in act.motions]).astype(np.float32)
-    speech = features(act.speech.wav, demo.num_frames, demo.fps, EXTRACTOR)
+    speech, silence = with_silence(act.speech.wav, demo.num_frames, demo.fps, EXTRACTOR)
     num_train = demo.num_frames - max(1, round(demo.num_frames * PackConfig().test_share))
     split: list[Split] = ["train" if i < num_train else "test" for i in range(demo.num_frames)]
     rng = np.random.default_rng((demo.seed, number, 2))
@@ -154,6 +154,7 @@ def perform_identity(number: int, demo: Demo) -> tuple[IdentityMeta, Iterator[Fr
         K=K,
         expressions=act.expressions,
         speech=speech,
+        silence=silence,
         split=split,
         thumbnail=frame(0).image,
         report={"clip": name, "kind": "procedural", "frames": demo.num_frames, "person": dataclasses.asdict(person)},

@@ -46,6 +46,7 @@ def make(name: str, seed: int = 0) -> tuple[IdentityMeta, list[Frame]]:
         K=frames[0].K,
         expressions=np.stack([f.expression for f in frames]),
         speech=speech,
+        silence=speech[:2],
         split=split,
         thumbnail=frames[0].image,
         report={"frames": FRAMES, "notes": ["made up"]},

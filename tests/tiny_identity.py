@@ -101,6 +101,7 @@ def clip(name: str) -> tuple[IdentityMeta, list[Frame]]:
         K=K,
         expressions=np.stack([f.expression for f in frames]),
         speech=track,
+        silence=np.zeros((5, *track.shape[1:]), np.float16),
         split=split,
         thumbnail=frames[0].image,
     )

@@ -30,6 +30,7 @@ class Solved:
     thumbnail: UInt8[np.ndarray, "size size 3"]
     wav: Float32[np.ndarray, " samples"]
     speech: Float16[np.ndarray, "frames dim window"]
+    silence: Float16[np.ndarray, "silent dim window"]
     report: dict[str, Any]
 
 
@@ -53,6 +54,7 @@ def assemble(
         K=solved.K.astype(np.float32),
         expressions=solved.expressions,
         speech=solved.speech,
+        silence=solved.silence,
         split=solved.split,
         thumbnail=solved.thumbnail,
         report=solved.report,

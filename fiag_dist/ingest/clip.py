@@ -91,9 +91,10 @@ def _watch_and_solve(
         wav = sync.corrected(wav, offset.late_s, video.SAMPLE_RATE)
     wav = _heard(wav, cfg, use)
     if cfg.extractor.startswith(speech.FROM_FILE):
-        speech_track = speech.stored(cfg.extractor, reel.path, use.first, len(use))
+        heard = speech.stored(cfg.extractor, reel.path, use.first, len(use))
+        silence = heard[:0]
     else:
-        speech_track = speech.features(wav, len(use), cfg.fps, cfg.extractor)
+        heard, silence = speech.with_silence(wav, len(use), cfg.fps, cfg.extractor)
     seen = _poses(reel, cfg, use, tracked, clock)
     num_train = len(use) - max(1, round(len(use) * cfg.test_share))
     solved = Solved(
@@ -104,7 +105,8 @@ def _watch_and_solve(
         plate=seen.plate,
         thumbnail=seen.thumbnail,
         wav=np.ascontiguousarray(wav),
-        speech=speech_track,
+        speech=heard,
+        silence=silence,
         report=summary.report(reel.path, reel.crop, cfg, use, tracked, seen.poses, offset, fixed),
     )
     return assemble(name, cfg, reel, tracked, solved, clock)

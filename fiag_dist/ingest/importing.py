@@ -129,8 +129,9 @@ def _import(
     wav = wav[round(first_frame / cfg.fps * video.SAMPLE_RATE) :][: round(len(use) / cfg.fps * video.SAMPLE_RATE)]
     if cfg.extractor.startswith(speech.FROM_FILE):
         heard = speech.stored(cfg.extractor, folder.folder, first_frame, len(use))
+        silence = heard[:0]
     else:
-        heard = speech.features(wav, len(use), cfg.fps, cfg.extractor)
+        heard, silence = speech.with_silence(wav, len(use), cfg.fps, cfg.extractor)
     split = folder.split[used]
     units = folder.action_units()
     if units is not None:
@@ -147,6 +148,7 @@ def _import(
         thumbnail=next(iter(folder.crops(cfg.size, use.first + len(use) // 2))),
         wav=np.ascontiguousarray(wav),
         speech=heard,
+        silence=silence,
         report=summary.imported(folder.folder, Crop(0, 0, folder.side), cfg, use, tracked, viewmats, K, place[2]),
     )
     return assemble(name, cfg, folder, tracked, solved, clock, lambda i: _masks(folder, use.first + i, tracked, i))

@@ -90,6 +90,16 @@ def features(
     return np.ascontiguousarray(track.reshape(num_frames, heard.window, heard.dim).transpose(0, 2, 1))
 
 
+def with_silence(
+    wav: Float32[np.ndarray, " samples"], num_frames: int, fps: float, name: str
+) -> tuple[Float16[np.ndarray, "frames dim window"], Float16[np.ndarray, "silent dim window"]]:
+    """The features of every video frame, and those of a second of digital silence, half a second after the last frame's sound."""
+    pause, second = round(fps / 2), round(fps)
+    spoken = wav[: round(num_frames / fps * SAMPLE_RATE)]
+    track = features(spoken, num_frames + pause + second, fps, name)
+    return track[:num_frames], track[-second:]
+
+
 def stored(name: str, clip: Path, first: int, num_frames: int) -> Float16[np.ndarray, "frames dim window"]:
     """Precomputed features of a clip's frames from `first` on, for an extractor `file:PATTERN`. Raises DataError when they don't fit."""
     return precomputed.read(name.removeprefix(FROM_FILE), clip, first, num_frames)

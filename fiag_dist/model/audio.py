@@ -1,7 +1,7 @@
 """From windows of speech features to the code that moves a face (model.md 2.4)."""
 
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from jaxtyping import Float
@@ -31,8 +31,8 @@ def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim windo
     return audio_8CW[torch.arange(len(audio_8CW), device=audio_8CW.device).clamp(there[0], there[-1])]
 
 
-QUIET, CLEAR = 0.45, 0.6
-"""Estimated presence of a voice below which a window is silence, and above which it is heard as it is: estimates of silence by a linear map reach 0.45."""
+QUIET, CLEAR = 0.1, 0.4
+"""Estimated presence of a voice below which a window is silence, and above which it is heard as it is: estimates of digital silence stay below 0.1."""
 RIDGE = 300.0
 
 
@@ -58,8 +58,11 @@ class Listener(nn.Module):
         self.lips = LipReader(config.dim + 1) if config.code == "lips" else None
 
     @torch.no_grad()
-    def fit(self, speech: Iterable[Speech]) -> None:
-        """Takes mean and spread of the training frames of many clips, and learns to tell a voice. Batches are asked for several times over."""
+    def fit(self, speech: Iterable[Speech], silence: Iterable[Speech] = ()) -> None:
+        """Takes mean and spread of the training frames of many clips, and learns to tell a voice. Batches of speech are asked for several times over.
+
+        silence: what is heard where sound has ended: few clips show it, and nothing says that a linear map takes it for one.
+        """
         windows = 0
         total_C, presence = torch.zeros(self.dim, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for audio_T8CW, voiced_T8 in speech:
@@ -68,7 +71,7 @@ class Listener(nn.Module):
             presence += voiced_T8.sum(dtype=torch.float64)
         self.center.copy_(total_C / windows)
         if self.config.silence:
-            self._learn_voice(speech, presence / windows)
+            self._learn_voice(chain(speech, silence), presence / windows)
         if self.config.code == "net":
             self._learn_spread(speech, windows)
         else:

@@ -38,6 +38,8 @@ def meta_of(data: bytes, name: str) -> IdentityMeta:
         members = _members(data)
         with np.load(io.BytesIO(members["arrays.npz"]), allow_pickle=False) as arrays:
             stored = {k: arrays[k] for k in arrays.files}
+            if "silence" not in stored:  # packed by an earlier version
+                stored["silence"] = stored["speech"][:0]
         own = {
             "name": name,
             "wav": _wav(members["wav"]),

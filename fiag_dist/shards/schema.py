@@ -66,6 +66,7 @@ def meta_mismatches(meta: IdentityMeta, formats: Manifest) -> list[str]:
         ("viewmats", (num_frames, 4, 4)),
         ("expressions", (num_frames, channels)),
         ("speech", (num_frames, *window)),
+        ("silence", (len(meta.silence), *window)),
     ):
         found += _other_shape(name, getattr(meta, name), shape)
     return found

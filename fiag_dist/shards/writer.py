@@ -141,6 +141,7 @@ def _write_meta(storage: Storage, meta: IdentityMeta, tracks: _Tracks) -> MetaEn
         "K": meta.K,
         "expressions": meta.expressions,
         "speech": meta.speech,
+        "silence": meta.silence,
     }
     sample = {
         "__key__": f"{meta.name}/meta",

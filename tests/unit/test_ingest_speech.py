@@ -51,6 +51,15 @@ def test_frames_after_the_sound_hear_silence_and_loudness_does_not_matter() -> N
     assert np.abs(speech.features(wav * 0.25, 25, 25, "mel").astype(np.float32) - track[:25]).mean() < 0.05
 
 
+def test_silence_is_what_is_heard_when_the_used_sound_has_ended() -> None:
+    wav = chirps(3)
+    track, silence = speech.with_silence(wav, 50, 25, "mel")
+    np.testing.assert_array_equal(track[:48], speech.features(wav, 50, 25, "mel")[:48])
+    assert silence.shape == (25, *track.shape[1:])
+    assert silence.astype(np.float32).std() < 0.01 * track.astype(np.float32).std()
+    assert silence.mean() < track.mean()
+
+
 def test_windows_pad_with_zeros() -> None:
     track = np.arange(1, 11, dtype=np.float16)[:, None, None] * np.ones((1, 2, 3), np.float16)
     assert speech.windows(track, 0)[:, 0, 0].tolist() == [0, 0, 0, 0, 1, 2, 3, 4]

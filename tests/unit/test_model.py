@@ -158,6 +158,21 @@ def test_silence_is_heard_as_one_and_speech_as_it_is():
     assert (deaf(silence[0]) - deaf(silence[1])).norm() > 0.5
 
 
+def test_a_sound_that_has_ended_is_learnt_to_be_silence():
+    rng = torch.Generator().manual_seed(0)
+    voiced = (torch.rand(400, 8, generator=rng) > 0.1).float()
+    # In speech channel 0 tells a voice; where sound has ended it says nothing, and channel 1 tells.
+    audio = torch.randn(400, 8, 6, 2, generator=rng)
+    audio[:, :, 0] = 4 * voiced[..., None] + 0.3 * audio[:, :, 0]
+    ended = torch.randn(80, 8, 6, 2, generator=rng)
+    ended[:, :, 0], ended[:, :, 1] = 3.0, 9.0
+    taught, untaught = (Listener(AudioConfig(dim=8, noise=0.0), 6, 2) for _ in range(2))
+    taught.fit([(audio, voiced)], [(ended, torch.zeros(80, 8))])
+    untaught.fit([(audio, voiced)])
+    torch.testing.assert_close(taught(ended[0]), taught.silence())
+    assert (untaught(ended[0]) - untaught.silence()).norm() > 0.5
+
+
 def test_windows_beyond_the_clip_hear_its_last_frame():
     audio = torch.randn(8, 6, 2)
     ended = audio.clone()
