@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fiag_dist.config import MotionConfig, RasterBackend
 from fiag_dist.configfile import from_dict, to_dict
 from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.model.audio import NARROW
 from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Head, Performance, Person, act, film
 from fiag_dist.model.motion import Drive, PersonalNet
@@ -28,7 +29,7 @@ from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.storage import open_storage
 from fiag_dist.types import Camera, Gaussians
 
-VERSION = 3
+VERSION = 4
 """Raised whenever a program that knows only the one before could not read the folder."""
 OLDEST = 1
 """From this version on, folders are brought up to date as they are loaded."""
@@ -165,4 +166,7 @@ def _up_to_date(tensors: dict[str, Tensor], info: IdentityInfo) -> dict[str, Ten
         tensors[center] = tensors[mean] if is_net else torch.zeros(info.audio_dim)
         tensors[mean] = torch.zeros(0) if is_net else tensors[mean]
         tensors[voice] = torch.cat([torch.zeros(info.audio_dim), torch.ones(1)])
+    tensors.setdefault(
+        "universal.listener.gate", torch.tensor(NARROW)
+    )  # to version 3: no listener was shown digital silence
     return tensors

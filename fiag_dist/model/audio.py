@@ -31,8 +31,12 @@ def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim windo
     return audio_8CW[torch.arange(len(audio_8CW), device=audio_8CW.device).clamp(there[0], there[-1])]
 
 
-QUIET, CLEAR = 0.1, 0.4
-"""Estimated presence of a voice below which a window is silence, and above which it is heard as it is: estimates of digital silence stay below 0.1."""
+Gate = tuple[float, float]
+"""Estimated presence of a voice below which a window is silence, and above which it is heard as it is."""
+WIDE: Gate = (0.1, 0.4)
+"""Of a listener that was shown digital silence: its estimates there stay below 0.1."""
+NARROW: Gate = (0.45, 0.6)
+"""Of one that was not: they may reach 0.45."""
 RIDGE = 300.0
 
 
@@ -44,6 +48,7 @@ class Listener(nn.Module):
 
     center: Tensor
     voice: Tensor
+    gate: Tensor
     mean: Tensor
     basis: Tensor
 
@@ -52,6 +57,7 @@ class Listener(nn.Module):
         self.config, self.dim, self.window = config, dim, window
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("voice", torch.cat([torch.zeros(dim), torch.ones(1)]))
+        self.register_buffer("gate", torch.tensor(NARROW))
         by_components = config.code != "net"
         self.register_buffer("mean", torch.zeros(len(TAPS) * dim if by_components else 0))
         self.register_buffer("basis", torch.zeros(len(TAPS) * dim, config.dim) if by_components else torch.ones(dim))
@@ -61,7 +67,7 @@ class Listener(nn.Module):
     def fit(self, speech: Iterable[Speech], silence: Iterable[Speech] = ()) -> None:
         """Takes mean and spread of the training frames of many clips, and learns to tell a voice. Batches of speech are asked for several times over.
 
-        silence: what is heard where sound has ended: few clips show it, and nothing says that a linear map takes it for one.
+        silence: what is heard where sound has ended: clips themselves seldom show it.
         """
         windows = 0
         total_C, presence = torch.zeros(self.dim, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -71,7 +77,9 @@ class Listener(nn.Module):
             presence += voiced_T8.sum(dtype=torch.float64)
         self.center.copy_(total_C / windows)
         if self.config.silence:
-            self._learn_voice(chain(speech, silence), presence / windows)
+            ended = [batch for batch in silence if len(batch[0])]
+            self.gate.copy_(torch.tensor(WIDE if ended else NARROW))
+            self._learn_voice(chain(speech, ended), presence / windows)
         if self.config.code == "net":
             self._learn_spread(speech, windows)
         else:
@@ -162,7 +170,8 @@ class Listener(nn.Module):
     def _presence(self, deviation_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8"]:
         """How much of a voice is in each window, 0..1."""
         estimate_8 = deviation_8CW.mean(-1) @ self.voice[:-1] + self.voice[-1]
-        return ((estimate_8 - QUIET) / (CLEAR - QUIET)).clamp(0, 1)
+        quiet, clear = self.gate
+        return ((estimate_8 - quiet) / (clear - quiet)).clamp(0, 1)
 
 
 class AudioCode(nn.Module):

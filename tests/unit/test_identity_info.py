@@ -14,6 +14,7 @@ from fiag_dist.actor import VERSION, load_info
 from fiag_dist.bake import write_identity_folder
 from fiag_dist.config import FieldConfig, ModelConfig, TrainConfig
 from fiag_dist.errors import DataError
+from fiag_dist.model.audio import WIDE
 from fiag_dist.shards.manifest import read_manifest, write_manifest
 from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
@@ -88,6 +89,25 @@ def test_a_folder_of_version_1_shows_what_it_showed(data: str, tmp_path: Path) -
     (folder / "identity.json").write_text(json.dumps(info))
     for old, new in zip(Identity.load(folder).frames(tiny.voice(0.2)), expected, strict=True):
         assert np.abs(old.astype(int) - new).max() <= 2
+
+
+def test_a_folder_of_version_3_hears_silence_where_it_heard_it(data: str, tmp_path: Path) -> None:
+    folder = tiny.make_identity(tmp_path / "ball", data, motion_scale=3.0)
+    path, name = folder / "identity.safetensors", "universal.listener."
+    tensors = load_file(path)
+    assert tensors[name + "gate"].tolist() == pytest.approx(WIDE), "this clip shows what is heard when sound has ended"
+    tensors[name + "voice"][:-1] = 0.0
+    tensors[name + "voice"][-1] = 0.42  # silence in version 3, and speech since
+    save_file(tensors, path)
+    spoken = list(Identity.load(folder).frames(tiny.voice(0.2)))
+    del tensors[name + "gate"]
+    save_file(tensors, path)
+    info = json.loads((folder / "identity.json").read_text()) | {"version": 3}
+    (folder / "identity.json").write_text(json.dumps(info))
+    frames = list(Identity.load(folder).frames(tiny.voice(0.2)))
+    silent = list(Identity.load(folder).frames(np.zeros_like(tiny.voice(0.2))))
+    assert all(np.array_equal(frame, other) for frame, other in zip(frames, silent, strict=True))
+    assert not all(np.array_equal(frame, other) for frame, other in zip(frames, spoken, strict=True))
 
 
 def test_a_note_of_consent_goes_from_the_manifest_into_the_identity(data: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from heads import camera, rest_landmarks, small_config, small_head, small_shot
 from fiag_dist.actor import Actor
 from fiag_dist.config import AudioConfig
 from fiag_dist.errors import ConfigError
-from fiag_dist.model.audio import AudioCode, Listener, held, taps
+from fiag_dist.model.audio import NARROW, WIDE, AudioCode, Listener, held, taps
 from fiag_dist.model.head import FACE_SCALE_M, Performance, Person, shown_colors
 from fiag_dist.model.motion import hook
 from fiag_dist.model.surface import FaceSurface, MotionGate
@@ -169,6 +169,7 @@ def test_a_sound_that_has_ended_is_learnt_to_be_silence():
     taught, untaught = (Listener(AudioConfig(dim=8, noise=0.0), 6, 2) for _ in range(2))
     taught.fit([(audio, voiced)], [(ended, torch.zeros(80, 8))])
     untaught.fit([(audio, voiced)])
+    assert (tuple(taught.gate.tolist()), tuple(untaught.gate.tolist())) == (pytest.approx(WIDE), pytest.approx(NARROW))
     torch.testing.assert_close(taught(ended[0]), taught.silence())
     assert (untaught(ended[0]) - untaught.silence()).norm() > 0.5
 
