@@ -98,10 +98,8 @@ class AudioConfig:
     """How eight windows of speech features become one code."""
 
     code: Literal["pca", "lips", "net"] = "pca"
-    """`pca`: whitened principal components of these windows and one linear layer; `lips`: how far lips open and spread, foretold from these components by
+    """`pca`: whitened principal components of five windows and one linear layer; `lips`: how far lips open and spread, foretold from these components by
     ridge regression, for minutes of footage of many and seconds of one; `net`: the relatives' AudioNet with attention."""
-    taps: tuple[int, ...] = (1, 3, 4, 5, 7)
-    """Which of the eight windows, t-4 .. t+3, the principal components are taken of, 0 .. 7 (not for `net`)."""
     dim: int = 64
     """Principal components."""
     noise: float = 0.3

@@ -21,7 +21,7 @@ from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.storage import Storage
-from fiag_dist.types import AUDIO_FRAMES, BOUND_M, IdentityMeta, Label, Shot
+from fiag_dist.types import BOUND_M, IdentityMeta, Label, Shot
 
 FRAMES_LOOKED_AT = 6
 """Frames of each identity that place and colour the first Gaussians."""
@@ -141,11 +141,6 @@ def refuse_contradictions(config: TrainConfig) -> None:
         raise ConfigError(
             f"train.model.motion.hook_k_most is {motion.hook_k_most} and hook_k {motion.hook_k}: k is drawn between them; "
             "set hook_k to 1 or more and hook_k_most to at least that, or to 0"
-        )
-    taps = motion.audio.taps
-    if not taps or set(taps) - set(range(AUDIO_FRAMES)) or len(set(taps)) < len(taps):
-        raise ConfigError(
-            f"train.model.motion.audio.taps is {list(taps)}: name windows between 0 and {AUDIO_FRAMES - 1}, each once"
         )
     if not 0 <= stages.warm_up <= stages.identity <= stages.motion <= 1:
         raise ConfigError(

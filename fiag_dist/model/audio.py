@@ -13,12 +13,14 @@ from fiag_dist.model.lipreader import MOTIONS, LipReader
 
 Speech = tuple[Float[Tensor, "_ 8 dim window"], Float[Tensor, "_ 8"]]
 """Windows [frames, 8, dim, window], and presence of a voice in each [frames, 8], 0..1."""
+TAPS = (1, 3, 4, 5, 7)
+"""Of the eight windows t-4 .. t+3, those at -3, -1, 0, 1 and 3."""
 CODE_DIM = 32
 
 
-def tapped(audio_8CW: Float[Tensor, "*batch 8 dim window"], taps: tuple[int, ...]) -> Float[Tensor, "*batch taps_dims"]:
-    """Some of the windows, each averaged over its steps, one after the other: what the principal components are taken of."""
-    return audio_8CW[..., taps, :, :].mean(-1).flatten(-2)
+def taps(audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch five_dims"]:
+    """Five windows, each averaged over its steps, one after the other: what the principal components are taken of."""
+    return audio_8CW[..., TAPS, :, :].mean(-1).flatten(-2)
 
 
 def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim window"]:
@@ -57,9 +59,8 @@ class Listener(nn.Module):
         self.register_buffer("voice", torch.cat([torch.zeros(dim), torch.ones(1)]))
         self.register_buffer("gate", torch.tensor(NARROW))
         by_components = config.code != "net"
-        wide = len(config.taps) * dim if by_components else 0
-        self.register_buffer("mean", torch.zeros(wide))
-        self.register_buffer("basis", torch.zeros(wide, config.dim) if by_components else torch.ones(dim))
+        self.register_buffer("mean", torch.zeros(len(TAPS) * dim if by_components else 0))
+        self.register_buffer("basis", torch.zeros(len(TAPS) * dim, config.dim) if by_components else torch.ones(dim))
         self.lips = LipReader(config.dim + 1) if config.code == "lips" else None
 
     @torch.no_grad()
@@ -108,7 +109,7 @@ class Listener(nn.Module):
         total_D = torch.zeros(len(self.mean), dtype=torch.float64)
         scatter_DD = torch.zeros(len(total_D), len(total_D), dtype=torch.float64)
         for audio_T8CW, _ in speech:
-            x_TD = tapped(self._clean(audio_T8CW), self.config.taps).double()
+            x_TD = taps(self._clean(audio_T8CW)).double()
             total_D += x_TD.sum(0)
             scatter_DD.addmm_(x_TD.T, x_TD)
         self.mean.copy_(total_D / frames)
@@ -154,12 +155,12 @@ class Listener(nn.Module):
         deviation_8CW = audio_8CW - self.center[:, None]
         presence_8 = self._presence(deviation_8CW)
         code = self._code(deviation_8CW * presence_8[..., None, None])
-        return torch.cat([code, presence_8[..., self.config.taps].mean(-1, keepdim=True)], -1)
+        return torch.cat([code, presence_8[..., TAPS].mean(-1, keepdim=True)], -1)
 
     def _code(self, clean_8CW: Float[Tensor, "*batch 8 dim window"]) -> Tensor:
         if self.config.code == "net":
             return clean_8CW * self.basis[:, None]
-        return (tapped(clean_8CW, self.config.taps) - self.mean) @ self.basis
+        return (taps(clean_8CW) - self.mean) @ self.basis
 
     def _clean(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8 dim window"]:
         """Deviations from the mean window, 0 where nobody speaks."""

@@ -164,8 +164,6 @@ def test_k_of_the_hook_is_drawn_in_training_only() -> None:
         ({"model": {"motion": {"hook_k": 20, "hook_k_most": 10}}}, "hook_k_most is 10 and hook_k 20"),
         (merged(NO_IDENTITY, {"model": {"identity": {"embedding": "table"}}}), "embedding is table, but"),
         ({"stages": {"warm_up": 0.5, "identity": 0.2}}, "warm_up 0.5, identity 0.2"),
-        ({"model": {"motion": {"audio": {"taps": [4, 8]}}}}, r"taps is \[4, 8\]: name windows between 0 and 7"),
-        ({"model": {"motion": {"audio": {"taps": [4, 4]}}}}, r"taps is \[4, 4\]"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(variant: dict, line: str) -> None:
