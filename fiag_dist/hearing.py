@@ -18,7 +18,7 @@ MOST_FRAMES = 4096
 """Heard of all clips together."""
 BATCH = 256
 """Frames for which memory is taken at a time: eight windows of each take sixteen times what they take in a clip."""
-OWN_FRAMES = 3000
+OWN_FRAMES = 4000
 """What somebody new's frames count as, all together, beside those that lips are known from: seconds against minutes of others."""
 
 
