@@ -166,7 +166,6 @@ def _up_to_date(tensors: dict[str, Tensor], info: IdentityInfo) -> dict[str, Ten
         tensors[center] = tensors[mean] if is_net else torch.zeros(info.audio_dim)
         tensors[mean] = torch.zeros(0) if is_net else tensors[mean]
         tensors[voice] = torch.cat([torch.zeros(info.audio_dim), torch.ones(1)])
-    tensors.setdefault(
-        "universal.listener.gate", torch.tensor(NARROW)
-    )  # to version 3: no listener was shown digital silence
+    # To version 3 no listener was shown digital silence.
+    tensors.setdefault("universal.listener.gate", torch.tensor(NARROW))
     return tensors

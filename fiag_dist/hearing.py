@@ -75,16 +75,21 @@ class _Heard:
 
     def __iter__(self) -> Iterator[Speech]:
         for clip, positions in self.batches:
-            around = (positions[:, None] + np.arange(-4, 4)).clip(0, self._lengths[clip] - 1)
+            around = _around(positions, self._lengths[clip])
             windows = self._speech[clip][around].astype(np.float32)
             yield torch.from_numpy(windows), torch.from_numpy(self._voiced[clip][around])
+
+
+def _around(positions: Int[np.ndarray, " frames"], num: int) -> Int[np.ndarray, "frames 8"]:
+    """Of `num` windows, those that the frames at these positions hear; beyond the ends the first and the last."""
+    return (positions[:, None] + np.arange(AUDIO_FRAMES) - AUDIO_FRAMES // 2).clip(0, num - 1)
 
 
 def _ended(meta: IdentityMeta) -> Speech:
     """What is heard when a clip's sound has ended: no voice."""
     num = len(meta.silence)
-    around = (np.arange(num)[:, None] + np.arange(-4, 4)).clip(0, num - 1)
-    return torch.from_numpy(meta.silence[around].astype(np.float32)), torch.zeros(num, AUDIO_FRAMES)
+    windows = meta.silence[_around(np.arange(num), num)].astype(np.float32)
+    return torch.from_numpy(windows), torch.zeros(num, AUDIO_FRAMES)
 
 
 def _watch(listener: Listener, speech: _Heard, storage: Storage, manifest: Manifest, weight: float) -> None:

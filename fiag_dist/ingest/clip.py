@@ -90,11 +90,7 @@ def _watch_and_solve(
     if fixed and offset is not None:
         wav = sync.corrected(wav, offset.late_s, video.SAMPLE_RATE)
     wav = _heard(wav, cfg, use)
-    if cfg.extractor.startswith(speech.FROM_FILE):
-        heard = speech.stored(cfg.extractor, reel.path, use.first, len(use))
-        silence = heard[:0]
-    else:
-        heard, silence = speech.with_silence(wav, len(use), cfg.fps, cfg.extractor)
+    heard, silence = speech.of_clip(cfg.extractor, wav, len(use), cfg.fps, reel.path, use.first)
     seen = _poses(reel, cfg, use, tracked, clock)
     num_train = len(use) - max(1, round(len(use) * cfg.test_share))
     solved = Solved(

@@ -127,11 +127,7 @@ def _import(
     clock.stage("speech features", 0.75)
     first_frame = folder.numbers[use.first]
     wav = wav[round(first_frame / cfg.fps * video.SAMPLE_RATE) :][: round(len(use) / cfg.fps * video.SAMPLE_RATE)]
-    if cfg.extractor.startswith(speech.FROM_FILE):
-        heard = speech.stored(cfg.extractor, folder.folder, first_frame, len(use))
-        silence = heard[:0]
-    else:
-        heard, silence = speech.with_silence(wav, len(use), cfg.fps, cfg.extractor)
+    heard, silence = speech.of_clip(cfg.extractor, wav, len(use), cfg.fps, folder.folder, first_frame)
     split = folder.split[used]
     units = folder.action_units()
     if units is not None:

@@ -105,6 +105,19 @@ def stored(name: str, clip: Path, first: int, num_frames: int) -> Float16[np.nda
     return precomputed.read(name.removeprefix(FROM_FILE), clip, first, num_frames)
 
 
+def of_clip(
+    name: str, wav: Float32[np.ndarray, " samples"], num_frames: int, fps: float, clip: Path, first: int
+) -> tuple[Float16[np.ndarray, "frames dim window"], Float16[np.ndarray, "silent dim window"]]:
+    """What is heard in a clip's frames, from `first` on, and when its sound has ended: by an extractor in `wav`, or from files, which say nothing of silence.
+
+    Raises what `features` and `stored` raise.
+    """
+    if name.startswith(FROM_FILE):
+        track = stored(name, clip, first, num_frames)
+        return track, track[:0]
+    return with_silence(wav, num_frames, fps, name)
+
+
 def in_manifest(name: str) -> str:
     """The extractor as manifests and checkpoints name it: where precomputed files lay on one machine says nothing about them."""
     return FROM_FILE + Path(name.removeprefix(FROM_FILE)).name if name.startswith(FROM_FILE) else name

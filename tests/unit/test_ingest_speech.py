@@ -111,6 +111,9 @@ def test_precomputed_features_are_taken_as_they_are(tmp_path: Path, swapped: boo
     np.testing.assert_array_equal(found, array[10:50].transpose(0, 2, 1).astype(np.float16))
     assert speech.stored(pattern, clip, 10, 52).shape == (52, 29, 16), "two missing frames are forgiven"
     assert speech.in_manifest(pattern) == "file:{stem}_ds.npy"
+    taken, silence = speech.of_clip(pattern, np.zeros(0, np.float32), 40, 25, clip, 10)
+    np.testing.assert_array_equal(taken, found)
+    assert silence.shape == (0, 29, 16), "files do not say what silence sounds like"
 
 
 def test_precomputed_features_that_do_not_fit_are_refused(tmp_path: Path) -> None:

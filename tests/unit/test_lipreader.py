@@ -12,7 +12,7 @@ import torch
 from fiag_dist.config import AudioConfig, FieldConfig, ModelConfig, MotionConfig, TrainConfig
 from fiag_dist.hearing import OWN_FRAMES, attune
 from fiag_dist.landmarks import INNER_LIP_BOTTOM, INNER_LIP_TOP
-from fiag_dist.model.audio import Listener
+from fiag_dist.model.audio import NARROW, WIDE, Listener
 from fiag_dist.model.lipreader import MOTIONS, RIDGE, LipReader, motions
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.start import fresh_head, load_head
@@ -120,6 +120,15 @@ def test_what_lips_do_travels_in_a_checkpoint(two: tuple[Storage, Manifest]) -> 
     assert torch.equal(head.universal.listener.lips.weights, again.universal.listener.lips.weights)
     windows = torch.randn(8, 4, 2)
     assert torch.equal(head.universal.listener(windows), again.universal.listener(windows))
+
+
+def test_a_checkpoint_of_a_listener_that_was_not_shown_silence_keeps_its_gate(two: tuple[Storage, Manifest]) -> None:
+    config, head = head_of(two)
+    formats = {"id_dim": 16, "audio_dim": 4, "audio_window": 2}
+    now = head.state_dict()
+    before = {name: tensor for name, tensor in now.items() if name != "universal.listener.gate"}
+    gates = [load_head(config, formats, state, averaged=False).universal.listener.gate for state in (now, before)]
+    assert [tuple(gate.tolist()) for gate in gates] == [pytest.approx(WIDE), pytest.approx(NARROW)]
 
 
 def test_other_codes_learn_no_lips(two: tuple[Storage, Manifest]) -> None:
