@@ -57,9 +57,30 @@ def behind(
 
     alpha: 255 where the head is; the fringe is taken out with it.
     """
-    spread = 2 * max(1, round(len(image) / 256)) + 1
-    hole = cv2.dilate((alpha > _HEAD_ABOVE).astype(np.uint8), np.ones((spread, spread), np.uint8))
-    return cv2.inpaint(image, hole, 3, cv2.INPAINT_TELEA)
+    return cv2.inpaint(image, _hole(alpha), 3, cv2.INPAINT_TELEA)
+
+
+def surroundings(
+    image: UInt8[np.ndarray, "height width 3"], alpha: UInt8[np.ndarray, "height width"]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """The frame with its head taken out and each of its pixels filled with the nearest around it; arguments as for `behind`.
+
+    Along the head's outline, where a render may show any of it, this is much like `behind`, in a tenth of the time. Black where nothing is around.
+    """
+    hole = _hole(alpha)
+    if hole.all():
+        return np.zeros_like(image)
+    _, found = cv2.distanceTransformWithLabels(hole, cv2.DIST_L2, 3, labelType=cv2.DIST_LABEL_PIXEL)
+    nearest, around = found.astype(np.int64), np.flatnonzero(hole == 0)
+    pixel_of = np.zeros(int(nearest.max()) + 1, np.int64)
+    pixel_of[nearest.ravel()[around]] = around
+    return image.reshape(-1, 3)[pixel_of[nearest]]
+
+
+def _hole(alpha: UInt8[np.ndarray, "height width"]) -> UInt8[np.ndarray, "height width"]:
+    """1 where a head and its fringe are."""
+    spread = 2 * max(1, round(len(alpha) / 256)) + 1
+    return cv2.dilate((alpha > _HEAD_ABOVE).astype(np.uint8), np.ones((spread, spread), np.uint8))
 
 
 def write_backdrop(folder: Path, frames: Iterable[Frame], meta: IdentityMeta, fps: int) -> None:

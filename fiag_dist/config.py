@@ -241,6 +241,8 @@ class TrainConfig:
     """Each so-many-th frame of an identity is chosen by how far mouth or eyes are open, from closed to open and back; 0: every frame once an epoch."""
     hush: float = 0.1
     """Share of the frames that are drawn among those with shut lips and heard as silence: few clips show a silence, but lips shut in all of them."""
+    in_place: float = 0.8
+    """Share of the frames in which the head is put over the frame's own surroundings, as it will be rendered, instead of a random colour."""
     seed: int = 0
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

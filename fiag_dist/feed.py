@@ -11,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from fiag_dist.backdrop import surroundings
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import Ownership, draw
 from fiag_dist.shards.manifest import Manifest
@@ -40,18 +41,32 @@ class Resident:
     alpha: UInt8[Tensor, "1 size size"]
     others: dict[str, Any]
     """All other fields of a Shot."""
+    surroundings: UInt8[Tensor, "3 size size"] | None = None
 
     @property
     def bytes(self) -> int:
         """Of the pictures, labels among them: nearly all there is."""
-        return self.image.numel() + 2 * self.alpha.numel()
+        pictures = self.image.numel() * (1 if self.surroundings is None else 2)
+        return pictures + 2 * self.alpha.numel()
 
-    def shot(self) -> Shot:
-        """The frame with its pictures as floats."""
-        return Shot(image=(self.image.float() / 255).contiguous(), alpha=self.alpha.float() / 255, **self.others)
+    def shot(self, in_place: bool = False) -> Shot:
+        """The frame with its pictures as floats; in_place: with its surroundings, if they are known."""
+        around = self.surroundings if in_place else None
+        return Shot(
+            image=_floats(self.image),
+            alpha=self.alpha.float() / 255,
+            surroundings=None if around is None else _floats(around),
+            **self.others,
+        )
 
 
-def resident_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu") -> Resident:
+def _floats(image: UInt8[Tensor, "3 size size"]) -> Tensor:
+    return (image.float() / 255).contiguous()
+
+
+def resident_of(
+    frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu", with_surroundings: bool = False
+) -> Resident:
     """A packed frame brought to `device`."""
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -73,8 +88,12 @@ def resident_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "
         "blink": frame.blink,
         "mouth_seen": bool((frame.labels == Label.MOUTH).any()),
     }
-    image = torch.from_numpy(frame.image).to(device).permute(2, 0, 1)
-    return Resident(image, torch.from_numpy(frame.alpha).to(device)[None], others)
+
+    def picture(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device).permute(2, 0, 1)
+
+    around = picture(surroundings(frame.image, frame.alpha)) if with_surroundings else None
+    return Resident(picture(frame.image), torch.from_numpy(frame.alpha).to(device)[None], others, around)
 
 
 def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu") -> Shot:
@@ -148,15 +167,17 @@ class Feed:
         positives: bool = True,
         curriculum_every: int = 0,
         hush: float = 0.0,
+        in_place: float = 0.0,
     ):
         """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
 
         held_out: training frames of each identity, spread over its clip, that are kept back to judge training by; a tenth of them at most.
         positives: whether lessons bring another frame's embedding.
-        curriculum_every, hush: as in TrainConfig.
+        curriculum_every, hush, in_place: as in TrainConfig.
         """
         self.ownership, self.fps = ownership, manifest.fps
-        self._seed, self._device, self._positives, self._hush = seed, device, positives, hush
+        self._seed, self._device, self._positives = seed, device, positives
+        self._hush, self._in_place = hush, in_place
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
@@ -238,7 +259,8 @@ class Feed:
         rng = np.random.default_rng((self._seed, step, lane, 2))
         hushed = len(shut.frames) > 0 and rng.random() < self._hush
         position = int(rng.choice(shut.frames)) if hushed else stream.position(count)
-        shot = replace(self._resident(name, position).shot(), shut_lips=shut.lips, hushed=hushed)
+        in_place = rng.random() < self._in_place
+        shot = replace(self._resident(name, position).shot(in_place), shut_lips=shut.lips, hushed=hushed)
         positive = shot.embedding
         if count and self._positives:
             # The frame before it in the stream is another one of the same person.
@@ -250,7 +272,8 @@ class Feed:
         """A frame on the device, from there if it stayed; the least recently used go first."""
         found = self._residents.pop((name, position), None)
         if found is None:
-            found = resident_of(self.readers[name].frame(position), self.metas[name], self._device)
+            frame = self.readers[name].frame(position)
+            found = resident_of(frame, self.metas[name], self._device, self._in_place > 0)
             self._room -= found.bytes
         self._residents[name, position] = found
         while self._room < 0 and self._residents:
@@ -292,4 +315,5 @@ def feed_of(
         positives=config.loss.triplet > 0,
         curriculum_every=config.curriculum_every,
         hush=config.hush,
+        in_place=config.in_place,
     )

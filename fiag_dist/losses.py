@@ -53,13 +53,26 @@ class Critic:
         return (image - target).abs().mean() + self.config.ssim * (1 - ssim(image, target, self.ssim))
 
 
+def backdrop_of(shot: Shot) -> Float[Tensor, "3 size size"]:
+    """What both branches and their targets are put over: the frame's surroundings, or a random colour from torch's generator."""
+    if shot.surroundings is not None:
+        return shot.surroundings
+    return torch.rand(3, 1, 1, device=shot.image.device).expand_as(shot.image)
+
+
+def _shown(shot: Shot) -> Float[Tensor, "1 size size"]:
+    """How much of the target is the frame: in its own surroundings all of it, so that what the matte cuts off a head can be learnt there."""
+    return shot.alpha if shot.surroundings is None else torch.ones_like(shot.alpha)
+
+
 def face_terms(
-    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], critic: Critic
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 size size"], critic: Critic
 ) -> dict[str, Tensor]:
-    """The face branch against head pixels without the inside of the mouth, both over the same random colour."""
-    config = critic.config
-    mask = shot.alpha * (shot.labels != Label.MOUTH)[None]
-    found = compare(performance.face.image[:3], performance.face.alpha, shot.image, mask, backdrop)
+    """The face branch against head pixels without the inside of the mouth, both over the same backdrop."""
+    config, face = critic.config, performance.face
+    not_mouth = (shot.labels != Label.MOUTH)[None]
+    mask = shot.alpha * not_mouth
+    found = compare(face.image[:3], face.alpha, shot.image, _shown(shot) * not_mouth, mask, backdrop)
     unlike = 1 - ssim(found.image, found.target, critic.ssim)
     terms = {"face": found.error + config.ssim * unlike, "face_coverage": config.coverage * found.uncovered}
     if config.mouth_region != 1.0:
@@ -71,7 +84,7 @@ def face_terms(
 
 
 def mouth_terms(
-    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], critic: Critic
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 size size"], critic: Critic
 ) -> dict[str, Tensor]:
     """The mouth branch against the inside of the mouth; lips hide it elsewhere in their square, and outside of that it must not be seen."""
     alpha = performance.mouth.alpha
@@ -85,7 +98,7 @@ def mouth_terms(
     terms: dict[str, Tensor] = {}
     if shot.mouth_seen:
         seen = (shot.labels == Label.MOUTH)[None, y0:y1, x0:x1]
-        image = performance.mouth.image[:, y0:y1, x0:x1] + (1 - inside) * backdrop
+        image = performance.mouth.image[:, y0:y1, x0:x1] + (1 - inside) * backdrop[:, y0:y1, x0:x1]
         target = torch.where(seen, shot.image[:, y0:y1, x0:x1], image.detach())
         terms["mouth"] = critic.reconstruction(image, target)
         coverage = coverage + ((1 - inside) * seen).mean()
@@ -93,11 +106,12 @@ def mouth_terms(
 
 
 def fusion_terms(
-    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 1 1"], critic: Critic
+    performance: Performance, shot: Shot, backdrop: Float[Tensor, "3 size size"], critic: Critic
 ) -> dict[str, Tensor]:
     """The composite of both branches against the whole head, and a random patch of it as LPIPS sees it."""
     image = performance.over(backdrop)
-    target = shot.image * shot.alpha + backdrop * (1 - shot.alpha)
+    shown = _shown(shot)
+    target = shot.image * shown + backdrop * (1 - shown)
     terms = {"fusion": critic.reconstruction(image, target)}
     if critic.perceptual is not None:
         side = min(PATCH_PX, image.shape[-1])
@@ -219,12 +233,12 @@ def compute(
     critic: Critic,
     rival: Rival | None = None,
 ) -> dict[str, Tensor]:
-    """All weighted terms of one frame in its stage; their sum is what is minimised. Draws a random backdrop from torch's generator.
+    """All weighted terms of one frame in its stage; their sum is what is minimised.
 
     personal: the IM-Net of the frame's person, who is told from `rival`.
     """
     config = critic.config
-    backdrop = torch.rand(3, 1, 1, device=shot.image.device)
+    backdrop = backdrop_of(shot)
     if stage is Stage.FUSION:
         return fusion_terms(performance, shot, backdrop, critic)
     terms = face_terms(performance, shot, backdrop, critic) | mouth_terms(performance, shot, backdrop, critic)

@@ -159,3 +159,5 @@ class Shot:
     """Where this person's LIPS are when they meet, head frame, metres; known in training."""
     hushed: bool = False
     """Silence is heard instead of the frame's speech."""
+    surroundings: Float[Tensor, "3 size size"] | None = None
+    """What the head is put over in this lesson: the frame without it. None: a random colour."""

@@ -36,7 +36,8 @@ def warm() -> None:
     ).sum().backward()
     picture = torch.rand(3, 16, 16, requires_grad=True)
     layer, alpha = torch.rand(3, 16, 16, requires_grad=True), torch.rand(16, 16, requires_grad=True)
-    image, _, error, uncovered = compare(layer, alpha, torch.rand(3, 16, 16), torch.rand(16, 16), torch.rand(3))
+    frame, mask = torch.rand(3, 16, 16), torch.rand(16, 16)
+    image, _, error, uncovered = compare(layer, alpha, frame, mask, mask, torch.rand(3, 16, 16))
     (image.sum() + error + uncovered).backward()
     ssim(picture, torch.rand(3, 16, 16)).backward()
     with torch.no_grad():

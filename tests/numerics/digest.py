@@ -64,10 +64,10 @@ def similarity() -> list[Tensor]:
 
 def comparison() -> list[Tensor]:
     draw = torch.Generator().manual_seed(0)
-    layer, frame = torch.rand(2, 3, 90, 130, generator=draw)
-    alpha, mask = torch.rand(2, 90, 130, generator=draw)
+    layer, frame, backdrop = torch.rand(3, 3, 90, 130, generator=draw)
+    alpha, shown, mask = torch.rand(3, 90, 130, generator=draw)
     parts = leaves([layer, alpha])
-    image, target, error, uncovered = compare(*parts, frame, mask, torch.tensor([0.2, 0.5, 0.3]))
+    image, target, error, uncovered = compare(*parts, frame, shown, mask, backdrop)
     (image.square().sum() + 3 * error + 2 * uncovered).backward()
     return [image, target, error, uncovered, *gradients(parts)]
 

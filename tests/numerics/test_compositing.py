@@ -1,4 +1,4 @@
-"""The kernel that lays a layer and a frame over one colour, against the same in float64 torch operations."""
+"""The kernel that lays a layer and a frame over one backdrop, against the same in float64 torch operations."""
 
 import pytest
 import torch
@@ -11,15 +11,17 @@ from fiag_dist.errors import NumericsError
 
 
 def parts(height: int, width: int, seed: int = 0) -> list[Tensor]:
-    """Layer, alpha, frame, mask and colour; masks of photographs are 0 or 1 nearly everywhere."""
+    """Layer, alpha, frame, what is shown of it, mask and backdrop; masks of photographs are 0 or 1 nearly everywhere."""
     draw = torch.Generator().manual_seed(seed)
-    layer, frame = torch.rand(2, 3, height, width, generator=draw)
-    alpha, soft = torch.rand(2, 1, height, width, generator=draw)
-    return [layer, alpha, frame, (soft * 3 - 1).clamp(0, 1), torch.rand(3, 1, 1, generator=draw)]
+    layer, frame, backdrop = torch.rand(3, 3, height, width, generator=draw)
+    alpha, shown, soft = torch.rand(3, 1, height, width, generator=draw)
+    return [layer, alpha, frame, shown, (soft * 3 - 1).clamp(0, 1), backdrop]
 
 
-def by_definition(layer: Tensor, alpha: Tensor, frame: Tensor, mask: Tensor, color: Tensor) -> list[Tensor]:
-    image, target = layer + (1 - alpha) * color, frame * mask + (1 - mask) * color
+def by_definition(
+    layer: Tensor, alpha: Tensor, frame: Tensor, shown: Tensor, mask: Tensor, backdrop: Tensor
+) -> list[Tensor]:
+    image, target = layer + (1 - alpha) * backdrop, frame * shown + (1 - shown) * backdrop
     uncovered = ((1 - alpha) * mask + alpha * (1 - mask)).mean()
     return [image, target, (image - target).abs().mean(), uncovered]
 
@@ -43,9 +45,10 @@ def test_values_and_gradients_are_those_of_the_definition(height: int, width: in
 
 
 def test_a_layer_equal_to_its_target_has_no_error_and_no_gradient_of_it() -> None:
-    _, _, frame, mask, color = parts(20, 30)
+    _, _, frame, _, mask, _ = parts(20, 30)
+    color = torch.tensor([0.1, 0.6, 0.3])[:, None, None].expand(3, 20, 30)
     layer, alpha = (frame * mask).requires_grad_(), mask.clone().requires_grad_()
-    found = compare(layer, alpha, frame, mask, color)
+    found = compare(layer, alpha, frame, mask, mask, color)
     assert found.error < 1e-7
     (found.target.sum() * 0 + found.image.sum()).backward()
     assert torch.equal(layer.grad, torch.ones_like(frame))  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from made_shards import FRAMES, SIZE, write_two
 
+from fiag_dist.backdrop import surroundings
 from fiag_dist.dist.ownership import assign
 from fiag_dist.feed import (
     Feed,
@@ -27,11 +28,11 @@ def shards(tmp_path: Path) -> str:
     return str(tmp_path)
 
 
-def feed_of(url: str, resident_mib: float, hush: float = 0.0) -> Feed:
+def feed_of(url: str, resident_mib: float, hush: float = 0.0, in_place: float = 0.0) -> Feed:
     storage = open_storage(url)
     manifest = read_manifest(storage)
     ownership = assign(manifest.names, dict.fromkeys(manifest.names, TRAINED), 1, 1)
-    return Feed(storage, manifest, ownership, 0, seed=3, resident_mib=resident_mib, hush=hush)
+    return Feed(storage, manifest, ownership, 0, seed=3, resident_mib=resident_mib, hush=hush, in_place=in_place)
 
 
 def lessons(feed: Feed, steps: int) -> list[Lesson]:
@@ -113,3 +114,21 @@ def test_silence_is_heard_over_shut_mouths_as_often_as_asked_and_takes_no_frame_
             assert (before.shot.identity, before.shot.index) == (after.shot.identity, after.shot.index)
     shut = {(shot.identity, shot.index) for shot in hushed}
     assert shut <= {(lesson.shot.identity, lesson.shot.index) for lesson in some if not lesson.shot.hushed}
+
+
+@pytest.mark.parametrize("resident_mib", [0.0, 100.0])
+def test_heads_stay_in_place_as_often_as_asked_and_the_frames_are_the_same(shards: str, resident_mib: float) -> None:
+    asked, steps = 0.3, 20 * TRAINED
+    feed = feed_of(shards, resident_mib, in_place=asked)
+    some, plain = lessons(feed, steps), lessons(feed_of(shards, resident_mib), steps)
+    for before, after in zip(plain, some, strict=True):
+        assert (before.shot.identity, before.shot.index) == (after.shot.identity, after.shot.index)
+        assert torch.equal(before.shot.image, after.shot.image)
+    assert all(lesson.shot.surroundings is None for lesson in plain)
+    placed = [lesson.shot for lesson in some if lesson.shot.surroundings is not None]
+    assert abs(len(placed) / steps - asked) < 4 * (asked * (1 - asked) / steps) ** 0.5
+    for shot in placed[:5]:
+        reader = feed.readers[shot.identity]
+        frame = reader.frame(int(np.flatnonzero(reader.index == shot.index)[0]))
+        expected = torch.from_numpy(surroundings(frame.image, frame.alpha)).permute(2, 0, 1).float() / 255
+        assert torch.equal(shot.surroundings, expected)  # type: ignore[arg-type]

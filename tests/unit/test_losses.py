@@ -109,7 +109,7 @@ def test_silence_is_asked_where_shut_lips_are_known():
 def test_mouth_ignores_what_lips_hide():
     head, shot = small_head(), small_shot()
     performance = head.perform(shot, head.universal.new_personal(), moving=False)
-    backdrop = torch.zeros(3, 1, 1)
+    backdrop = torch.zeros_like(shot.image)
     changed = shot.image.clone()
     changed[:, 20:29] = 0  # lips and cheeks, not the inside of the mouth
     critic = losses.Critic(LossConfig())
@@ -117,6 +117,39 @@ def test_mouth_ignores_what_lips_hide():
     assert losses.mouth_terms(performance, replace(shot, image=changed), backdrop, critic)["mouth"] == before
     closed = replace(shot, labels=torch.zeros_like(shot.labels), mouth_seen=False)
     assert "mouth" not in losses.mouth_terms(performance, closed, backdrop, critic)
+
+
+def test_in_its_own_surroundings_a_head_is_asked_for_what_the_matte_cuts_off():
+    head, shot = small_head(), small_shot()
+    performance = head.perform(shot, head.universal.new_personal(), moving=False)
+    nothing = replace(performance, face=replace(performance.face, image=torch.zeros_like(performance.face.image)))
+    nothing = replace(nothing, face=replace(nothing.face, alpha=torch.zeros_like(performance.face.alpha)))
+    critic = losses.Critic(LossConfig())
+
+    def error(shot: Shot) -> float:
+        return losses.face_terms(nothing, shot, losses.backdrop_of(shot), critic)["face"].item()
+
+    assert (
+        error(replace(shot, surroundings=shot.image)) < 1e-6
+    )  # where frame and surroundings are alike no head is missed
+    strand = shot.image.clone()
+    strand[:, 2, 12:36] += 0.5  # hair above the matte
+    cut_off = replace(shot, surroundings=shot.image, image=strand)
+    assert error(cut_off) > 1e-3
+    torch.manual_seed(0)
+    before = error(shot)
+    torch.manual_seed(0)
+    assert error(replace(shot, image=strand)) == before  # over a colour only the matte says what a head is
+
+
+def test_in_its_own_surroundings_a_head_is_composed_onto_the_frame():
+    head, shot = small_head(), small_shot()
+    performance = head.perform(shot, head.universal.new_personal())
+    around = torch.rand_like(shot.image)
+    placed = replace(shot, surroundings=around, image=performance.over(around).detach())
+    critic = losses.Critic(LossConfig())
+    terms = losses.fusion_terms(performance, placed, losses.backdrop_of(placed), critic)
+    assert terms["fusion"].abs() < 1e-5
 
 
 def test_stages_follow_each_other_and_freeze_what_they_should():
