@@ -42,6 +42,7 @@ class Resident:
     others: dict[str, Any]
     """All other fields of a Shot."""
     surroundings: UInt8[Tensor, "3 size size"] | None = None
+    """The frame without its head, in training that puts heads in place."""
 
     @property
     def bytes(self) -> int:

@@ -122,16 +122,17 @@ def test_mouth_ignores_what_lips_hide():
 def test_in_its_own_surroundings_a_head_is_asked_for_what_the_matte_cuts_off():
     head, shot = small_head(), small_shot()
     performance = head.perform(shot, head.universal.new_personal(), moving=False)
-    nothing = replace(performance, face=replace(performance.face, image=torch.zeros_like(performance.face.image)))
-    nothing = replace(nothing, face=replace(nothing.face, alpha=torch.zeros_like(performance.face.alpha)))
+    face = performance.face
+    nothing = replace(
+        performance, face=replace(face, image=torch.zeros_like(face.image), alpha=torch.zeros_like(face.alpha))
+    )
     critic = losses.Critic(LossConfig())
 
     def error(shot: Shot) -> float:
         return losses.face_terms(nothing, shot, losses.backdrop_of(shot), critic)["face"].item()
 
-    assert (
-        error(replace(shot, surroundings=shot.image)) < 1e-6
-    )  # where frame and surroundings are alike no head is missed
+    # Where frame and surroundings are alike no head is missed.
+    assert error(replace(shot, surroundings=shot.image)) < 1e-6
     strand = shot.image.clone()
     strand[:, 2, 12:36] += 0.5  # hair above the matte
     cut_off = replace(shot, surroundings=shot.image, image=strand)
