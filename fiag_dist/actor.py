@@ -90,10 +90,11 @@ class Actor(nn.Module):
         audio_8CW: Float[Tensor, "8 dim window"],
         expression: Float[Tensor, " channels"],
         camera: Camera,
+        swing: Float[Tensor, "3 4"] | None = None,
         raster: RasterBackend = "auto",
     ) -> Performance:
-        """Performs one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1."""
-        drive = Drive(self.universal.listener(audio_8CW), expression)
+        """Performs one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1; swing: of hair, as in Frame."""
+        drive = Drive(self.universal.listener(audio_8CW), expression, swing)
         return film([act(self.person, self.universal, self.personal, drive)], [camera], raster)[0]
 
 

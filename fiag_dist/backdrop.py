@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.span import spikes
-from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta
+from fiag_dist.types import EXPRESSION_NAMES, STILL, Frame, IdentityMeta
 from fiag_dist.video import VideoWriter, read_frames
 
 VIDEO, POSES = "backdrop.mp4", "poses.npz"
@@ -35,6 +35,8 @@ class Loop:
     viewmats: Float32[np.ndarray, "frames 4 4"]
     K: Float32[np.ndarray, "3 3"]
     expressions: Float32[np.ndarray, "frames channels"]
+    swing: Float32[np.ndarray, "frames 3 4"]
+    """Of hair, as in Frame."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,7 +91,7 @@ def write_backdrop(folder: Path, frames: Iterable[Frame], meta: IdentityMeta, fp
     Raises DataError when there are no frames.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    index, viewmats, expressions = [], [], []
+    index, viewmats, expressions, swing = [], [], [], []
     size = len(meta.plate)
     with VideoWriter(folder / VIDEO, size, size, fps, crf=_CRF) as video:
         for frame in frames:
@@ -97,6 +99,7 @@ def write_backdrop(folder: Path, frames: Iterable[Frame], meta: IdentityMeta, fp
             index.append(frame.index)
             viewmats.append(frame.viewmat)
             expressions.append(frame.expression)
+            swing.append(frame.swing)
         if not index:
             raise DataError(
                 f"identity {meta.name}: no training frames, so there is nothing to render over; pack a longer clip"
@@ -107,6 +110,7 @@ def write_backdrop(folder: Path, frames: Iterable[Frame], meta: IdentityMeta, fp
         "viewmats": np.array(viewmats, np.float32),
         "K": np.asarray(meta.K, np.float32),
         "expressions": np.array(expressions, np.float32),
+        "swing": np.array(swing, np.float32),
     }
     np.savez(stream, allow_pickle=False, **arrays)
     part = folder / f"{POSES}.part"
@@ -125,13 +129,19 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
             raise DataError(f"identity {folder}: no {name} in it, and heads are rendered over it; {again}")
     try:
         with np.load(io.BytesIO((folder / POSES).read_bytes()), allow_pickle=False) as stored:
-            poses = {name: stored[name] for name in ("index", "viewmats", "K", "expressions")}
+            poses = {name: stored[name] for name in stored.files}
+            num = len(poses["index"])
+            poses.setdefault("swing", np.tile(STILL, (num, 1, 1)))  # adapted by an earlier version
+            found = {name: poses[name].shape for name in ("viewmats", "K", "expressions", "swing")}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"identity {folder}: {POSES} is damaged ({error}); {again}") from error
-    num = len(poses["index"])
-    shapes = {"viewmats": (num, 4, 4), "K": (3, 3), "expressions": (num, len(EXPRESSION_NAMES))}
-    if num == 0 or any(poses[name].shape != shape for name, shape in shapes.items()):
-        found = {name: poses[name].shape for name in shapes}
+    shapes = {
+        "viewmats": (num, 4, 4),
+        "K": (3, 3),
+        "expressions": (num, len(EXPRESSION_NAMES)),
+        "swing": (num, 3, 4),
+    }
+    if num == 0 or found != shapes:
         raise DataError(
             f"identity {folder}: {POSES} has shapes {found}, the rule for {num} frames is {shapes}; {again}"
         )
@@ -151,7 +161,8 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
         )
     take = longest_take(poses["viewmats"][longest], images)
     chosen = longest[take]
-    return Loop(images[take], poses["viewmats"][chosen], poses["K"], poses["expressions"][chosen])
+    tracks = {name: poses[name][chosen] for name in ("viewmats", "expressions", "swing")}
+    return Loop(images[take], K=poses["K"], **tracks)
 
 
 def longest_take(

@@ -65,7 +65,7 @@ def _memory(config: PretrainConfig, found: Sizes, ownership: Ownership, rank: in
 def _data_bytes(entry: IdentityEntry, manifest: Manifest) -> int:
     """What a rank keeps in host memory of an identity's footage: sound, speech, poses and plate."""
     speech = entry.num_frames * manifest.audio.dim * manifest.audio.window * 2
-    tracks = entry.num_frames * 4 * (16 + len(manifest.expression) + 6)
+    tracks = entry.num_frames * 4 * (16 + 12 + len(manifest.expression) + 6)
     once = int(entry.seconds * manifest.sample_rate) * 4 + 2 * 3 * manifest.size**2
     return speech + tracks + once
 

@@ -72,7 +72,7 @@ def composed(actor: Actor, frame: Frame, meta: IdentityMeta, backdrop: np.ndarra
     device = next(actor.buffers()).device
     shot = shot_of(frame, meta, device)
     behind_3HW = torch.from_numpy(backdrop).to(device).permute(2, 0, 1).float() / 255
-    return to_image(actor(shot.audio, shot.expression, shot.camera).over(behind_3HW))
+    return to_image(actor(shot.audio, shot.expression, shot.camera, shot.swing).over(behind_3HW))
 
 
 def evaluate_identity(

@@ -129,8 +129,8 @@ def frames(identity: Identity, rehearsal: Rehearsal, audio: Path | None, first: 
         heard = islice(listen(Sound(audio).pieces(), info.fps, info.extractor), first, stop)
     t = first
     for window in heard:
-        expression = torch.from_numpy(loop.expressions[loop.at(t)]).to(device)
-        yield rehearsal.move(torch.from_numpy(window.astype(np.float32)).to(device), expression)
+        inputs = (window.astype(np.float32), loop.expressions[loop.at(t)], loop.swing[loop.at(t)])
+        yield rehearsal.move(*(torch.from_numpy(array).to(device) for array in inputs))
         t += 1
     if t < stop:
         raise ConfigError(

@@ -81,6 +81,7 @@ def resident_of(
         "audio": tensor(frame.audio),
         "embedding": tensor(frame.embedding),
         "expression": tensor(frame.expression),
+        "swing": tensor(frame.swing),
         "landmarks": tensor(frame.landmarks),
         "rest_landmarks": tensor(meta.rest_landmarks),
         "camera": Camera(tensor(frame.viewmat), tensor(frame.K), size, size),

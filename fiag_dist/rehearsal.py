@@ -16,7 +16,7 @@ from fiag_dist.actor import Actor
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.model.head import Person, shown_colors
-from fiag_dist.model.motion import NUM_EXPRESSION, Drive
+from fiag_dist.model.motion import NUM_EXPRESSION, Drive, swung
 from fiag_dist.raster import rasterize
 from fiag_dist.types import AUDIO_FRAMES, Camera, Gaussians
 
@@ -45,7 +45,8 @@ class Rehearsal:
         num_open = int((gate_N > 0).sum())
         self.rest = Person(_chosen(rest.face, order_N), rest.mouth)
         self._universal, self._personal = universal, personal
-        self._gate_M1 = gate_N[order_N[:num_open], None]
+        self._gate_N1 = gate_N[order_N, None]
+        self._gate_M1 = self._gate_N1[:num_open]
         points_M3 = self.rest.face.means[:num_open]
         self._upper_M1, self._own_features = universal.upper(points_M3), personal.grid(points_M3)
         quiet = points_M3.new_zeros(AUDIO_FRAMES, universal.audio_dim, universal.audio_window)
@@ -60,8 +61,13 @@ class Rehearsal:
         self._opacities = torch.sigmoid(self._opacities)
 
     @torch.inference_mode()
-    def move(self, audio_8CW: Float[Tensor, "8 dim window"], expression: Float[Tensor, " channels"]) -> Person:
-        """Everything in its place for one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1."""
+    def move(
+        self,
+        audio_8CW: Float[Tensor, "8 dim window"],
+        expression: Float[Tensor, " channels"],
+        swing: Float[Tensor, "3 4"] | None = None,
+    ) -> Person:
+        """Everything in its place for one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1; swing: of hair, as in Frame."""
         universal, face, mouth = self._universal, self.rest.face, self.rest.mouth
         drive = Drive(universal.listener(audio_8CW), expression)
         own = self._personal.from_features(self._own_features, drive, self._upper_M1)
@@ -76,9 +82,10 @@ class Rehearsal:
             )
         )
         chewed = universal.mouth.from_features(self._mouth_features, drive.heard, universal.hook(motion_N3))
+        means_N3 = face.means + motion_N3
         face = replace(
             face,
-            means=face.means + motion_N3,
+            means=means_N3 if swing is None else swung(means_N3, self._gate_N1, swing),
             quats=face.quats + turn_N4,
             log_scales=face.log_scales + growth_N3,
         )
@@ -86,10 +93,14 @@ class Rehearsal:
 
     @torch.inference_mode()
     def perform(
-        self, audio_8CW: Float[Tensor, "8 dim window"], expression: Float[Tensor, " channels"], camera: Camera
+        self,
+        audio_8CW: Float[Tensor, "8 dim window"],
+        expression: Float[Tensor, " channels"],
+        camera: Camera,
+        swing: Float[Tensor, "3 4"] | None = None,
     ) -> Layer:
         """One frame, face over mouth; the arguments are `move`'s."""
-        person = self.move(audio_8CW, expression)
+        person = self.move(audio_8CW, expression, swing)
         n, width, height = len(person.face), camera.width, camera.height
         means, quats, log_scales = (
             torch.cat([getattr(person.face, name), getattr(person.mouth, name)])

@@ -60,6 +60,7 @@ class Cue:
 
     camera: Camera
     expression: Float[Tensor, " channels"]
+    swing: Float[Tensor, "3 4"] | None
     backdrop: UInt8[np.ndarray, "size size 3"] | None
     """None: transparent."""
 
@@ -75,6 +76,7 @@ class Stage:
             device
         )
         self._viewmats, self._expressions = loop.viewmats, loop.expressions
+        self._swing: np.ndarray | None = loop.swing
         self._pose_rate = self._expression_rate = 1.0
         self._still: int | None = None
         if staging.pose:
@@ -82,6 +84,7 @@ class Stage:
             viewmats, rate = _borrowed(staging.pose, "pose", "viewmats")
             viewmats = viewmats[longest_take(viewmats)]
             self._viewmats, self._pose_rate = retargeted(viewmats, loop.viewmats[self._still]), rate / fps
+            self._swing = None  # the other head's hair is not this one's
         if staging.expression:
             self._expressions, rate = _borrowed(staging.expression, "expression", "expressions")
             self._expression_rate = rate / fps
@@ -98,6 +101,7 @@ class Stage:
         return Cue(
             Camera(viewmat, self._K, self.size, self.size),
             torch.from_numpy(self._expressions[expression]).to(self._device),
+            None if self._swing is None else torch.from_numpy(self._swing[pose]).to(self._device),
             self._backdrop(t) if self._clip else self._colour,
         )
 

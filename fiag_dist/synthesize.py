@@ -58,7 +58,7 @@ class Identity:
         for t, window_8CW in enumerate(listen(sound.pieces(), self.info.fps, self.info.extractor)):
             cue = stage.cue(t)
             heard = torch.from_numpy(window_8CW.astype(np.float32)).to(device)
-            image = composed(rehearsal.perform(heard, cue.expression, cue.camera), cue.backdrop)
+            image = composed(rehearsal.perform(heard, cue.expression, cue.camera, cue.swing), cue.backdrop)
             if mark:
                 mark.draw(image)
             yield image

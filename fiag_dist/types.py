@@ -26,6 +26,9 @@ AUDIO_FRAMES = 8
 EXPRESSION_NAMES = ("AU01", "AU02", "AU04", "AU05", "AU06", "AU07", "AU45")
 """Upper-face action units, 0..1; the last one is the blink. The mouth must be driven by audio, so no lower-face channel is ever an input."""
 
+STILL = np.eye(3, 4, dtype=np.float32)
+"""The `swing` of hair that moves with the face."""
+
 Split = Literal["train", "test"]
 
 
@@ -58,6 +61,8 @@ class Frame:
     """L2-normalised face-recogniser embedding of this frame."""
     viewmat: Float32[np.ndarray, "4 4"]
     K: Float32[np.ndarray, "3 3"]
+    swing: Float32[np.ndarray, "3 4"]
+    """Where what lies beyond the face (hair, ears, neck) is: x of the head frame is at swing[:, :3] x + swing[:, 3]."""
     expression: Float32[np.ndarray, " channels"]
     landmarks: Float16[np.ndarray, "478 3"]
     """Tracked landmarks brought into the head frame at the depth of the clip's rest shape, metres."""
@@ -84,6 +89,7 @@ class IdentityMeta:
     """The clip's rest shape: per-landmark median over the training frames, head frame, metres."""
     viewmats: Float32[np.ndarray, "frames 4 4"]
     K: Float32[np.ndarray, "3 3"]
+    swing: Float32[np.ndarray, "frames 3 4"]
     expressions: Float32[np.ndarray, "frames channels"]
     speech: Float16[np.ndarray, "frames dim window"]
     """One window of speech features a frame; a sample's `audio` is eight of these."""
@@ -159,5 +165,7 @@ class Shot:
     """Where this person's LIPS are when they meet, head frame, metres; known in training."""
     hushed: bool = False
     """Silence is heard instead of the frame's speech."""
+    swing: Float[Tensor, "3 4"] | None = None
+    """As in Frame; None: hair moves with the face."""
     surroundings: Float[Tensor, "3 size size"] | None = None
     """What the head is put over in this lesson: the frame without it. None: a random colour."""

@@ -44,7 +44,7 @@ from fiag_dist.shards.manifest import (
 )
 from fiag_dist.shards.writer import wav_bytes, write_identity
 from fiag_dist.storage import open_storage
-from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta, Split
+from fiag_dist.types import EXPRESSION_NAMES, STILL, Frame, IdentityMeta, Split
 
 RECIPE = 1
 """Raised whenever the same arguments give other frames."""
@@ -137,6 +137,7 @@ def perform_identity(number: int, demo: Demo) -> tuple[IdentityMeta, Iterator[Fr
             embedding=embeddings[i],
             viewmat=act.viewmats[i].astype(np.float32),
             K=K,
+            swing=STILL,
             expression=act.expressions[i],
             landmarks=landmarks[i].astype(np.float16),
             lips_rect=_lips_rect(landmarks[i], act.viewmats[i], K, demo.size),
@@ -152,6 +153,7 @@ def perform_identity(number: int, demo: Demo) -> tuple[IdentityMeta, Iterator[Fr
         rest_landmarks=np.median(landmarks[:num_train], 0).astype(np.float32),
         viewmats=act.viewmats.astype(np.float32),
         K=K,
+        swing=np.tile(STILL, (demo.num_frames, 1, 1)),
         expressions=act.expressions,
         speech=speech,
         silence=silence,

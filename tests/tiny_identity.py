@@ -14,7 +14,7 @@ from fiag_dist.shards.reader import iter_frames
 from fiag_dist.shards.writer import write_identity
 from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
-from fiag_dist.types import EXPRESSION_NAMES, NUM_LANDMARKS, Frame, IdentityMeta, Label, Split
+from fiag_dist.types import EXPRESSION_NAMES, NUM_LANDMARKS, STILL, Frame, IdentityMeta, Label, Split
 
 SIZE, FPS, TRAIN, TEST = 64, 25, 40, 4
 FOCAL, DEPTH_M, RADIUS_M = 300.0, 1.0, 0.07
@@ -84,6 +84,7 @@ def clip(name: str) -> tuple[IdentityMeta, list[Frame]]:
                 embedding=embedding,
                 viewmat=viewmat(i),
                 K=K,
+                swing=STILL,
                 expression=np.zeros(len(EXPRESSION_NAMES), np.float32),
                 landmarks=rest_shape().astype(np.float16),
                 lips_rect=(26, 36, 38, 44),
@@ -99,6 +100,7 @@ def clip(name: str) -> tuple[IdentityMeta, list[Frame]]:
         rest_landmarks=rest_shape(),
         viewmats=np.stack([f.viewmat for f in frames]),
         K=K,
+        swing=np.stack([f.swing for f in frames]),
         expressions=np.stack([f.expression for f in frames]),
         speech=track,
         silence=np.zeros((5, *track.shape[1:]), np.float16),

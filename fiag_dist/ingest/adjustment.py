@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -48,6 +48,19 @@ class Problem:
         self.neighbours = neighbours[:, None].astype(float)
         self.differences = self.neighbours * np.diff(np.eye(len(self.R)), 2, axis=0)
         self.H_calm = self.differences.T @ self.differences
+
+    def of_known(self, points: np.ndarray) -> Problem:
+        """Where some of the points [N], held where they are now, place the same frames."""
+        part = replace(
+            self,
+            X=self.X[points],
+            sigma_m=self.sigma_m[points],
+            observed=self.observed[:, points],
+            weights=self.weights[:, points],
+            num_known=int(points.sum()),
+        )
+        part.calm_where(self.neighbours[:, 0])
+        return part
 
     def project(self) -> tuple[np.ndarray, np.ndarray]:
         """Pixels [T N 2] and camera-frame points [T N 3]."""

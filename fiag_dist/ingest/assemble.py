@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float16, Float32, Float64, UInt8
+from jaxtyping import Float, Float16, Float32, Float64, UInt8
 
 from fiag_dist.config import PackConfig
 from fiag_dist.ingest import expression, masks, rest, speech
@@ -23,6 +23,7 @@ class Solved:
 
     viewmats: Float64[np.ndarray, "frames 4 4"]
     K: Float64[np.ndarray, "3 3"]
+    swing: Float[np.ndarray, "frames 3 4"]
     split: list[Split]
     """Training frames come first."""
     expressions: Float32[np.ndarray, "frames channels"]
@@ -52,6 +53,7 @@ def assemble(
         rest_landmarks=rest.rest_shape(tracked.landmarks[:num_train], solved.viewmats[:num_train], solved.K),
         viewmats=solved.viewmats.astype(np.float32),
         K=solved.K.astype(np.float32),
+        swing=solved.swing.astype(np.float32),
         expressions=solved.expressions,
         speech=solved.speech,
         silence=solved.silence,
@@ -89,6 +91,7 @@ def _frames(
                 embedding=embeddings[i],
                 viewmat=meta.viewmats[i],
                 K=meta.K,
+                swing=meta.swing[i],
                 expression=meta.expressions[i],
                 landmarks=points.astype(np.float16),
                 lips_rect=built.lips_rect,

@@ -96,6 +96,7 @@ def _watch_and_solve(
     solved = Solved(
         viewmats=seen.poses.viewmats,
         K=intrinsics(cfg),
+        swing=seen.poses.swing,
         split=["train" if i < num_train else "test" for i in range(len(use))],
         expressions=expression.scaled(tracked.expressions, num_train),
         plate=seen.plate,

@@ -25,7 +25,7 @@ from fiag_dist.ingest.masks import Masks
 from fiag_dist.ingest.prepared import Prepared
 from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.tracks import POSE_SIZE
-from fiag_dist.types import Frame, IdentityMeta, Label
+from fiag_dist.types import STILL, Frame, IdentityMeta, Label
 
 MOST_FRAMES = 100
 """So many frames, spread over the clip, decide where the head lies in the folder's world."""
@@ -138,6 +138,7 @@ def _import(
     solved = Solved(
         viewmats=viewmats,
         K=K,
+        swing=np.tile(STILL, (len(viewmats), 1, 1)),
         split=split,
         expressions=expression.scaled(tracked.expressions, max(1, split.count("train"))),
         plate=prepared.resized(folder.plate(), cfg.size),

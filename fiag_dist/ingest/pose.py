@@ -3,6 +3,9 @@
 The landmark model's own matrix assumes the average face, and landmarks alone jitter more than it does; tracks on hair and forehead hold the pose
 still. A long clip is solved in overlapping windows, so that the cost is linear in its length. All share one shape, found from landmarks all over the clip; what
 a window finds of the tracks' points holds in later ones, where tracks go on and where the first keyframe is seen again.
+
+Skin slides and hair swings: head and hair are two bodies. All points together decide on the shape; then what lies on the face alone says where the
+face is, and how all of it is placed against that is the `swing` of what lies beyond (docs/decisions.md, 35).
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from scipy.spatial.transform import Rotation
 
 from fiag_dist.ingest.adjustment import Problem, minimise
 from fiag_dist.ingest.face_model import canonical_vertices
 from fiag_dist.ingest.tracks import POSE_SIZE, Tracks
-from fiag_dist.types import HEAD_ORIGIN_M
+from fiag_dist.types import HEAD_ORIGIN_M, STILL
 
 STABLE = tuple(sorted({
     33, 133, 263, 362, 1, 2, 4, 5, 6, 168, 197, 195, 98, 327, 129, 358, 48, 278, 64, 294, 115, 344, 220, 440, 122, 351, 193, 417, 245,
@@ -47,6 +50,9 @@ class Poses:
     """World-to-camera transforms of every frame and how well they fit."""
 
     viewmats: Float64[np.ndarray, "frames 4 4"]
+    """Of the face."""
+    swing: Float[np.ndarray, "frames 3 4"]
+    """Of what lies beyond it, as in Frame."""
     landmark_rms_px: float
     """Of the stable landmarks against the rigid shape, pixels of a 256-pixel crop."""
     track_median_px: float
@@ -73,6 +79,7 @@ def solve(
     shape = _shared_shape(R, t, landmarks, canonical, focal_px) if shared else canonical
     source, near, solved = iter(tracks), deque[Tracks](), dict[int, np.ndarray]()
     squares, medians, num_tracks = [], [], 0
+    R_face, t_face = R.copy(), t.copy()
     for window in windows:
         near.extend(_until(window.stop, source))
         while near and near[0].frames.stop <= window.start:
@@ -82,7 +89,12 @@ def solve(
         problem.calm_where(steady[window.start : window.stop - 2])
         problem.num_known = sum(len(solved[k]) for k in here if k in solved) + (len(shape) if shared else 0)
         minimise(problem)
-        R[window], t[window] = _faded(R[window], t[window], problem, OVERLAP if window.start else 0)
+        overlap = OVERLAP if window.start else 0
+        R[window], t[window] = _faded(R[window], t[window], problem, overlap)
+        on_face = np.concatenate([np.ones(len(shape), bool), *(parts[0].on_face for parts in here.values())])
+        face = problem.of_known(on_face)
+        minimise(face)
+        R_face[window], t_face[window] = _faded(R_face[window], t_face[window], face, overlap)
         shape, *points = np.split(
             problem.X, np.cumsum([len(shape), *(len(parts[0].points) for parts in here.values())])[:-1]
         )
@@ -92,9 +104,13 @@ def solve(
         squares.append(np.square(error[:, : len(shape)]).mean())
         trusted = error[:, len(shape) :][problem.weights[:, len(shape) :] > 0.5 * _TRACK_WEIGHT]
         medians += [float(np.median(trusted))] if trusted.size else []
-    viewmats = _to_head_frame(R, t, shape, canonical)
+    viewmats, all_of_it = (_to_head_frame(*placed, shape, canonical) for placed in ((R_face, t_face), (R, t)))
     return Poses(
-        viewmats, float(np.sqrt(np.mean(squares))), float(np.mean(medians)) if medians else float("nan"), num_tracks
+        viewmats,
+        (np.linalg.inv(viewmats) @ all_of_it)[:, :3],
+        float(np.sqrt(np.mean(squares))),
+        float(np.mean(medians)) if medians else float("nan"),
+        num_tracks,
     )
 
 
@@ -108,7 +124,7 @@ def detected(
     canonical = canonical_vertices()[list(STABLE)]
     error = _problem(range(len(R)), R, t, landmarks, canonical, {}, {}, focal_px).errors_px()
     viewmats = _to_head_frame(R, t, canonical, canonical)
-    return Poses(viewmats, float(np.sqrt(np.square(error).mean())), float("nan"), 0)
+    return Poses(viewmats, np.tile(STILL, (len(R), 1, 1)), float(np.sqrt(np.square(error).mean())), float("nan"), 0)
 
 
 def start_poses(matrices: Float64[np.ndarray, "frames 4 4"], focal_px: float) -> tuple[np.ndarray, np.ndarray]:

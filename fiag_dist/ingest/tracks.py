@@ -9,8 +9,9 @@ from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Float32, Float64, UInt8
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
+from fiag_dist.ingest.face_model import NUM_VERTICES
 from fiag_dist.ingest.masks import head_mask
 from fiag_dist.landmarks import CHIN, FOREHEAD_TOP, LEFT_BROW, LEFT_EYE, NOSE_TIP, RIGHT_BROW, RIGHT_EYE
 
@@ -48,6 +49,8 @@ class Tracks:
     observed: Float[np.ndarray, "frames points 2"]
     weights: Float[np.ndarray, "frames points"]
     """0..1, by forward-backward error; up to ANCHOR_STEP in a frame that stands for so many."""
+    on_face: Bool[np.ndarray, " points"]
+    """Whether a point lies inside the outline of the face; the others are hair, ears and neck, which move by themselves."""
 
     @property
     def frames(self) -> range:
@@ -95,6 +98,7 @@ class _Keyframe:
     """Centre of the cut-out's first pixel in the frame, x, y; pixel centres lie at +0.5 in our coordinates, at whole numbers in OpenCV's."""
     points: np.ndarray
     """Columns and rows of the cut-out [N 2]."""
+    on_face: np.ndarray
     landmarks: np.ndarray
     """Of the frame [478 2]."""
 
@@ -109,7 +113,12 @@ def _cut_out(grey: np.ndarray, landmarks: np.ndarray, matte: np.ndarray, number:
     x1, y1 = min(columns.max() + 13, POSE_SIZE), min(rows.max() + 13, POSE_SIZE)
     base = np.ascontiguousarray(grey[y0:y1, x0:x1])
     points = _choose_points(base, head[y0:y1, x0:x1], landmarks[:, :2] - (x0, y0))
-    return _Keyframe(number, base, np.array([x0, y0]) + 0.5, points, landmarks[:, :2]) if len(points) >= 8 else None
+    if len(points) < 8:
+        return None
+    outline = cv2.convexHull(np.round(landmarks[:NUM_VERTICES, :2] - (x0, y0)).astype(np.int32))
+    face = cv2.fillConvexPoly(np.zeros(base.shape, np.uint8), outline, 1)
+    on_face = face[points[:, 1], points[:, 0]] > 0
+    return _Keyframe(number, base, np.array([x0, y0]) + 0.5, points, on_face, landmarks[:, :2])
 
 
 def _followed(
@@ -142,7 +151,7 @@ def _followed(
         error = np.linalg.norm(there[row, column] + back[nearest[:, 1], nearest[:, 0]], axis=1)
         observed[i] = (ends + corner) @ warp[:, :2].T + warp[:, 2]
         weights[i] = np.exp(-np.square(error / FLOW_TOLERANCE_PX))
-    return Tracks(keyframe.number, frames.start, points + corner, observed, weights)
+    return Tracks(keyframe.number, frames.start, points + corner, observed, weights, keyframe.on_face)
 
 
 def _choose_points(base: np.ndarray, head: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from fiag_dist.kernels import colors as kernel
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.layers import kind_of
-from fiag_dist.model.motion import Drive, Motion, PersonalNet
+from fiag_dist.model.motion import Drive, Motion, PersonalNet, swung
 from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.raster import Splats, center_of, checked_degree, rasterize_frames, view_colors
@@ -88,9 +88,12 @@ def act(
     if rest_landmarks is not None:
         landmark_motion, motion = motion.means[len(face) :], _first(motion, len(face))
     mouth_motion = universal.mouth(mouth.means.detach(), drive.heard, universal.hook(motion.means))
+    means = face.means + motion.means
+    if drive.swing is not None and motion.gate is not None:
+        means = swung(means, motion.gate, drive.swing)
     moved = replace(
         face,
-        means=face.means + motion.means,
+        means=means,
         quats=face.quats + motion.quats,
         log_scales=face.log_scales + motion.log_scales,
     )
@@ -208,11 +211,11 @@ class Head(nn.Module):
         """What moves this frame."""
         if shot.hushed:
             return self.silence(shot)
-        return Drive(self.universal.listener(shot.audio), shot.expression)
+        return Drive(self.universal.listener(shot.audio), shot.expression, shot.swing)
 
     def silence(self, shot: Shot) -> Drive:
         """What would move this frame if nobody spoke."""
-        return Drive(self.universal.listener.silence(), shot.expression)
+        return Drive(self.universal.listener.silence(), shot.expression, shot.swing)
 
     def forward(
         self,

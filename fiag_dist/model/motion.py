@@ -33,6 +33,8 @@ class Motion:
     """Norms of the audio and the expression attention (form `attention` only)."""
     own: Float[Tensor, "n 3"] | None = None
     """The part of `means` that the personal net asked for, before the gate."""
+    gate: Float[Tensor, "n 1"] | None = None
+    """How far the gate is open: 1 on the face, 0 beyond it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,8 @@ class Drive:
     heard: Tensor
     """The listener's output."""
     expression: Float[Tensor, " channels"]
+    swing: Float[Tensor, "3 4"] | None = None
+    """Of hair, as in Frame; None: it moves with the face."""
 
 
 class FaceMotionNet(nn.Module):
@@ -172,6 +176,14 @@ class MouthMotionNet(nn.Module):
         out = ask(self.net, entered, _gathered(self.net, torch.cat([self.audio(heard), hook_3])))
         strength = 2 * torch.sigmoid(ask(self.strength, entered, _gathered(self.strength, hook_3)))
         return out * strength * self.axes * (METRES * self.scale)
+
+
+def swung(
+    points_N3: Float[Tensor, "n 3"], gate_N1: Float[Tensor, "n 1"], swing_34: Float[Tensor, "3 4"]
+) -> Float[Tensor, "n 3"]:
+    """Points of a head whose hair is a body of its own: moved as it moves where the gate is shut, not at all where it is open."""
+    turn = swing_34[:, :3] - torch.eye(3, device=swing_34.device)
+    return points_N3 + (1 - gate_N1) * (points_N3 @ turn.T + swing_34[:, 3])
 
 
 def _gathered(net: nn.Sequential, shared: Tensor) -> Tensor:

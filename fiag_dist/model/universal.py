@@ -60,8 +60,8 @@ class UniversalMotion(nn.Module):
         On the CPU the networks are asked only where the gate is open: hair and the back of the head, near half of all points, stand still anyway.
         A GPU would have to wait to know where that is.
         """
-        gate = self.gate(points_N3)
-        points, open_M = points_N3, None
+        gate_N1 = self.gate(points_N3)
+        points, gate, open_M = points_N3, gate_N1, None
         if not points.is_cuda:
             open_M = (gate[:, 0] > 0).nonzero()[:, 0]
             points, gate = points_N3[open_M], gate[open_M]
@@ -85,4 +85,5 @@ class UniversalMotion(nn.Module):
             log_scales=placed((own.log_scales + shared.log_scales) * gate),
             attention=placed(torch.stack(attentions).sum(0)) if attentions else None,
             own=placed(own.means),
+            gate=gate_N1,
         )

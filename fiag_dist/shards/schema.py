@@ -64,6 +64,7 @@ def meta_mismatches(meta: IdentityMeta, formats: Manifest) -> list[str]:
         ("plate", (side, side, 3)),
         ("embedding", (formats.id_embedding.dim,)),
         ("viewmats", (num_frames, 4, 4)),
+        ("swing", (num_frames, 3, 4)),
         ("expressions", (num_frames, channels)),
         ("speech", (num_frames, *window)),
         ("silence", (len(meta.silence), *window)),

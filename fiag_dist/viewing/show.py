@@ -104,9 +104,9 @@ class Show:
         camera = replace(camera, viewmat=camera.viewmat.to(self._device), K=camera.K.to(self._device))
         expression = np.array(look.expression or self.loop.expressions[look.pose], np.float32)
         heard = windows(speech.track, look.t).astype(np.float32)
-        layer = self._rehearsal.perform(
-            torch.from_numpy(heard).to(self._device), torch.from_numpy(expression).to(self._device), camera
-        )
+        inputs = (torch.from_numpy(array).to(self._device) for array in (heard, expression, self.loop.swing[look.pose]))
+        window_8CW, channels, swing = inputs
+        layer = self._rehearsal.perform(window_8CW, channels, camera, swing)
         return composed(layer, self._behind(look, onto))
 
     def _behind(self, look: Look, onto: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:

@@ -37,7 +37,8 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
 
 def loop_of(num: int) -> Loop:
     images = [np.full((2, 2, 3), i, np.uint8) for i in range(num)]
-    return Loop(images, np.zeros((num, 4, 4), np.float32), np.eye(3, dtype=np.float32), np.zeros((num, 7), np.float32))
+    tracks = [np.zeros((num, *shape), np.float32) for shape in ((4, 4), (7,), (3, 4))]
+    return Loop(images, tracks[0], np.eye(3, dtype=np.float32), *tracks[1:])
 
 
 def test_the_loop_never_jumps_and_shows_every_frame() -> None:
