@@ -49,15 +49,16 @@ class Problem:
         self.differences = self.neighbours * np.diff(np.eye(len(self.R)), 2, axis=0)
         self.H_calm = self.differences.T @ self.differences
 
-    def of_known(self, points: np.ndarray) -> Problem:
-        """Where some of the points [N], held where they are now, place the same frames."""
+    def weighted(self, points: np.ndarray) -> Problem:
+        """Where the points, held where they are now and weighted by `points` [N], place the same frames."""
+        some = points > 0
         part = replace(
             self,
-            X=self.X[points],
-            sigma_m=self.sigma_m[points],
-            observed=self.observed[:, points],
-            weights=self.weights[:, points],
-            num_known=int(points.sum()),
+            X=self.X[some],
+            sigma_m=self.sigma_m[some],
+            observed=self.observed[:, some],
+            weights=self.weights[:, some] * points[some],
+            num_known=int(some.sum()),
         )
         part.calm_where(self.neighbours[:, 0])
         return part

@@ -4,8 +4,8 @@ The landmark model's own matrix assumes the average face, and landmarks alone ji
 still. A long clip is solved in overlapping windows, so that the cost is linear in its length. All share one shape, found from landmarks all over the clip; what
 a window finds of the tracks' points holds in later ones, where tracks go on and where the first keyframe is seen again.
 
-Skin slides and hair swings: head and hair are two bodies. All points together decide on the shape; then what lies on the face alone says where the
-face is, and how all of it is placed against that is the `swing` of what lies beyond (docs/decisions.md, 35).
+Skin slides and hair swings: face and hair are two bodies. All points together decide on the shape; then what lies on the face alone says where the
+face is, and what lies beyond where the hair is; between them lies the hair's `swing` (docs/decisions.md, 35).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _LANDMARK_WEIGHT, _OVAL_WEIGHT = 0.3, 0.09
 _OVAL = (127, 234, 356, 454, 21, 251, 162, 389, 54, 284, 103, 332)
 """Points on the outline slide over the head as it turns."""
 _TRACK_WEIGHT = 0.3
+_FACE_IN_HAIR = 0.1
+"""How much of their weight points of the face have where hair is placed: where little hair can be followed, it moves with the face."""
 _SHAPE_SIGMA_M, _TRACK_SIGMA_M = 0.004, 0.02
 """How far points may lie from where they start: landmarks from the average face, tracks from a guess of their depth."""
 _MATRIX_FOV_DEG = 63.0
@@ -79,7 +81,7 @@ def solve(
     shape = _shared_shape(R, t, landmarks, canonical, focal_px) if shared else canonical
     source, near, solved = iter(tracks), deque[Tracks](), dict[int, np.ndarray]()
     squares, medians, num_tracks = [], [], 0
-    R_face, t_face = R.copy(), t.copy()
+    R_face, t_face, R_hair, t_hair = R.copy(), t.copy(), R.copy(), t.copy()
     for window in windows:
         near.extend(_until(window.stop, source))
         while near and near[0].frames.stop <= window.start:
@@ -92,9 +94,11 @@ def solve(
         overlap = OVERLAP if window.start else 0
         R[window], t[window] = _faded(R[window], t[window], problem, overlap)
         on_face = np.concatenate([np.ones(len(shape), bool), *(parts[0].on_face for parts in here.values())])
-        face = problem.of_known(on_face)
+        face, hair = problem.weighted(on_face), problem.weighted(np.where(on_face, _FACE_IN_HAIR, 1.0))
         minimise(face)
+        minimise(hair)
         R_face[window], t_face[window] = _faded(R_face[window], t_face[window], face, overlap)
+        R_hair[window], t_hair[window] = _faded(R_hair[window], t_hair[window], hair, overlap)
         shape, *points = np.split(
             problem.X, np.cumsum([len(shape), *(len(parts[0].points) for parts in here.values())])[:-1]
         )
@@ -104,10 +108,10 @@ def solve(
         squares.append(np.square(error[:, : len(shape)]).mean())
         trusted = error[:, len(shape) :][problem.weights[:, len(shape) :] > 0.5 * _TRACK_WEIGHT]
         medians += [float(np.median(trusted))] if trusted.size else []
-    viewmats, all_of_it = (_to_head_frame(*placed, shape, canonical) for placed in ((R_face, t_face), (R, t)))
+    viewmats, hair = (_to_head_frame(*at, shape, canonical) for at in ((R_face, t_face), (R_hair, t_hair)))
     return Poses(
         viewmats,
-        (np.linalg.inv(viewmats) @ all_of_it)[:, :3],
+        (np.linalg.inv(viewmats) @ hair)[:, :3],
         float(np.sqrt(np.mean(squares))),
         float(np.mean(medians)) if medians else float("nan"),
         num_tracks,

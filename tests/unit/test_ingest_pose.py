@@ -1,5 +1,7 @@
 """Head poses against known ones: a rigid random head, noisy landmarks, exact and wrong tracks."""
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def observe(
         first, last = max(0, keyframe - 50), min(len(viewmats), keyframe + 50)
         seen = rest.project(np.tile(hair, (last - first, 1, 1)), viewmats[first:last], K)
         seen[:, :5] += rng.normal(size=(last - first, 5, 2)) * 8  # tracks that slipped
-        found.append(Tracks(keyframe, first, seen[keyframe - first], seen, np.ones(seen.shape[:2])))
+        found.append(Tracks(keyframe, first, seen[keyframe - first], seen, np.ones(seen.shape[:2]), np.ones(60, bool)))
     return landmarks.astype(np.float32), found
 
 
@@ -96,6 +98,38 @@ def test_poses_are_found(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch,
     assert unsteadiness_deg(found.viewmats, true) < 0.1 < 0.3 * unsteadiness_deg(start, true)
     assert found.landmark_rms_px < 1.0
     assert found.track_median_px < 0.1
+
+
+def beside(face: Tracks, hair: Tracks) -> Tracks:
+    """Tracks of one keyframe, some on the face and some not."""
+    parts = {
+        name: np.concatenate([getattr(face, name), getattr(hair, name)], axis)
+        for name, axis in (("points", 0), ("observed", 1), ("weights", 1))
+    }
+    return dataclasses.replace(face, **parts, on_face=np.concatenate([face.on_face, ~hair.on_face]))
+
+
+@pytest.mark.parametrize("window", [250, 60])
+def test_hair_that_swings_does_not_carry_the_face(
+    canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch, window: int
+) -> None:
+    monkeypatch.setattr(pose, "WINDOW", window)
+    monkeypatch.setattr(pose, "OVERLAP", 20)
+    rng = np.random.default_rng(8)
+    true, s = moving_head(120), np.arange(120) / 25
+    swung = np.tile(np.eye(4), (120, 1, 1))
+    swung[:, :3, :3] = Rotation.from_rotvec(np.radians(np.outer(np.sin(9 * s), [2.0, 0, 2.0]))).as_matrix()
+    landmarks, followed = observe(canonical, true, rng, noise_px=0.3)
+    hair = observe(canonical, true @ swung, rng, noise_px=0.3)[1]
+    matrices = model_matrices(true, 0.5, rng)
+    found = pose.solve(landmarks, matrices, [beside(*both) for both in zip(followed, hair, strict=True)], FOCAL)
+    whole = found.viewmats @ np.concatenate([found.swing, np.tile([[[0, 0, 0, 1.0]]], (120, 1, 1))], 1)
+    assert errors_deg(found.viewmats, true).mean() < 0.5 * errors_deg(whole, true).mean()
+    turns = Rotation.from_matrix(found.swing[:, :, :3]).as_rotvec(degrees=True)
+    assert np.corrcoef(turns[:, 2], np.sin(9 * s))[0, 1] > 0.95
+    rigid = pose.solve(landmarks, matrices, followed, FOCAL).swing
+    moved = np.degrees(Rotation.from_matrix(rigid[:, :, :3]).magnitude())
+    assert moved.max() < 0.2 < np.linalg.norm(turns, axis=1).max(), "hair that moves with the face does not swing"
 
 
 def two_ways(canonical: np.ndarray, monkeypatch: pytest.MonkeyPatch, tracked: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -177,8 +211,8 @@ def test_tracks_come_as_soon_as_their_frames_have(monkeypatch: pytest.MonkeyPatc
 
     def followed(flow, keyframe, held, landmarks, frames):
         spans.append((min(held), max(held)))
-        points = np.zeros((1, 2))
-        return Tracks(keyframe, frames.start, points, np.zeros((len(frames), 1, 2)), np.ones((len(frames), 1)))
+        observed, weights = np.zeros((len(frames), 1, 2)), np.ones((len(frames), 1))
+        return Tracks(keyframe, frames.start, np.zeros((1, 2)), observed, weights, np.ones(1, bool))
 
     monkeypatch.setattr(tracks, "_cut_out", lambda grey, landmarks, matte, number: number)
     monkeypatch.setattr(tracks, "_followed", followed)
@@ -237,7 +271,7 @@ def test_what_is_seen_again_stops_drift(canonical: np.ndarray, monkeypatch: pyte
     landmarks[80:, :, 0] += 2 * np.minimum(np.arange(80) / 40, 1)[:, None]
     seen = {t: part.observed[[t - part.first]] for part in followed for t in part.frames}
     weights = np.full((1, len(first.points)), float(tracks.ANCHOR_STEP))
-    again = [Tracks(first.keyframe, t, first.points, seen[t], weights) for t in range(70, 160, 10)]
+    again = [Tracks(first.keyframe, t, first.points, seen[t], weights, first.on_face) for t in range(70, 160, 10)]
 
     def drift_px(given: list[Tracks]) -> float:
         given = sorted(given, key=lambda part: part.frames.stop)
