@@ -10,7 +10,7 @@ from fiag_dist.actor import Actor
 from fiag_dist.config import AudioConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.model.audio import NARROW, WIDE, AudioCode, Listener, held, taps
-from fiag_dist.model.head import FACE_SCALE_M, Performance, Person, shown_colors
+from fiag_dist.model.head import FACE_SCALE_M, Performance, Person, act, shown_colors
 from fiag_dist.model.motion import hook
 from fiag_dist.model.surface import FaceSurface, MotionGate
 from fiag_dist.types import BOUND_M, Rendering
@@ -82,6 +82,25 @@ def test_expression_moves_nothing_below_the_nose_and_audio_nothing_above():
     torch.testing.assert_close(moved[above], other_voice[above], rtol=0, atol=1e-6)
     assert (moved[above] - other_face[above]).abs().max() > 1e-6
     assert (moved[below] - other_voice[below]).abs().max() > 1e-6
+
+
+def test_hair_swings_and_the_face_does_not():
+    head, shot = small_head().eval(), small_shot()
+    personal = head.universal.new_personal()
+    turn = torch.tensor([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # a quarter to the left
+    swing = torch.cat([turn, torch.tensor([[0.01], [0.0], [-0.02]])], 1)
+    person, drive = head.person(shot.embedding), head.drive(shot)
+    still = act(person, head.universal, personal, drive).face.means
+    swung = act(person, head.universal, personal, replace(drive, swing=swing)).face.means
+    gate = head.universal.gate(person.face.means)[:, 0]
+    face, hair = gate == 1, gate == 0
+    assert face.sum() > 10 < hair.sum()
+    torch.testing.assert_close(swung[face], still[face], rtol=0, atol=0)
+    x, y, z = still[hair].T
+    torch.testing.assert_close(swung[hair], torch.stack([0.01 - y, x, z - 0.02], 1), rtol=0, atol=1e-6)
+    between = ~face & ~hair
+    part = ((swung - still).norm(dim=1) / (still @ turn.T + swing[:, 3] - still).norm(dim=1))[between]
+    torch.testing.assert_close(part, 1 - gate[between], rtol=0, atol=1e-4)
 
 
 def test_the_gate_is_open_on_the_face_and_shut_on_hair():
