@@ -27,9 +27,9 @@ from fiag_dist.model.head import Head, Performance, Person, act, film
 from fiag_dist.model.motion import Drive, PersonalNet
 from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.storage import open_storage
-from fiag_dist.types import Camera, Gaussians
+from fiag_dist.types import GAZE, Camera, Gaussians
 
-VERSION = 4
+VERSION = 5
 """Raised whenever a program that knows only the one before could not read the folder."""
 OLDEST = 1
 """From this version on, folders are brought up to date as they are loaded."""
@@ -169,4 +169,10 @@ def _up_to_date(tensors: dict[str, Tensor], info: IdentityInfo) -> dict[str, Ten
         tensors[voice] = torch.cat([torch.zeros(info.audio_dim), torch.ones(1)])
     # To version 3 no listener was shown digital silence.
     tensors.setdefault("universal.listener.gate", torch.tensor(NARROW))
+    if info.version < 5:  # eyes looked where brows and lids had them look
+        for name in ("universal.face.net.0.weight", "personal.net.0.weight"):
+            if name in tensors:
+                tensors[name] = torch.cat(
+                    [tensors[name][:, :-1], torch.zeros(len(tensors[name]), len(GAZE)), tensors[name][:, -1:]], 1
+                )
     return tensors

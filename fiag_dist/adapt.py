@@ -25,6 +25,7 @@ from fiag_dist.errors import CheckpointError, ConfigError, DataError, guarded
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.manifest import Manifest, read_manifest
+from fiag_dist.start import check_channels
 from fiag_dist.storage import open_storage
 
 
@@ -114,6 +115,7 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
 
 def _check_formats(manifest: Manifest, formats: dict[str, Any], where: str) -> None:
     """What the shards hold must be what the checkpoint was trained on."""
+    check_channels(formats, where)
     found = {
         "size": manifest.size,
         "extractor": manifest.audio.extractor,

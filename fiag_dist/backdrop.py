@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.span import spikes
-from fiag_dist.types import EXPRESSION_NAMES, STILL, Frame, IdentityMeta
+from fiag_dist.types import ACTION_UNITS, EXPRESSION_NAMES, GAZE, STILL, Frame, IdentityMeta
 from fiag_dist.video import VideoWriter, read_frames
 
 VIDEO, POSES = "backdrop.mp4", "poses.npz"
@@ -131,7 +131,7 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
         with np.load(io.BytesIO((folder / POSES).read_bytes()), allow_pickle=False) as stored:
             poses = {name: stored[name] for name in stored.files}
             num = len(poses["index"])
-            poses.setdefault("swing", np.tile(STILL, (num, 1, 1)))  # adapted by an earlier version
+            poses = _up_to_date(poses, num)
             found = {name: poses[name].shape for name in ("viewmats", "K", "expressions", "swing")}
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"identity {folder}: {POSES} is damaged ({error}); {again}") from error
@@ -163,6 +163,14 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
     chosen = longest[take]
     tracks = {name: poses[name][chosen] for name in ("viewmats", "expressions", "swing")}
     return Loop(images[take], K=poses["K"], **tracks)
+
+
+def _up_to_date(poses: dict[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
+    """Tracks as this version has them: there was no swing once, and no gaze."""
+    expressions = poses["expressions"]
+    if expressions.shape == (num, len(ACTION_UNITS)):
+        expressions = np.insert(expressions, [len(ACTION_UNITS) - 1] * len(GAZE), 0, axis=1)
+    return {"swing": np.tile(STILL, (num, 1, 1)), **poses, "expressions": expressions}
 
 
 def longest_take(

@@ -1,4 +1,7 @@
-"""Which of the 478 tracked landmarks are what (MediaPipe's numbering)."""
+"""Which of the 478 tracked landmarks are what (MediaPipe's numbering), and where the eyes look by them."""
+
+import numpy as np
+from jaxtyping import Float, Float64
 
 FACE_OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
              150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
@@ -24,7 +27,28 @@ LIP_CORNERS = (61, 78, 291, 308)
 RIGHT_LIP_CORNER, LEFT_LIP_CORNER = 78, 308
 """Inner corners."""
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
+RIGHT_EYE_INNER, LEFT_EYE_INNER = 133, 362
 STABLE = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
 """Points that hardly move with speech: eye corners, nose, forehead, temples."""
+IRISES = (*RIGHT_IRIS, *LEFT_IRIS)
+"""Centre and four points of the edge of each."""
 LIPS_AND_LIDS = (*LIPS_OUTER, *LIPS_INNER, *RIGHT_EYE, *LEFT_EYE)
 LIPS = (*UPPER_LIP, *UPPER_LIP_EDGE, *LOWER_LIP, *LOWER_LIP_EDGE, *LIP_CORNERS)
+
+
+def gaze(landmarks: Float[np.ndarray, "frames 478 coordinates"]) -> Float64[np.ndarray, "frames 2"]:
+    """How far the irises are to the person's left and up from the middle between the eye's corners, along and across the line through these.
+
+    Mean of both eyes, in widths of the eye.
+    """
+    points, eyes = landmarks[..., :2].astype(np.float64), []
+    for iris, right, left in (
+        (RIGHT_IRIS[0], RIGHT_EYE_OUTER, RIGHT_EYE_INNER),
+        (LEFT_IRIS[0], LEFT_EYE_INNER, LEFT_EYE_OUTER),
+    ):
+        across = points[:, left] - points[:, right]
+        off = points[:, iris] - (points[:, left] + points[:, right]) / 2
+        up = np.stack([across[:, 1], -across[:, 0]], 1)
+        width2 = np.maximum(np.square(across).sum(1, keepdims=True), 1e-6)
+        eyes.append(np.stack([(off * across).sum(1), (off * up).sum(1)], 1) / width2)
+    return np.mean(eyes, axis=0)

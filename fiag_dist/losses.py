@@ -10,14 +10,13 @@ from torch.nn import functional as F
 
 from fiag_dist.compositing import compare
 from fiag_dist.config import LossConfig, SsimBackend
-from fiag_dist.landmarks import LIPS, LIPS_AND_LIDS
+from fiag_dist.landmarks import IRISES, LIPS, LIPS_AND_LIDS
 from fiag_dist.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
 from fiag_dist.model.motion import METRES, PersonalNet
-from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.ssim import ssim
 from fiag_dist.stages import Stage
-from fiag_dist.types import Camera, Label, Shot
+from fiag_dist.types import LIDS_MEET, NUM_LANDMARKS, Camera, Label, Shot
 
 TRIPLET_POINTS = 2048
 MOUTH_MARGIN_PX = 8
@@ -151,11 +150,12 @@ def project(points_N3: Float[Tensor, "n 3"], camera: Camera) -> Float[Tensor, "n
 
 
 @lru_cache
-def _on_contours(device: torch.device) -> Tensor:
-    """Which of the 468 landmarks lie on lips and lids, bool [468]; brought to the device once."""
-    found = torch.zeros(NUM_MESH, dtype=torch.bool)
-    found[list(LIPS_AND_LIDS)] = True
-    return found.to(device)
+def _weights(contours: float, irises: bool, device: torch.device) -> Tensor:
+    """Of the 478 landmarks, with a mean of 1; brought to the device once. irises: whether they are seen."""
+    weights = torch.ones(NUM_LANDMARKS)
+    weights[list(LIPS_AND_LIDS)] = contours
+    weights[list(IRISES)] = contours if irises else 0
+    return (weights / weights.mean()).to(device)
 
 
 @lru_cache
@@ -164,14 +164,14 @@ def _lips(device: torch.device) -> Tensor:
     return torch.tensor(LIPS, device=device)
 
 
-def landmark_term(moved_V3: Float[Tensor, "468 3"], shot: Shot, contours: float) -> Tensor:
-    """L_m: robust distance of the moved rest landmarks from the tracked ones, pixels of a 256-pixel frame."""
+def landmark_term(moved_V3: Float[Tensor, "478 3"], shot: Shot, contours: float) -> Tensor:
+    """L_m: robust distance of the moved rest landmarks from the tracked ones, pixels of a 256-pixel frame. contours: weight of lips, lids and irises."""
     at_256 = 256 / shot.camera.width
-    found = project(shot.rest_landmarks[:NUM_MESH] + moved_V3, shot.camera)
-    tracked = project(shot.landmarks[:NUM_MESH], shot.camera)
+    found = project(shot.rest_landmarks + moved_V3, shot.camera)
+    tracked = project(shot.landmarks, shot.camera)
     distance2 = ((found - tracked) * at_256).square().sum(1)
-    weights = torch.where(_on_contours(distance2.device), contours, 1.0)
-    return (weights / weights.mean() * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
+    weights = _weights(contours, shot.blink < LIDS_MEET, distance2.device)
+    return (weights * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
 
 
 def silence_term(head: Head, personal: PersonalNet, shot: Shot, shut_L3: Tensor, spread_m: float) -> Tensor:
@@ -214,7 +214,7 @@ def contrast_term(head: Head, performance: Performance, shot: Shot, rival: Perso
 
 
 def landmark_terms(
-    head: Head, personal: PersonalNet, moved_V3: Float[Tensor, "468 3"], shot: Shot, config: LossConfig
+    head: Head, personal: PersonalNet, moved_V3: Float[Tensor, "478 3"], shot: Shot, config: LossConfig
 ) -> dict[str, Tensor]:
     """What tracked landmarks ask of motion, in speech and in silence."""
     terms = {"landmarks": landmark_term(moved_V3, shot, config.landmarks_contours)}

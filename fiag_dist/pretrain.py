@@ -170,6 +170,7 @@ def _info(config: PretrainConfig, training: Training) -> dict:
         "version": __version__,
         "formats": {
             "id_dim": manifest.id_embedding.dim,
+            "expression": manifest.expression,
             "id_model": manifest.id_embedding.model,
             "audio_dim": manifest.audio.dim,
             "audio_window": manifest.audio.window,

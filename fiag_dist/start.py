@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from fiag_dist import hearing
 from fiag_dist.config import ModelConfig, TrainConfig
-from fiag_dist.errors import ConfigError
+from fiag_dist.errors import CheckpointError, ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
@@ -21,7 +22,7 @@ from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.storage import Storage
-from fiag_dist.types import BOUND_M, IdentityMeta, Label, Shot
+from fiag_dist.types import ACTION_UNITS, BOUND_M, EXPRESSION_NAMES, IdentityMeta, Label, Shot
 
 FRAMES_LOOKED_AT = 6
 """Frames of each identity that place and colour the first Gaussians."""
@@ -56,14 +57,15 @@ def fresh_head(
     return head.to(device)
 
 
-def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[str, Tensor], averaged: bool) -> Head:
+def load_head(config: TrainConfig, formats: Mapping[str, Any], shared: Mapping[str, Tensor], averaged: bool) -> Head:
     """The head of a checkpoint's shared tensors; `averaged` takes the moving average of IE-Net and UM-Net where there is one.
 
     The fields of `config` have the checkpoint's capacity, or more.
 
-    formats: id_dim, audio_dim, audio_window.
+    formats: as a checkpoint's info has them.
     """
     refuse_contradictions(config)
+    check_channels(formats)
     rest = shared["universal.rest_landmarks"]
     head = _empty(config, formats["id_dim"], formats["audio_dim"], formats["audio_window"], rest)
     state = {name: value for name, value in shared.items() if not name.startswith("ema.")}
@@ -74,6 +76,16 @@ def load_head(config: TrainConfig, formats: Mapping[str, int], shared: Mapping[s
             state[name] = torch.cat([state[name], own.new_zeros(len(own) - len(state[name]), *own.shape[1:])])
     head.load_state_dict(state, strict=False)
     return head
+
+
+def check_channels(formats: Mapping[str, Any], where: str = "") -> None:
+    """Raises CheckpointError unless a checkpoint was trained with EXPRESSION_NAMES; up to 0.1.0 they had no gaze, and no checkpoint named them."""
+    known = tuple(formats.get("expression", ACTION_UNITS))
+    if known != EXPRESSION_NAMES:
+        raise CheckpointError(
+            f"checkpoint {where}: trained with the expression channels {', '.join(known)}, this fiag_dist drives faces by {', '.join(EXPRESSION_NAMES)}; "
+            "pretrain again with it"
+        )
 
 
 def roomier(config: ModelConfig, factor: float) -> ModelConfig:

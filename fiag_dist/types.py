@@ -23,8 +23,15 @@ NUM_LANDMARKS = 478
 AUDIO_FRAMES = 8
 """Windows of speech features that one video frame sees: t-4 .. t+3."""
 
-EXPRESSION_NAMES = ("AU01", "AU02", "AU04", "AU05", "AU06", "AU07", "AU45")
-"""Upper-face action units, 0..1; the last one is the blink. The mouth must be driven by audio, so no lower-face channel is ever an input."""
+ACTION_UNITS = ("AU01", "AU02", "AU04", "AU05", "AU06", "AU07", "AU45")
+"""Of the upper face, 0..1. The mouth must be driven by audio, so no lower-face channel is ever an input."""
+GAZE = ("gaze_left", "gaze_up")
+"""Where the eyes look, -2..2, against where they look in the middle of the clip: 1 is an iris a twentieth of the eye's width to the person's left, or
+three hundredths up."""
+EXPRESSION_NAMES = (*ACTION_UNITS[:-1], *GAZE, ACTION_UNITS[-1])
+"""The channels that drive the upper face; the last one is the blink."""
+LIDS_MEET = 0.4
+"""The blink from which on an iris is guessed more than seen."""
 
 STILL = np.eye(3, 4, dtype=np.float32)
 """The `swing` of hair that moves with the face."""

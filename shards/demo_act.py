@@ -19,7 +19,7 @@ class Performance:
 
     speech: Speech
     expressions: np.ndarray
-    """Action units 0..1 in the order of EXPRESSION_NAMES."""
+    """In the order of EXPRESSION_NAMES; nobody looks aside."""
     motions: np.ndarray
     viewmats: np.ndarray
 
@@ -30,7 +30,7 @@ def perform(person: Person, rng: np.random.Generator, num_frames: int, fps: floa
     speech = speak(rng, num_frames, fps, person.pitch_hz, person.tract)
     blink = _blinks(rng, times)
     raised, frowned, widened, squinted, cheeks = (_waves(rng, times, p) for p in (0.45, 0.25, 0.3, 0.3, 0.35))
-    expressions = np.stack([raised, raised * 0.8, frowned, widened, cheeks, squinted, blink], 1)
+    expressions = np.stack([raised, raised * 0.8, frowned, widened, cheeks, squinted, 0 * blink, 0 * blink, blink], 1)
     lids = (1 - blink) * (1 + 0.22 * widened - 0.28 * squinted)
     tracks = {
         "open": speech.opening,

@@ -70,7 +70,7 @@ def small_shot(identity: str = "anna", seed: int = 0) -> Shot:
         labels=labels,
         audio=torch.randn(8, 6, 2, generator=generator),
         embedding=torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0),
-        expression=torch.rand(7, generator=generator),
+        expression=torch.rand(9, generator=generator),
         landmarks=rest + 1e-3 * torch.randn(478, 3, generator=generator),
         rest_landmarks=rest,
         camera=camera(),

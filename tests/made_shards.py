@@ -29,7 +29,7 @@ def make(name: str, seed: int = 0) -> tuple[IdentityMeta, list[Frame]]:
             viewmat=rng.normal(size=(4, 4)).astype(np.float32),
             K=rng.normal(size=(3, 3)).astype(np.float32),
             swing=rng.normal(size=(3, 4)).astype(np.float32),
-            expression=rng.random(7).astype(np.float32),
+            expression=rng.random(9).astype(np.float32),
             landmarks=rng.normal(size=(478, 3)).astype(np.float16),
             lips_rect=(1, 2, 30, 31),
             mouth_open=float(np.float32(rng.random())),

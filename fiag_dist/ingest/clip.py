@@ -98,7 +98,7 @@ def _watch_and_solve(
         K=intrinsics(cfg),
         swing=seen.poses.swing,
         split=["train" if i < num_train else "test" for i in range(len(use))],
-        expressions=expression.scaled(tracked.expressions, num_train),
+        expressions=expression.channels(tracked.units, tracked.landmarks, tracked.blinks, num_train),
         plate=seen.plate,
         thumbnail=seen.thumbnail,
         wav=np.ascontiguousarray(wav),

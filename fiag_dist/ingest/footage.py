@@ -21,7 +21,7 @@ from fiag_dist.ingest.face import Crop, Face, FaceTracker
 from fiag_dist.ingest.identity import IdentityEmbedder
 from fiag_dist.ingest.spool import Spool
 from fiag_dist.memory import peak_resident_mib
-from fiag_dist.types import EXPRESSION_NAMES, NUM_LANDMARKS
+from fiag_dist.types import ACTION_UNITS, NUM_LANDMARKS
 
 WORK_SIZE = 512
 """Landmarks and embeddings are read from crops of at least this side, pixels."""
@@ -112,7 +112,7 @@ class Footage:
     landmarks: bytearray = field(default_factory=bytearray)
     """Float32 [frames 478 2], pixels of the sample: most of what grows with the clip, so never held twice."""
     matrices: list[Float64[np.ndarray, "4 4"]] = field(default_factory=list)
-    expressions: list[Float32[np.ndarray, " channels"]] = field(default_factory=list)
+    units: list[Float32[np.ndarray, " units"]] = field(default_factory=list)
     blinks: list[float] = field(default_factory=list)
     embeddings: dict[int, Float32[np.ndarray, " id_dim"]] = field(default_factory=dict)
 
@@ -121,12 +121,12 @@ class Footage:
         self.looks.append(look)
         self.landmarks += (_NOWHERE if face is None else face.landmarks[:, :2] * scale).astype(np.float32).tobytes()
         self.matrices.append(np.zeros((4, 4)) if face is None else face.matrix)
-        self.expressions.append(_STILL if face is None else expression.raw(face.blendshapes))
+        self.units.append(_STILL if face is None else expression.raw(face.blendshapes))
         self.blinks.append(0.0 if face is None else expression.blink(face.blendshapes))
 
 
 _NOWHERE = np.zeros((NUM_LANDMARKS, 2), np.float32)
-_STILL = np.zeros(len(EXPRESSION_NAMES), np.float32)
+_STILL = np.zeros(len(ACTION_UNITS), np.float32)
 
 
 @dataclass(eq=False)
@@ -137,8 +137,8 @@ class Tracked:
     landmarks: Float32[np.ndarray, "frames 478 2"]
     """Pixels of the sample."""
     matrices: Float64[np.ndarray, "frames 4 4"]
-    expressions: Float32[np.ndarray, "frames channels"]
-    """Raw, 0..1."""
+    units: Float32[np.ndarray, "frames units"]
+    """Raw ACTION_UNITS, 0..1."""
     blinks: list[float]
     embeddings: dict[int, Float32[np.ndarray, " id_dim"]]
     """By frame number among the used ones."""
@@ -200,7 +200,7 @@ def select(footage: Footage, use: span.Span, name: str) -> Tracked:
         first=use.first,
         landmarks=np.frombuffer(footage.landmarks, np.float32).reshape(-1, NUM_LANDMARKS, 2)[used],
         matrices=np.stack(footage.matrices[used]),
-        expressions=np.stack(footage.expressions[used]),
+        units=np.stack(footage.units[used]),
         blinks=footage.blinks[used],
         embeddings=embedded,
         mattes=footage.mattes,

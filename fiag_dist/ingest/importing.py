@@ -131,7 +131,7 @@ def _import(
     split = folder.split[used]
     units = folder.action_units()
     if units is not None:
-        tracked.expressions = units[used]
+        tracked.units = units[used]
         tracked.blinks = np.clip(units[used, -1] * prepared.MOST_AU / prepared.MOST_BLINK, 0, 1).tolist()
     clock.stage("", 0.9)
     K = np.diag([cfg.size / folder.side, cfg.size / folder.side, 1.0]) @ folder.K
@@ -140,7 +140,7 @@ def _import(
         K=K,
         swing=np.tile(STILL, (len(viewmats), 1, 1)),
         split=split,
-        expressions=expression.scaled(tracked.expressions, max(1, split.count("train"))),
+        expressions=expression.channels(tracked.units, tracked.landmarks, tracked.blinks, max(1, split.count("train"))),
         plate=prepared.resized(folder.plate(), cfg.size),
         thumbnail=next(iter(folder.crops(cfg.size, use.first + len(use) // 2))),
         wav=np.ascontiguousarray(wav),

@@ -23,7 +23,7 @@ from jaxtyping import Float32, Float64, UInt8
 
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.footage import shrunk
-from fiag_dist.types import EXPRESSION_NAMES, Split
+from fiag_dist.types import ACTION_UNITS, Split
 
 FPS = 25
 MOST_AU, MOST_BLINK = 5.0, 2.0
@@ -57,17 +57,17 @@ class Prepared:
     def plate(self) -> UInt8[np.ndarray, "side side 3"]:
         return _read(self.folder / "bc.jpg", self.side)
 
-    def action_units(self) -> Float32[np.ndarray, "frames channels"] | None:
-        """The channels of EXPRESSION_NAMES, 0..1; None without an au.csv."""
+    def action_units(self) -> Float32[np.ndarray, "frames units"] | None:
+        """ACTION_UNITS, 0..1; None without an au.csv."""
         path = self.folder / "au.csv"
         if not path.is_file():
             return None
         with path.open(newline="") as stream:
             rows = [{(k or "").strip(): v for k, v in row.items()} for row in csv.DictReader(stream)]
         try:
-            table = np.array([[float(row[f"{name}_r"]) for name in EXPRESSION_NAMES] for row in rows], np.float32)
+            table = np.array([[float(row[f"{name}_r"]) for name in ACTION_UNITS] for row in rows], np.float32)
         except (KeyError, TypeError, ValueError) as error:
-            columns = ", ".join(f"{name}_r" for name in EXPRESSION_NAMES)
+            columns = ", ".join(f"{name}_r" for name in ACTION_UNITS)
             raise DataError(
                 f"{path}: no table of numbers with the columns {columns} ({error}); run OpenFace again"
             ) from error

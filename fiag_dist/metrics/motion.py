@@ -12,8 +12,10 @@ from fiag_dist.landmarks import (
     LIPS_INNER,
     LIPS_OUTER,
     RIGHT_EYE_OUTER,
+    gaze,
 )
 from fiag_dist.metrics.faces import Seen
+from fiag_dist.types import NUM_LANDMARKS
 
 LIDS = ((159, 145), (386, 374))
 """Middle of the upper and of the lower lid, right eye and left."""
@@ -23,24 +25,32 @@ FEWEST = 5
 """Frames below which a correlation says nothing."""
 STILL_MOUTH, STILL_EYES = 0.01, 0.005
 """A true track of a smaller deviation is the tracker's noise (0.003 and 0.0015): there is nothing to follow. Distances between the eyes."""
+STILL_GAZE = 0.01
+"""The same of gaze (noise 0.006), widths of an eye."""
 _LIPS = [*LIPS_OUTER, *LIPS_INNER]
 
 
 def scores(render: Sequence[Seen | None], truth: Sequence[Seen | None], size: int) -> dict[str, float | None]:
-    """LMD, and correlation and slope of mouth opening and eye closure, over the frames in which both faces were found.
+    """LMD, and correlation and slope of mouth opening, eye closure and gaze, over the frames in which both faces were found.
 
-    size: side of the frames, pixels. A value is None where no frame, or too little motion of the truth, speaks for it.
+    Gaze is from side to side, where the true eyes are open. size: side of the frames, pixels. A value is None where no frame, or too little motion of
+    the truth, speaks for it.
     """
     pairs = found(render, truth)
     mine, true = [a for a, _ in pairs], [b for _, b in pairs]
     mouth = agreement(openings(mine), openings(true), STILL_MOUTH)
-    eyes = agreement(-lid_gaps(mine), -lid_gaps(true), STILL_EYES)
+    lids = lid_gaps(true)
+    eyes = agreement(-lid_gaps(mine), -lids, STILL_EYES)
+    awake = lids > 0.5 * np.median(lids) if pairs else slice(None)
+    looks = agreement(gazes(mine)[awake], gazes(true)[awake], STILL_GAZE)
     return {
         "lmd_px_at_512": lip_distance(pairs, size),
         "mouth_opening_correlation": mouth[0],
         "mouth_opening_slope": mouth[1],
         "eye_closure_correlation": eyes[0],
         "eye_closure_slope": eyes[1],
+        "gaze_correlation": looks[0],
+        "gaze_slope": looks[1],
     }
 
 
@@ -66,6 +76,11 @@ def openings(faces: Sequence[Seen]) -> Float64[np.ndarray, " frames"]:
 def lid_gaps(faces: Sequence[Seen]) -> Float64[np.ndarray, " frames"]:
     """Gap between the lids, mean of both eyes, distances between the outer eye corners."""
     return np.array([np.mean([_gap(face, *lids) for lids in LIDS]) for face in faces], np.float64)
+
+
+def gazes(faces: Sequence[Seen]) -> Float64[np.ndarray, " frames"]:
+    """How far the irises are to the person's left, widths of an eye."""
+    return gaze(np.array([face.landmarks for face in faces]).reshape(-1, NUM_LANDMARKS, 2))[:, 0]
 
 
 def agreement(

@@ -27,7 +27,7 @@ ALL = (*IMAGE, "lpips", *OF_FACES)
 _PREFIXES = {
     "lmd": ("lmd_",),
     "mouth": ("mouth_opening_",),
-    "eyes": ("eye_closure_",),
+    "eyes": ("eye_closure_", "gaze_"),
     "aue": ("aue_",),
 }
 _INSTALL = "pip install 'fiag-dist[ingest]'"

@@ -15,7 +15,6 @@ from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import Drive, Motion, PersonalNet, swung
-from fiag_dist.model.surface import NUM_MESH
 from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.raster import Splats, center_of, checked_degree, rasterize_frames, view_colors
 from fiag_dist.types import Camera, Gaussians, Rendering, Shot
@@ -42,7 +41,7 @@ class Performance:
     motion: Motion | None
     """Of the face's Gaussians; None while nothing moves yet."""
     mouth_motion: Float[Tensor, "m 3"] | None
-    landmark_motion: Float[Tensor, "468 3"] | None
+    landmark_motion: Float[Tensor, "478 3"] | None
     """Of the shot's rest landmarks, metres; asked for in training."""
     face: Rendering
     mouth: Rendering
@@ -67,7 +66,7 @@ class Act:
     mouth: Gaussians
     motion: Motion | None = None
     mouth_motion: Float[Tensor, "m 3"] | None = None
-    landmark_motion: Float[Tensor, "468 3"] | None = None
+    landmark_motion: Float[Tensor, "478 3"] | None = None
 
 
 def act(
@@ -83,7 +82,7 @@ def act(
         return Act(person, face, mouth)
     points = face.means.detach()
     if rest_landmarks is not None:
-        points = torch.cat([points, rest_landmarks[:NUM_MESH]])
+        points = torch.cat([points, rest_landmarks])
     motion = universal.move(points, personal, drive)
     if rest_landmarks is not None:
         landmark_motion, motion = motion.means[len(face) :], _first(motion, len(face))
@@ -225,7 +224,7 @@ class Head(nn.Module):
         moving: bool = True,
         landmarks: bool = False,
         rendered: bool = True,
-    ) -> list[Performance] | list[Float[Tensor, "468 3"]]:
+    ) -> list[Performance] | list[Float[Tensor, "478 3"]]:
         """Performs frames, each of its own person, at rest unless `moving`; `landmarks` are moved along. Not `rendered`: the rest landmarks' motion alone.
 
         seeds: torch's generator starts from these, frame by frame, so that a frame's noise depends on no other; none: it goes on.
@@ -236,7 +235,7 @@ class Head(nn.Module):
                 if seeds:
                     torch.manual_seed(seeds[k])
                 if not rendered:
-                    moved.append(self.universal.move(shot.rest_landmarks[:NUM_MESH], personal, self.drive(shot)).means)
+                    moved.append(self.universal.move(shot.rest_landmarks, personal, self.drive(shot)).means)
                     continue
                 drive = self.drive(shot) if moving else None
                 rest = shot.rest_landmarks if moving and landmarks else None

@@ -14,7 +14,7 @@ from fiag_dist.storage import Storage, open_storage
 T = TypeVar("T")
 
 FILE = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)

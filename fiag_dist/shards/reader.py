@@ -19,7 +19,7 @@ from fiag_dist.errors import DataError
 from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, mend
 from fiag_dist.shards.schema import checked, mismatches
 from fiag_dist.storage import DamagedError, MissingError, Storage
-from fiag_dist.types import STILL, Frame, IdentityMeta, Split
+from fiag_dist.types import Frame, IdentityMeta, Split
 
 T = TypeVar("T")
 
@@ -38,9 +38,6 @@ def meta_of(data: bytes, name: str) -> IdentityMeta:
         members = _members(data)
         with np.load(io.BytesIO(members["arrays.npz"]), allow_pickle=False) as arrays:
             stored = {k: arrays[k] for k in arrays.files}
-        # Packed by an earlier version:
-        stored.setdefault("silence", stored["speech"][:0])
-        stored.setdefault("swing", np.tile(STILL, (len(stored["viewmats"]), 1, 1)))
         own = {
             "name": name,
             "wav": _wav(members["wav"]),
@@ -105,7 +102,7 @@ def parse(sample: dict[str, Any]) -> Frame:
             "embedding": _array(sample["id.npy"]),
             "viewmat": np.array(record["camera"], np.float32),
             "K": np.array(record["K"], np.float32),
-            "swing": np.array(record.get("swing", STILL), np.float32),
+            "swing": np.array(record["swing"], np.float32),
             "expression": np.array(record["expression"], np.float32),
             "landmarks": _array(sample["landmarks.npy"]),
             "lips_rect": tuple(record["lips_rect"]),

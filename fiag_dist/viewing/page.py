@@ -18,6 +18,7 @@ from fiag_dist.backdrop import bounce
 from fiag_dist.errors import FiagError
 from fiag_dist.sound import Sound
 from fiag_dist.staging import COLOURS
+from fiag_dist.types import EXPRESSION_NAMES, GAZE
 from fiag_dist.viewing.orbit import FOV_RAD, Orbit
 from fiag_dist.viewing.origin import is_own_page
 from fiag_dist.viewing.show import Look, Show, Speech
@@ -34,15 +35,17 @@ _PATIENCE_S = 1.5
 _BEGUN = "in step"
 _PRESS_BEGUN = f"[...document.querySelectorAll('button')].find(b => b.textContent.trim() === '{_BEGUN}').click()"
 """What the page does when the sound begins: nothing but its buttons speaks to us."""
-_MUSCLES = (
-    "brows up, inside",
-    "brows up, outside",
-    "brows down",
-    "eyes wide",
-    "cheeks up",
-    "lids tight",
-    "eyes closed",
-)
+_MUSCLES = {
+    "AU01": "brows up, inside",
+    "AU02": "brows up, outside",
+    "AU04": "brows down",
+    "AU05": "eyes wide",
+    "AU06": "cheeks up",
+    "AU07": "lids tight",
+    "gaze_left": "look to its left",
+    "gaze_up": "look up",
+    "AU45": "eyes closed",
+}
 """What each of EXPRESSION_NAMES does."""
 
 
@@ -78,7 +81,8 @@ class Visit:
             self._moves = gui.add_checkbox("as the clip goes on", True)
             self._pose = gui.add_slider("frame of the clip", 0, len(show.loop) - 1, 1, 0)
             self._by_hand = gui.add_checkbox("expression by hand", False)
-            self._muscles = [gui.add_slider(name, 0.0, 1.0, 0.05, 0.0) for name in _MUSCLES]
+            lowest = {name: -1.0 if name in GAZE else 0.0 for name in EXPRESSION_NAMES}
+            self._muscles = [gui.add_slider(_MUSCLES[name], low, 1.0, 0.05, 0.0) for name, low in lowest.items()]
         for handle in (self._height, self._background, self._moves, self._pose, self._by_hand, *self._muscles):
             handle.on_update(lambda _: wake.set())
         upload.on_upload(lambda event: self._uploaded(event.target.value))

@@ -17,7 +17,7 @@ from fiag_dist.shards.manifest import AudioFormat, read_manifest
 from fiag_dist.shards.reader import iter_frames, read_meta
 from fiag_dist.shards.writer import wav_bytes
 from fiag_dist.storage import open_storage
-from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta
+from fiag_dist.types import ACTION_UNITS, Frame, IdentityMeta
 
 QUICK = ("--extractor", "mel", "--size", "128", "--min-seconds", "0.7", "--jobs", "1")
 SECONDS = 1.2
@@ -162,7 +162,7 @@ def relatives_folder(shards: Path, name: str, out: Path) -> np.ndarray:
     cv2.imwrite(str(out / "bc.jpg"), meta.plate[..., ::-1])
     (out / "aud.wav").write_bytes(wav_bytes(meta.wav))
     np.save(out / "aud_ds.npy", np.random.default_rng(0).normal(size=(len(samples), 16, 29)).astype(np.float32))
-    header = ", ".join(["frame", *(f"{name}_r" for name in EXPRESSION_NAMES)])
+    header = ", ".join(["frame", *(f"{name}_r" for name in ACTION_UNITS)])
     rows = [", ".join(f"{v:.3f}" for v in [frame.index, *(frame.expression * 2)]) for frame in samples]
     (out / "au.csv").write_text("\n".join([header, *rows]))
     return np.stack([frame.viewmat for frame in samples])

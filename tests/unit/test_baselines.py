@@ -19,10 +19,8 @@ def clip() -> tuple[IdentityMeta, list[Frame]]:
 def posed(meta: IdentityMeta, viewmats: list[np.ndarray], expressions: np.ndarray) -> IdentityMeta:
     """The clip with other poses and expressions, as many as there are."""
     num = len(viewmats)
-    speech, split = np.zeros((num, 80, 4), np.float16), meta.split[:num]
-    return replace(
-        meta, viewmats=np.stack(viewmats), expressions=expressions.astype(np.float32), speech=speech, split=split
-    )
+    poses = {"viewmats": np.stack(viewmats), "swing": meta.swing[:num], "expressions": expressions.astype(np.float32)}
+    return replace(meta, **poses, speech=np.zeros((num, 80, 4), np.float16), split=meta.split[:num])
 
 
 def turned(degrees: float) -> np.ndarray:

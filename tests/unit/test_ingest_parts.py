@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from fiag_dist import landmarks
 from fiag_dist.ingest import backdrop, expression, masks, span
 from fiag_dist.ingest.face import Crop, Face
 from fiag_dist.ingest.identity import nearest_in_time
 from fiag_dist.ingest.spool import Spool
 from fiag_dist.landmarks import FACE_OVAL, LEFT_LOBE, LIPS_INNER, LIPS_OUTER, RIGHT_LOBE
-from fiag_dist.types import EXPRESSION_NAMES, Label
+from fiag_dist.types import EXPRESSION_NAMES, GAZE, Label
 
 SIZE = 128
 
@@ -93,13 +94,34 @@ def test_channels_are_scaled_by_the_training_part() -> None:
         blendshapes(eyeBlinkLeft=0.5 * (i % 2), eyeBlinkRight=0.5 * (i % 2), browInnerUp=0.01) for i in range(100)
     ]
     frames += [blendshapes(eyeBlinkLeft=1.0, eyeBlinkRight=1.0)] * 10
-    found = expression.scaled(np.stack([expression.raw(frame) for frame in frames]), num_train=100)
+    units = np.stack([expression.raw(frame) for frame in frames])
+    blinks = [expression.blink(frame) for frame in frames]
+    found = expression.channels(units, np.tile(face_points(), (110, 1, 1)), blinks, num_train=100)
     blink, brow = EXPRESSION_NAMES.index("AU45"), EXPRESSION_NAMES.index("AU01")
     assert found.shape == (110, len(EXPRESSION_NAMES))
     assert found[1, blink] == pytest.approx(1)
     assert found[105, blink] == pytest.approx(1.2), "test frames may exceed the training range a little"
     assert found[0, brow] == pytest.approx(0.2), "a channel that hardly moves is not blown up"
     assert expression.blink(frames[1]) == pytest.approx(0.5)
+
+
+def test_gaze_is_seen_by_the_irises_whatever_the_size_and_tilt_of_the_head() -> None:
+    def looking(left: float, up: float, turned_deg: float = 0.0, size: float = 1.0) -> np.ndarray:
+        points = np.zeros((478, 2))
+        points[[33, 133, 362, 263], 0] = [-45, -15, 15, 45]  # eyes are 30 wide
+        for iris, middle in ((468, -30), (473, 30)):
+            points[iris] = middle + 30 * left, -30 * up
+        c, s = np.cos(np.radians(turned_deg)), np.sin(np.radians(turned_deg))
+        return size * points @ np.array([[c, s], [-s, c]]) + 100
+
+    frames = np.stack([looking(0.1, 0.02), looking(0.1, 0.02, turned_deg=30), looking(-0.05, 0, 10, 3.0)])
+    np.testing.assert_allclose(landmarks.gaze(frames), [[0.1, 0.02], [0.1, 0.02], [-0.05, 0]], atol=1e-9)
+    looks = [0.04, 0.04, 0.09, 0.04, 0.5]
+    clip = np.stack([looking(left, 0.03) for left in looks]).astype(np.float32)
+    shut = [0.0, 0.0, 0.0, 0.0, 0.9]
+    found = expression.channels(np.zeros((5, 7), np.float32), clip, shut, num_train=5)
+    columns = [EXPRESSION_NAMES.index(name) for name in GAZE]
+    np.testing.assert_allclose(found[:, columns], [[0, 0], [0, 0], [1, 0], [0, 0], [2, 0]], atol=1e-4)
 
 
 def faced(x: float = 0.0, height: float = 50.0, changed: float = 1.0, behind: float = 0.2) -> span.Look:

@@ -13,7 +13,7 @@ from test_ingest_pose import FOCAL, K, errors_deg, model_matrices, moving_head
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import importing, pose, prepared, rest
 from fiag_dist.ingest.tracks import POSE_SIZE
-from fiag_dist.types import EXPRESSION_NAMES
+from fiag_dist.types import ACTION_UNITS
 
 SIDE = 32
 FRAMES = 11
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
         frames = [{"img_id": i, "aud_id": i, "transform_matrix": np.eye(4).tolist()} for i in numbers]
         tree = {"focal_len": 1200.0, "cx": SIDE / 2, "cy": SIDE / 2, "frames": frames}
         (root / f"transforms_{name}.json").write_text(json.dumps(tree))
-    columns = ["frame", *(f" {name}_r" for name in EXPRESSION_NAMES), " AU25_r"]
+    columns = ["frame", *(f" {name}_r" for name in ACTION_UNITS), " AU25_r"]
     rows = [",".join(columns), *(",".join(str(v) for v in [i, *[i / 2] * 7, 1]) for i in range(FRAMES))]
     (root / "au.csv").write_text("\n".join(rows))
     return root

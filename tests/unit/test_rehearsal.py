@@ -57,7 +57,7 @@ def test_a_rehearsed_actor_shows_what_the_actor_shows(data: str, motion: MotionC
     generator = torch.Generator().manual_seed(2)
     seen, errors = [], []
     for _ in range(2):
-        audio, expression = torch.randn(8, 80, 4, generator=generator), torch.rand(7, generator=generator)
+        audio, expression = torch.randn(8, 80, 4, generator=generator), torch.rand(9, generator=generator)
         swing = torch.eye(3, 4) + 0.02 * torch.randn(3, 4, generator=generator)
         expected, layer = (show(audio, expression, camera, swing) for show in (actor, rehearsal.perform))
         image = expected.over(torch.zeros(3, 1, 1))
@@ -77,7 +77,7 @@ def test_a_mouth_in_front_is_still_behind_the_face(data: str) -> None:
     nearer = replace(rest.mouth, means=rest.mouth.means + torch.tensor([0.0, 0.0, 0.12]))
     veil = replace(rest.face, opacities=rest.face.opacities - 3)
     actor = Actor(Person(veil, nearer), actor.universal, actor.personal)
-    quiet, calm, camera = torch.zeros(8, 80, 4), torch.zeros(7), camera_of(64)
+    quiet, calm, camera = torch.zeros(8, 80, 4), torch.zeros(9), camera_of(64)
     layer, expected = Rehearsal(actor).perform(quiet, calm, camera), actor(quiet, calm, camera)
     through = (1 - expected.face.alpha) * expected.mouth.alpha
     assert through.max() > 0.05, "the mouth shows somewhere"
@@ -91,7 +91,7 @@ def test_nothing_is_lighter_than_white(data: str) -> None:
     glaring = replace(rest.mouth, sh_dc=rest.mouth.sh_dc + 100, means=rest.mouth.means + torch.tensor([0.0, 0.04, 0.0]))
     clear = replace(rest.face, opacities=rest.face.opacities - 20)
     layer = Rehearsal(Actor(Person(clear, glaring), actor.universal, actor.personal)).perform(
-        torch.zeros(8, 80, 4), torch.zeros(7), camera_of(64)
+        torch.zeros(8, 80, 4), torch.zeros(9), camera_of(64)
     )
     thin = (layer.alpha > 0.05) & (layer.alpha < 0.5)
     assert thin.any()
@@ -107,14 +107,14 @@ def test_one_branch_alone_is_shown(data: str, gone: str) -> None:
         one = Gaussians(**{name: value[:1] for name, value in vars(actor.person.face).items()})
         person = replace(person, face=replace(one, opacities=one.opacities * 0 - 20))
     layer = Rehearsal(Actor(person, actor.universal, actor.personal)).perform(
-        torch.zeros(8, 80, 4), torch.zeros(7), camera_of(64)
+        torch.zeros(8, 80, 4), torch.zeros(9), camera_of(64)
     )
     assert layer.alpha.max() > 0.1
 
 
 def test_nothing_of_the_head_lies_outside_its_box(data: str) -> None:
     rehearsal = Rehearsal(actor_of(data, MotionConfig(output_scale=0.01)))
-    layer = rehearsal.perform(torch.zeros(8, 80, 4), torch.zeros(7), camera_of(256))
+    layer = rehearsal.perform(torch.zeros(8, 80, 4), torch.zeros(9), camera_of(256))
     x0, y0, x1, y1 = layer.box
     assert 0 < x0 < x1 < 256
     outside = layer.alpha.clone()
@@ -122,7 +122,7 @@ def test_nothing_of_the_head_lies_outside_its_box(data: str) -> None:
     assert not outside.any()
     away = camera_of(64)
     beside = replace(away, viewmat=away.viewmat + torch.tensor([[0, 0, 0, 5.0]] + [[0.0] * 4] * 3))
-    nobody = rehearsal.perform(torch.zeros(8, 80, 4), torch.zeros(7), beside)
+    nobody = rehearsal.perform(torch.zeros(8, 80, 4), torch.zeros(9), beside)
     backdrop = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     np.testing.assert_array_equal(composed(nobody, backdrop), backdrop)
     assert not composed(nobody, None).any()

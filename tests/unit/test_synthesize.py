@@ -37,7 +37,7 @@ def write_wav(path: Path, samples: np.ndarray) -> None:
 
 def loop_of(num: int) -> Loop:
     images = [np.full((2, 2, 3), i, np.uint8) for i in range(num)]
-    tracks = [np.zeros((num, *shape), np.float32) for shape in ((4, 4), (7,), (3, 4))]
+    tracks = [np.zeros((num, *shape), np.float32) for shape in ((4, 4), (9,), (3, 4))]
     return Loop(images, tracks[0], np.eye(3, dtype=np.float32), *tracks[1:])
 
 

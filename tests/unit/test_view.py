@@ -98,7 +98,7 @@ def test_sound_and_hands_move_the_face_and_time_does_not_stand_still(show: Show)
     look = Look(t=12, width=tiny.SIZE, height=tiny.SIZE)
     talking, silent = (show.picture(heard, look).astype(int) for heard in (speech, silence))
     assert np.abs(talking - silent).max() > 1
-    by_hand = show.picture(silence, Look(t=12, width=tiny.SIZE, height=tiny.SIZE, expression=(1.0,) * 7))
+    by_hand = show.picture(silence, Look(t=12, width=tiny.SIZE, height=tiny.SIZE, expression=(1.0,) * 9))
     assert np.abs(by_hand - silent).max() > 1
     later = show.picture(silence, Look(t=12, pose=20, width=tiny.SIZE, height=tiny.SIZE))
     assert np.abs(later - silent).max() > 1
