@@ -16,7 +16,6 @@ _ROBUST_PX2 = (30.0, 4.0, 0.5)
 _PRIOR_WEIGHT = 0.02
 _CALM_WEIGHT = 0.3
 """Of the second difference of a pose, in pixels by which it moves the head's surface: breaks ties between turn, shift and depth, and hardly costs a fit."""
-_IMMOVABLE = 1e12
 _ARM_M = 0.08
 """From the head's middle to its surface: how far a turn of one radian moves it."""
 
@@ -36,8 +35,6 @@ class Problem:
     weights: np.ndarray
     focal: float
     num_known: int = 0
-    keep_depth: bool = False
-    """Whether the head stays as far from the camera as it is."""
 
     def __post_init__(self) -> None:
         self.X0 = self.X
@@ -53,7 +50,7 @@ class Problem:
         self.H_calm = self.differences.T @ self.differences
 
     def placed_by(self, shares: np.ndarray) -> Problem:
-        """How the same frames are posed by points that stay where they are and have these shares of their weights [N]; as far away as they are now."""
+        """How the same frames are posed by points that stay where they are and have these shares of their weights [N]."""
         some = shares > 0
         part = replace(
             self,
@@ -62,7 +59,6 @@ class Problem:
             observed=self.observed[:, some],
             weights=self.weights[:, some] * shares[some],
             num_known=int(some.sum()),
-            keep_depth=True,
         )
         part.calm_where(self.neighbours[:, 0])
         return part
@@ -142,8 +138,6 @@ def _step(p: Problem, robust: float, damping: float) -> tuple[np.ndarray, np.nda
         S = dsyrk(-1.0, half.T, trans=1, lower=1, c=S, overwrite_c=1)
     rows = np.arange(6 * num_frames).reshape(num_frames, 6)
     S[rows[:, :, None], rows[:, None, :]] += H_poses * (1 + damping * np.eye(6))
-    if p.keep_depth:
-        S[rows[:, 5], rows[:, 5]] += _IMMOVABLE
     for axis, calm in enumerate(p.calm_6):
         S[axis::6, axis::6] += calm * p.H_calm
     g_poses -= p.calm_6 * (p.differences.T @ p.unrest())

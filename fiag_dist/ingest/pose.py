@@ -4,8 +4,8 @@ The landmark model's own matrix assumes the average face, and landmarks alone ji
 still. A long clip is solved in overlapping windows, so that the cost is linear in its length. All share one shape, found from landmarks all over the clip; what
 a window finds of the tracks' points holds in later ones, where tracks go on and where the first keyframe is seen again.
 
-Skin slides and hair swings: face and hair are two bodies. All points together decide on the shape and how far away it is; then what lies on the face
-alone says where the face is, and what lies beyond where the hair is; between them lies the hair's `swing` (docs/decisions.md, 35).
+Skin slides and hair swings: face and hair are two bodies. All points together decide on the shape; then what lies on the face alone says where the
+face is, and what lies beyond where the hair is; between them lies the hair's `swing` (docs/decisions.md, 35).
 """
 
 from __future__ import annotations

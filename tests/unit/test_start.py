@@ -16,7 +16,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.start import bake_in, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.types import Camera
+from fiag_dist.types import EXPRESSION_NAMES, Camera
 
 FIELD = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
 EMBEDDING = torch.nn.functional.normalize(torch.arange(16.0), dim=0)
@@ -109,7 +109,7 @@ def test_a_baked_head_looks_the_same_and_its_identity_net_starts_anew(
 def test_a_roomier_head_is_the_same_with_rows_to_spare(packed: tuple[Storage, Manifest]) -> None:
     config = TrainConfig(model=ModelConfig(field=FIELD))
     head = head_of(packed, config)
-    formats = {"id_dim": 16, "audio_dim": 80, "audio_window": 4}
+    formats = {"id_dim": 16, "audio_dim": 80, "audio_window": 4, "expression": EXPRESSION_NAMES}
     larger = replace(config, model=roomier(config.model, 1.5))
     loaded = load_head(larger, formats, dict(head.state_dict()), averaged=False)
     assert (loaded.face_field.capacity, loaded.mouth_field.capacity) == (900, 60)

@@ -127,7 +127,7 @@ def test_extra_shards_are_named_and_what_lies_deeper_is_not_ours(
 def test_another_version_ends_with_what_it_is(store: LocalStorage, capsys: pytest.CaptureFixture) -> None:
     tree = json.loads(store.read("manifest.json"))
     for text, message in (
-        (json.dumps(tree | {"version": 2}), "manifest.json: version 2, this program reads version 1"),
+        (json.dumps(tree | {"version": 3}), "manifest.json: version 3, this program reads version 2"),
         ("{", "manifest.json: not valid JSON"),
         (json.dumps(tree | {"fps": "fast"}), "manifest.json: fps: 'fast' has the wrong type"),
     ):
@@ -151,7 +151,7 @@ SAMPLE_FAULTS = {
     "landmarks is float16 [468, 3], expected": lambda s: s.update(
         {"landmarks.npy": npy(np.ones((468, 3), np.float16))}
     ),
-    "expression is float32 [6], the manifest says [7]": lambda s: record(s, expression=[0.0] * 6),
+    "expression is float32 [6], the manifest says [9]": lambda s: record(s, expression=[0.0] * 6),
     "viewmat is float32 [3, 4], expected": lambda s: record(s, camera=[[0.0] * 4] * 3),
     "split is 'val'": lambda s: record(s, split="val"),
     "time_s is '1', expected float": lambda s: record(s, time_s="1"),
