@@ -36,7 +36,7 @@ class Staging:
     pose: str = ""
     """SHARDS/IDENTITY: the head turns and nods as another packed clip's does, about its own mean pose; torso and background then stand still."""
     expression: str = ""
-    """SHARDS/IDENTITY: brows, lids and blinks of another packed clip."""
+    """SHARDS/IDENTITY: brows, lids, blinks and gaze of another packed clip."""
     mark: bool = False
     """Write AI-GENERATED in the lower right corner."""
 
