@@ -18,7 +18,7 @@ from fiag_dist.config import (
     StageConfig,
     TrainConfig,
 )
-from fiag_dist.landmarks import LIPS
+from fiag_dist.landmarks import IRISES, LIPS
 from fiag_dist.losses import Rival
 from fiag_dist.model.motion import StillNet
 from fiag_dist.stages import landmark_weight, rates, sh_degree, stage_at, total_steps
@@ -51,6 +51,19 @@ def test_landmark_term_vanishes_at_the_tracked_landmarks_only():
     true_motion = shot.landmarks - shot.rest_landmarks
     assert losses.landmark_term(true_motion, shot, 4.0) < 1e-4
     assert losses.landmark_term(torch.zeros(478, 3), shot, 4.0) > 0.05
+
+
+def test_irises_teach_while_they_are_seen():
+    shot = small_shot()
+    looking = shot.rest_landmarks.clone()
+    looking[list(IRISES), 0] += 0.002
+    awake, asleep = (replace(shot, landmarks=looking, blink=blink) for blink in (0.1, 0.9))
+    still = torch.zeros(478, 3)
+    assert losses.landmark_term(still, awake, 4.0) > 0.01
+    assert losses.landmark_term(still, asleep, 4.0) < 1e-5
+    assert losses.landmark_term(looking - shot.rest_landmarks, awake, 4.0) < 1e-5
+    looking[list(LIPS), 1] -= 0.002
+    assert losses.landmark_term(still, replace(asleep, landmarks=looking), 4.0) > 0.01, "lips go on teaching"
 
 
 def lips_up(shot: Shot, metres: float) -> torch.Tensor:

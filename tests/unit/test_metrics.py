@@ -9,7 +9,16 @@ import tiny_identity as tiny
 
 from fiag_dist.errors import ConfigError, DataError, WeightsError
 from fiag_dist.ingest.face import find_crop
-from fiag_dist.landmarks import LEFT_EYE_OUTER, LIPS_INNER, LIPS_OUTER, RIGHT_EYE_OUTER
+from fiag_dist.landmarks import (
+    LEFT_EYE_INNER,
+    LEFT_EYE_OUTER,
+    LEFT_IRIS,
+    LIPS_INNER,
+    LIPS_OUTER,
+    RIGHT_EYE_INNER,
+    RIGHT_EYE_OUTER,
+    RIGHT_IRIS,
+)
 from fiag_dist.metrics import action_units, likeness, lipsync, motion
 from fiag_dist.metrics.encoded import ThroughVideo
 from fiag_dist.metrics.faces import FaceFinder, Seen
@@ -24,13 +33,17 @@ SHAPES = sorted(
 FPS = 25
 
 
-def face(opening: float = 0.1, lids: float = 0.1, eyes_px: float = 50.0, **blendshapes: float) -> Seen:
-    """A face whose mouth and eyes are open so far, in distances between the eyes."""
+def face(
+    opening: float = 0.1, lids: float = 0.1, eyes_px: float = 50.0, looking: float = 0.0, **blendshapes: float
+) -> Seen:
+    """A face whose mouth and eyes are open so far, in distances between the eyes, and which looks so far to its left, in widths of an eye."""
     points = np.zeros((478, 2))
     points[LEFT_EYE_OUTER] = eyes_px, 0
     for (upper, lower), gap in (((13, 14), opening), *((pair, lids) for pair in motion.LIDS)):
         points[upper], points[lower] = (20, 40), (20, 40 + gap * eyes_px)
     points[RIGHT_EYE_OUTER] = 0
+    points[[RIGHT_EYE_INNER, LEFT_EYE_INNER], 0] = 0.3 * eyes_px, 0.7 * eyes_px
+    points[[RIGHT_IRIS[0], LEFT_IRIS[0]], 0] = (np.array([0.15, 0.85]) + 0.3 * looking) * eyes_px
     return Seen(points, dict.fromkeys(SHAPES, 0.0) | blendshapes)
 
 
@@ -111,6 +124,15 @@ def test_scores_over_the_frames_in_which_both_faces_were_found() -> None:
     nobody = motion.scores([None] * 8, true, 512)
     assert set(nobody) == set(scores)
     assert all(value is None for value in nobody.values())
+
+
+def test_gaze_is_compared_while_the_true_eyes_are_open() -> None:
+    looks, shut = np.array([0.0, 0.1, -0.1, 0.05, 0.9, 0.0, -0.05]), np.arange(7) == 4
+    true = [face(lids=0.01 if s else 0.1, looking=x) for x, s in zip(looks, shut, strict=True)]
+    mine = [face(looking=0.0 if s else 0.5 * x) for x, s in zip(looks, shut, strict=True)]
+    scores = motion.scores(mine, true, 256)
+    assert scores["gaze_correlation"] == pytest.approx(1)
+    assert scores["gaze_slope"] == pytest.approx(0.5)
 
 
 def test_lmd_is_in_pixels_at_512_and_knows_no_shift() -> None:
