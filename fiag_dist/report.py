@@ -68,7 +68,7 @@ GROUPS = (
             Column("eyes corr.", "eye_closure_correlation"),
             Column("eyes slope", "eye_closure_slope"),
             Column("eyes corr. on train frames", "train.eye_closure_correlation", screen=False),
-            Column("gaze corr.", "gaze_correlation"),
+            Column("gaze corr.", "gaze_correlation", screen=False),
             Column("gaze slope", "gaze_slope", screen=False),
             Column("AUE upper", "aue_upper_intensity2", ".3f", screen=False),
             Column("AUE lower", "aue_lower_intensity2", ".3f", screen=False),

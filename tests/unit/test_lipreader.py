@@ -17,6 +17,7 @@ from fiag_dist.model.lipreader import MOTIONS, RIDGE, LipReader, motions
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.start import fresh_head, load_head
 from fiag_dist.storage import Storage, open_storage
+from fiag_dist.types import EXPRESSION_NAMES
 
 
 def test_it_solves_the_regularised_least_squares_of_all_frames_by_their_weights() -> None:
@@ -113,7 +114,7 @@ def test_somebody_new_is_added_to_what_others_taught_and_what_is_kept_back_is_no
 
 def test_what_lips_do_travels_in_a_checkpoint(two: tuple[Storage, Manifest]) -> None:
     config, head = head_of(two)
-    formats = {"id_dim": 16, "audio_dim": 4, "audio_window": 2}
+    formats = {"id_dim": 16, "audio_dim": 4, "audio_window": 2, "expression": EXPRESSION_NAMES}
     again = load_head(config, formats, head.state_dict(), averaged=False)
     attune(head.universal.listener, *two, "bert", np.array([], int))
     attune(again.universal.listener, *two, "bert", np.array([], int))
@@ -124,7 +125,7 @@ def test_what_lips_do_travels_in_a_checkpoint(two: tuple[Storage, Manifest]) -> 
 
 def test_a_checkpoint_of_a_listener_that_was_not_shown_silence_keeps_its_gate(two: tuple[Storage, Manifest]) -> None:
     config, head = head_of(two)
-    formats = {"id_dim": 16, "audio_dim": 4, "audio_window": 2}
+    formats = {"id_dim": 16, "audio_dim": 4, "audio_window": 2, "expression": EXPRESSION_NAMES}
     now = head.state_dict()
     before = {name: tensor for name, tensor in now.items() if name != "universal.listener.gate"}
     gates = [load_head(config, formats, state, averaged=False).universal.listener.gate for state in (now, before)]

@@ -29,6 +29,9 @@ def test_a_picture_has_truth_render_coverage_and_what_moves(tmp_path: Path, form
         config, model=replace(config.model, motion=replace(config.model.motion, form=form, audio=AudioConfig(dim=32)))
     )
     training = build(config, data, read_manifest(data), torch.device("cpu"))
+    with torch.no_grad():  # fresh networks hardly say anything
+        for parameter in training.head.universal.face.parameters():
+            parameter.mul_(2)
     with closing(training.feed):
         seen = looks.look(training, fps=25)
     (name,) = training.feed.names
