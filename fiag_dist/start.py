@@ -83,8 +83,8 @@ def check_channels(formats: Mapping[str, Any], where: str = "") -> None:
     known = tuple(formats.get("expression", ACTION_UNITS))
     if known != EXPRESSION_NAMES:
         raise CheckpointError(
-            f"checkpoint {where}: trained with the expression channels {', '.join(known)}, this fiag_dist drives faces by {', '.join(EXPRESSION_NAMES)}; "
-            "pretrain again with it"
+            f"{f'checkpoint {where}'.rstrip()}: trained with the expression channels {', '.join(known)}, this fiag_dist drives faces by "
+            f"{', '.join(EXPRESSION_NAMES)}; pretrain again with it"
         )
 
 

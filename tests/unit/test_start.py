@@ -9,12 +9,13 @@ import tiny_identity
 import torch
 
 from fiag_dist.config import FieldConfig, IdentityConfig, LossConfig, ModelConfig, TrainConfig
+from fiag_dist.errors import CheckpointError
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.losses import project
 from fiag_dist.model.field import SH_DC
 from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import Manifest, read_manifest
-from fiag_dist.start import bake_in, fresh_head, load_head, roomier, settle
+from fiag_dist.start import bake_in, check_channels, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES, Camera
 
@@ -119,3 +120,12 @@ def test_a_roomier_head_is_the_same_with_rows_to_spare(packed: tuple[Storage, Ma
     ):
         np.testing.assert_array_equal(mine.detach().numpy(), theirs.detach().numpy())
     assert not loaded.face_field.means[600:].any()
+
+
+def test_a_checkpoint_of_before_gaze_is_refused_in_a_line(packed: tuple[Storage, Manifest]) -> None:
+    config = TrainConfig(model=ModelConfig(field=FIELD))
+    head, formats = head_of(packed, config), {"id_dim": 16, "audio_dim": 80, "audio_window": 4}
+    with pytest.raises(CheckpointError, match=r"^checkpoint: trained with .*AU07, AU45, .*gaze_up.*; pretrain again"):
+        load_head(config, formats, dict(head.state_dict()), averaged=False)
+    with pytest.raises(CheckpointError, match="^checkpoint runs/old: trained with"):
+        check_channels(formats, "runs/old")
