@@ -127,5 +127,5 @@ def test_a_checkpoint_of_before_gaze_is_refused_in_a_line(packed: tuple[Storage,
     head, formats = head_of(packed, config), {"id_dim": 16, "audio_dim": 80, "audio_window": 4}
     with pytest.raises(CheckpointError, match=r"^checkpoint: trained with .*AU07, AU45, .*gaze_up.*; pretrain again"):
         load_head(config, formats, dict(head.state_dict()), averaged=False)
-    with pytest.raises(CheckpointError, match="^checkpoint runs/old: trained with"):
+    with pytest.raises(CheckpointError, match=r"^checkpoint runs/old: trained with"):
         check_channels(formats, "runs/old")
