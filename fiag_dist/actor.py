@@ -93,7 +93,7 @@ class Actor(nn.Module):
         swing: Float[Tensor, "3 4"] | None = None,
         raster: RasterBackend = "auto",
     ) -> Performance:
-        """Performs one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1; swing: of hair, as in Frame."""
+        """Performs one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES; swing: of hair, as in Frame."""
         drive = Drive(self.universal.listener(audio_8CW), expression, swing)
         return film([act(self.person, self.universal, self.personal, drive)], [camera], raster)[0]
 

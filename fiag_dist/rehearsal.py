@@ -67,7 +67,7 @@ class Rehearsal:
         expression: Float[Tensor, " channels"],
         swing: Float[Tensor, "3 4"] | None = None,
     ) -> Person:
-        """Everything in its place for one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES, 0..1; swing: of hair, as in Frame."""
+        """Everything in its place for one frame. audio_8CW: windows t-4 .. t+3; expression: EXPRESSION_NAMES; swing: of hair, as in Frame."""
         universal, face, mouth = self._universal, self.rest.face, self.rest.mouth
         drive = Drive(universal.listener(audio_8CW), expression)
         own = self._personal.from_features(self._own_features, drive, self._upper_M1)

@@ -79,7 +79,7 @@ def load_head(config: TrainConfig, formats: Mapping[str, Any], shared: Mapping[s
 
 
 def check_channels(formats: Mapping[str, Any], where: str = "") -> None:
-    """Raises CheckpointError unless a checkpoint was trained with EXPRESSION_NAMES; up to 0.1.0 they had no gaze, and no checkpoint named them."""
+    """Raises CheckpointError unless a checkpoint was trained with EXPRESSION_NAMES; earlier ones had no gaze, and named no channels."""
     known = tuple(formats.get("expression", ACTION_UNITS))
     if known != EXPRESSION_NAMES:
         raise CheckpointError(

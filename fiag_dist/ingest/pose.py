@@ -81,7 +81,7 @@ def solve(
     shape = _shared_shape(R, t, landmarks, canonical, focal_px) if shared else canonical
     source, near, solved = iter(tracks), deque[Tracks](), dict[int, np.ndarray]()
     squares, medians, num_tracks = [], [], 0
-    R_face, t_face, R_hair, t_hair = R.copy(), t.copy(), R.copy(), t.copy()
+    of_all, of_face, of_hair = (R, t), (R.copy(), t.copy()), (R.copy(), t.copy())
     for window in windows:
         near.extend(_until(window.stop, source))
         while near and near[0].frames.stop <= window.start:
@@ -91,14 +91,13 @@ def solve(
         problem.calm_where(steady[window.start : window.stop - 2])
         problem.num_known = sum(len(solved[k]) for k in here if k in solved) + (len(shape) if shared else 0)
         minimise(problem)
-        overlap = OVERLAP if window.start else 0
-        R[window], t[window] = _faded(R[window], t[window], problem, overlap)
         on_face = np.concatenate([np.ones(len(shape), bool), *(parts[0].on_face for parts in here.values())])
         face, hair = problem.placed_by(on_face), problem.placed_by(np.where(on_face, _FACE_IN_HAIR, 1.0))
         minimise(face)
         minimise(hair)
-        R_face[window], t_face[window] = _faded(R_face[window], t_face[window], face, overlap)
-        R_hair[window], t_hair[window] = _faded(R_hair[window], t_hair[window], hair, overlap)
+        for (turns, shifts), found in ((of_all, problem), (of_face, face), (of_hair, hair)):
+            overlap = OVERLAP if window.start else 0
+            turns[window], shifts[window] = _faded(turns[window], shifts[window], found, overlap)
         shape, *points = np.split(
             problem.X, np.cumsum([len(shape), *(len(parts[0].points) for parts in here.values())])[:-1]
         )
@@ -108,10 +107,10 @@ def solve(
         squares.append(np.square(error[:, : len(shape)]).mean())
         trusted = error[:, len(shape) :][problem.weights[:, len(shape) :] > 0.5 * _TRACK_WEIGHT]
         medians += [float(np.median(trusted))] if trusted.size else []
-    viewmats, hair = (_to_head_frame(*at, shape, canonical) for at in ((R_face, t_face), (R_hair, t_hair)))
+    viewmats, hair_viewmats = (_to_head_frame(*placed, shape, canonical) for placed in (of_face, of_hair))
     return Poses(
         viewmats,
-        (np.linalg.inv(viewmats) @ hair)[:, :3],
+        (np.linalg.inv(viewmats) @ hair_viewmats)[:, :3],
         float(np.sqrt(np.mean(squares))),
         float(np.mean(medians)) if medians else float("nan"),
         num_tracks,

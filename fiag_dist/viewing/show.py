@@ -36,7 +36,7 @@ class Look:
     pose: int = 0
     """Frame of the clip whose head pose and backdrop are shown."""
     expression: tuple[float, ...] = ()
-    """EXPRESSION_NAMES, 0..1; empty: those of the clip's frame."""
+    """EXPRESSION_NAMES; empty: those of the clip's frame."""
     orbit: Orbit = field(default_factory=Orbit)
     background: str = "clip"
     """`clip`, a colour by name, or `#rrggbb`."""
