@@ -22,7 +22,7 @@ from fiag_dist.errors import guarded
 from fiag_dist.metrics.panel import asked
 
 Experiment = Literal[
-    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "fig8", "fig10", "prior"
+    "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "fig8", "fig10", "likeness", "prior"
 ]
 
 

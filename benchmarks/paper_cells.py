@@ -24,13 +24,14 @@ from fiag_dist.config import AdaptConfig, PackConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict, to_yaml
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError
-from fiag_dist.evaluate import evaluate_identity
+from fiag_dist.evaluate import embeddings_of, evaluate_identity
 from fiag_dist.examine import Evaluation
 from fiag_dist.metrics.panel import Panel
 from fiag_dist.monitor import peak_mib
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.start import forget
 from fiag_dist.storage import open_storage
 from fiag_dist.synthesize import Identity
 from fiag_dist.video import SAMPLE_RATE
@@ -128,13 +129,10 @@ class Lab:
         """How fast a finished identity speaks, frames a second, and its peak memory."""
         return self._cell("render", {"folder": folder}, lambda _: self._apart(_render, folder))
 
-    def baked(self, run: str) -> Numbers:
-        """All identities of a pretraining, straight from its field: metrics of each by name, and `folders`."""
-        return self._cell(
-            "baked",
-            {"run": run, "metrics": list(self.plan.metrics)},
-            lambda _: self._apart(_bake, run, self.plan.metrics),
-        )
+    def baked(self, run: str, forgotten: bool = False) -> Numbers:
+        """All identities of a pretraining, straight from its field: metrics of each by name, and `folder`. forgotten: after IE-Net was taken away."""
+        asked = {"run": run, "metrics": list(self.plan.metrics)} | ({"forgotten": True} if forgotten else {})
+        return self._cell("baked", asked, lambda _: self._apart(_bake, run, self.plan.metrics, forgotten))
 
     def _cell(self, kind: str, asked: Mapping[str, Any], work: Callable[[str], Numbers]) -> Numbers:
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
@@ -204,11 +202,22 @@ def _adapt(job: Job, metrics: Sequence[str]) -> Numbers:
     return _examined(Path(job.folder), metrics) | {"minutes": noted["seconds"] / 60, "peak_mib": noted["peak_mib"]}
 
 
-def _examined(folder: Path, metrics: Sequence[str]) -> Numbers:
-    """The metrics that this installation can measure, those of the nearest warped training frame as `nearest.KEY`, and what was left out."""
+def _examined(folder: Path, metrics: Sequence[str], among: Sequence[Path] = ()) -> Numbers:
+    """The metrics that this installation can measure, those of the nearest warped training frame as `nearest.KEY`, and what was left out.
+
+    among: folders of people that this one is told from: `cosine_to_own_clip`, the largest `cosine_to_another`, and whether the first is the larger.
+    """
     with Panel(metrics) as panel:
-        found = evaluate_identity(folder, Evaluation(panel))
+        evaluation = Evaluation(panel)
+        found = evaluate_identity(folder, evaluation, embeddings_of(among, evaluation))
         numbers = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+        if near := dict(found.get("identity_cosine_to", {})):
+            own, other = near.pop(found["name"]), max(near.values())
+            numbers |= {
+                "cosine_to_own_clip": own,
+                "cosine_to_another": other,
+                "nearest_to_own_clip": float(own > other),
+            }
         nearest = found["baselines"]["nearest_warped"]
         return numbers | {f"nearest.{key}": v for key, v in nearest.items()} | {"left_out": panel.left_out}
 
@@ -223,9 +232,10 @@ def _render(folder: str) -> Numbers:
     return {"frames_per_s": frames / (time.perf_counter() - began), "peak_mib": peak_mib()}
 
 
-def _bake(run: str, metrics: Sequence[str]) -> Numbers:
-    folders = sorted(path for path in bake_run(run).iterdir() if path.is_dir())
-    return {folder.name: _examined(folder, metrics) | {"folder": str(folder)} for folder in folders}
+def _bake(run: str, metrics: Sequence[str], forgotten: bool) -> Numbers:
+    out = bake_run(run, "forgotten", forget) if forgotten else bake_run(run)
+    folders = sorted(path for path in out.iterdir() if path.is_dir())
+    return {folder.name: _examined(folder, metrics, folders) | {"folder": str(folder)} for folder in folders}
 
 
 def people_of(data: str) -> list[str]:

@@ -228,6 +228,36 @@ def fig10(study: Study) -> Findings:
     return Findings(rows, (*IMAGE, SSIM, LPIPS), [remark], beside(first))
 
 
+def likeness(study: Study) -> Findings:
+    """Whom a recogniser takes the renders of everybody in one field for: as trained, after IE-Net was taken away, and trained without one."""
+    lab, data = study.lab, study.lab.shards(study.seconds)
+    everybody = sorted((*study.taught, *study.tested))
+
+    def row(forgotten: bool = False, variant: Settings | None = None) -> Callable[[int], Numbers]:
+        def make(seed: int) -> Numbers:
+            baked = lab.baked(lab.pretrained(data, everybody, seed, variant)["run"], forgotten)
+            return means([baked[name] for name in everybody])
+
+        return make
+
+    rows = study.over_seeds(
+        {
+            "as trained": row(),
+            "IE-Net taken away": row(forgotten=True),
+            "trained without IE-Net": row(variant=WITHOUT_IDENTITY),
+            "trained without IE-Net and IM-Nets": row(variant=merged(WITHOUT_IDENTITY, parts(personal=False))),
+        }
+    )
+    columns = (
+        Column("nearest to their own clip", "nearest_to_own_clip", ".0%"),
+        Column("cosine to it", "cosine_to_own_clip", ".3f"),
+        Column("to the nearest other clip", "cosine_to_another", ".3f"),
+        *IMAGE,
+    )
+    remark = f"{len(everybody)} people, none adapted. Taken away: IE-Net's offsets are 0, and everybody moves the canonical field with their own IM-Net."
+    return Findings(rows, columns, [remark])
+
+
 def prior(study: Study) -> Findings:
     """How soon an adaptation is as good as training from scratch, with our start and with the paper's."""
     lab, data = study.lab, study.lab.shards(study.seconds)
@@ -256,7 +286,8 @@ def prior(study: Study) -> Findings:
 
 
 EXPERIMENTS: dict[str, Callable[[Study], Findings]] = {
-    make.__name__: make for make in (table1, table2, table3, table4, table5, table6, table7, table8, fig8, fig10, prior)
+    make.__name__: make
+    for make in (table1, table2, table3, table4, table5, table6, table7, table8, fig8, fig10, likeness, prior)
 }
 
 

@@ -113,8 +113,9 @@ FACTS = {
         ("result",),
         {"20 people, 5 s each": ("coarse reconstructions",)},
     ),
+    "likeness": Facts("Whom a recogniser takes renders for, with and without IE-Net", (), {}),
     "prior": Facts("What a pretraining is worth: steps of adaptation and of training from scratch", (), {}),
 }
-"""By experiment; the paper has no table for the last.
+"""By experiment; the paper has no table for the last two.
 
 Table I's from-scratch row is TalkingGaussian's, and the first two rows of Table VIII are FIAG-30K and FIAG-40K."""

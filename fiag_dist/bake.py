@@ -1,5 +1,6 @@
 """From trained networks to an identity folder that stands on its own: the baked head, and the backdrop to render it over."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -57,19 +58,20 @@ def write_identity_folder(
     save_actor(folder, actor, info)
 
 
-def bake_run(run: str) -> Path:
-    """The identities that a pretraining was trained on, as folders below its run folder: each with its own personal net.
+def bake_run(run: str, below: str = "identities", change: Callable[[Head], None] = lambda head: None) -> Path:
+    """The identities that a pretraining was trained on, as folders in `below` in its run folder: each with its own personal net.
 
-    Those baked from the newest checkpoint before are kept. Raises CheckpointError when the run has none.
+    Those baked from the newest checkpoint before are kept. change: what is done to the head first. Raises CheckpointError when the run has none.
     """
     storage, folder = checkpoint.resolve(run)
     stored = checkpoint.load(storage, folder)
     config = from_dict(PretrainConfig, stored.info["config"], f"{run}: COMMIT.json")
     data = open_storage(config.data)
     manifest = read_manifest(data)
-    out, start = Path(run) / "identities", f"{storage.url}/{folder}"
+    out, start = Path(run) / below, f"{storage.url}/{folder}"
     head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
     head.sh_degree = sh_degree(stored.step, config.train)
+    change(head)
     for name in stored.identities:
         done = out / name
         if (done / INFO).is_file() and load_info(done).checkpoint == start:

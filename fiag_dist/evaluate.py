@@ -23,7 +23,7 @@ from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import read_meta
 from fiag_dist.storage import open_storage
 
-__all__ = ["EvaluateCommand", "evaluate_identity", "identities_in", "main"]
+__all__ = ["EvaluateCommand", "embeddings_of", "evaluate_identity", "identities_in", "main"]
 
 REPORT, SCRATCH = "evaluation.md", "scratch"
 METHODS = (
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> int:
         scratches = {identity: identity / SCRATCH for identity in todo if (identity / SCRATCH / INFO).is_file()}
         task = bar.add_task("", total=len(todo) + len(scratches))
         evaluation = Evaluation(panel, audio=command.audio, encoded=command.encoded, data=command.data, strict=strict)
-        people = {folder: _people(group, evaluation) for folder, group in groups.items()}
+        people = {folder: embeddings_of(group, evaluation) for folder, group in groups.items()}
 
         def scored(identity: Path, home: Path, name: str) -> dict[str, Any]:
             before = round(bar.tasks[task].completed)
@@ -118,7 +118,7 @@ def identities_in(folder: Path) -> list[Path]:
     return found
 
 
-def _people(group: Sequence[Path], evaluation: Evaluation) -> Mapping[str, np.ndarray]:
+def embeddings_of(group: Sequence[Path], evaluation: Evaluation) -> Mapping[str, np.ndarray]:
     """Embeddings of the people of several identities, from their clips' training frames; none when nobody asks, or another recogniser made them."""
     if "identity" not in evaluation.panel.names or len(group) < 2:
         return {}

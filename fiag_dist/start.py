@@ -110,6 +110,11 @@ def bake_in(head: Head, embedding: Float[Tensor, " id_dim"]) -> None:
     for field, own in ((head.face_field, person.face), (head.mouth_field, person.mouth)):
         for name in PARAMETERS:
             getattr(field, name)[: len(own)] = getattr(own, name)
+    forget(head)
+
+
+def forget(head: Head) -> None:
+    """Makes IE-Net say nothing of anybody: all its offsets are 0, and everybody is the canonical field, until it learns again."""
     head.face_identity.restart()
     head.mouth_identity.restart()
 

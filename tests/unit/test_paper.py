@@ -127,6 +127,10 @@ class Imagined(Lab):
             "nearest.full_psnr_db": 20.0,
         }
 
+    def baked(self, run: str, forgotten: bool = False) -> dict[str, Any]:
+        numbers = {"nearest_to_own_clip": 0.0 if forgotten else 1.0, "head_psnr_db": 25.0}
+        return dict.fromkeys(("anna", "bert", "carl", "dora"), numbers)
+
     def rendered(self, folder: str) -> dict[str, Any]:
         return {"frames_per_s": 30.0, "peak_mib": 400.0}
 
@@ -155,6 +159,7 @@ def test_each_experiment_asks_for_settings_that_go_together_and_fills_its_page(t
         from_dict(AdaptConfig, merged(to_dict(from_yaml(AdaptConfig, ROOT / "configs/adapt_fast.yaml")), settings))
     page = write_page(tmp_path, name, found, "made by hand").read_text()
     assert all(f"| {row} |" in page for row in (*found.rows, *FACTS[name].rows))
+    assert ("| IE-Net taken away | 0% ± 0 |" in page) == (name == "likeness")
     assert "made by hand" in page
     assert "±" in page
     assert (tmp_path / f"{name}.png").is_file() == (name in ("fig8", "prior"))

@@ -15,7 +15,7 @@ from fiag_dist.losses import project
 from fiag_dist.model.field import SH_DC
 from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import Manifest, read_manifest
-from fiag_dist.start import bake_in, check_channels, fresh_head, load_head, roomier, settle
+from fiag_dist.start import bake_in, check_channels, forget, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES, Camera
 
@@ -105,6 +105,19 @@ def test_a_baked_head_looks_the_same_and_its_identity_net_starts_anew(
         last = [*head.face_identity.parameters()][-1]
         assert last.grad is not None  # and it learns
         assert last.grad.norm() > 0
+
+
+def test_a_head_that_forgets_everybody_is_the_canonical_field(packed: tuple[Storage, Manifest]) -> None:
+    head = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD)))
+    differs = head.person(EMBEDDING).face.sh_dc - head.face_field.gaussians().sh_dc
+    assert differs.abs().max() > 1e-4
+    forget(head)
+    for branch, field in (
+        (head.person(EMBEDDING).face, head.face_field),
+        (head.person(-EMBEDDING).mouth, head.mouth_field),
+    ):
+        for name, value in vars(field.gaussians()).items():
+            torch.testing.assert_close(getattr(branch, name), value, msg=name)
 
 
 def test_a_roomier_head_is_the_same_with_rows_to_spare(packed: tuple[Storage, Manifest]) -> None:
