@@ -116,8 +116,8 @@ def test_a_head_that_forgets_everybody_is_the_canonical_field(packed: tuple[Stor
         (head.person(EMBEDDING).face, head.face_field),
         (head.person(-EMBEDDING).mouth, head.mouth_field),
     ):
-        for name, value in vars(field.gaussians()).items():
-            torch.testing.assert_close(getattr(branch, name), value, msg=name)
+        for name in ("means", "quats", "opacities", "sh_dc", "sh_rest"):  # a person's lengths have a bound
+            torch.testing.assert_close(getattr(branch, name), getattr(field.gaussians(), name), msg=name)
 
 
 def test_a_roomier_head_is_the_same_with_rows_to_spare(packed: tuple[Storage, Manifest]) -> None:
