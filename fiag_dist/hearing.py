@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int
 from fiag_dist.model.audio import Listener, Speech
 from fiag_dist.model.lipreader import motions
 from fiag_dist.shards.manifest import Manifest
-from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.shards.reader import FrameReader
 from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage
 from fiag_dist.types import AUDIO_FRAMES, IdentityMeta
@@ -33,15 +33,19 @@ def fit(
 
 
 def attune(
-    listener: Listener, storage: Storage, manifest: Manifest, name: str, kept: Int[np.ndarray, " k"], seed: int = 0
+    listener: Listener,
+    storage: Storage,
+    manifest: Manifest,
+    meta: IdentityMeta,
+    kept: Int[np.ndarray, " k"],
+    seed: int = 0,
 ) -> None:
-    """Adds the training frames of `name`, but those at the positions `kept` back, to what a listener knows of lips.
+    """Adds the training frames of an identity, but those at the positions `kept` back, to what a listener knows of lips.
 
     They count as OWN_FRAMES of others', or as what they are if they are more.
     """
     if listener.lips is None:
         return
-    meta = read_meta(storage, manifest.entry(name))
     speech = _Heard([meta], manifest.fps, np.random.default_rng(seed), kept)
     _watch(listener, speech, storage, manifest, max(OWN_FRAMES / sum(map(len, speech.positions)), 1.0))
 

@@ -120,14 +120,14 @@ def forget(head: Head) -> None:
 
 
 @torch.no_grad()
-def settle(head: Head, storage: Storage, manifest: Manifest, name: str, seed: int = 0) -> None:
-    """Brings Gaussians that one person is baked into onto this person before the first step, as some training frames of `name` show it.
+def settle(head: Head, storage: Storage, manifest: Manifest, meta: IdentityMeta, seed: int = 0) -> None:
+    """Brings Gaussians that one person is baked into onto this person before the first step, as some of `meta`'s training frames show.
 
     Face Gaussians beside the head, and those that only others show, go into its hull as first ones, those of the mouth that strayed go behind the lips;
     all of both branches take the frames' colours.
     """
     rng = np.random.default_rng(seed)
-    shots = [_look(storage, manifest, read_meta(storage, manifest.entry(name)))]
+    shots = [_look(storage, manifest, meta)]
     face, mouth = head.face_field, head.mouth_field
     rows = np.flatnonzero(_unseen(face) | ~_inside(_points(face), shots))
     _strew(face, rows, _hull(len(rows), shots, rng))

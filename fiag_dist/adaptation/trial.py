@@ -196,8 +196,9 @@ def build(job: Job) -> Training:
         else:
             bake_in(head, known.to(device))
             if job.config.settle:
-                settle(head, data, manifest, job.name, config.seed)
-        hearing.attune(head.universal.listener, data, manifest, job.name, feed.held_out[job.name], config.seed)
+                settle(head, data, manifest, feed.metas[job.name], config.seed)
+        kept = feed.held_out[job.name]
+        hearing.attune(head.universal.listener, data, manifest, feed.metas[job.name], kept, config.seed)
         pool = _pool(job.name, head, embeddings)
         nearest = _nearest(stored, known) if job.config.nearest_personal else None
         if nearest:

@@ -15,9 +15,10 @@ from fiag_dist.landmarks import INNER_LIP_BOTTOM, INNER_LIP_TOP
 from fiag_dist.model.audio import NARROW, WIDE, Listener
 from fiag_dist.model.lipreader import MOTIONS, RIDGE, LipReader, motions
 from fiag_dist.shards.manifest import Manifest
+from fiag_dist.shards.reader import read_meta
 from fiag_dist.start import fresh_head, load_head
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.types import EXPRESSION_NAMES
+from fiag_dist.types import EXPRESSION_NAMES, IdentityMeta
 
 
 def test_it_solves_the_regularised_least_squares_of_all_frames_by_their_weights() -> None:
@@ -84,6 +85,11 @@ def two(tmp_path: Path) -> tuple[Storage, Manifest]:
     return store, made_shards.write_two(store)
 
 
+def meta_of(two: tuple[Storage, Manifest], name: str) -> IdentityMeta:
+    storage, manifest = two
+    return read_meta(storage, manifest.entry(name))
+
+
 def head_of(two: tuple[Storage, Manifest]) -> tuple[TrainConfig, heads.Head]:
     model = ModelConfig(
         field=FieldConfig(init="cube", num_face=50, num_mouth=20, capacity_face=50, capacity_mouth=20),
@@ -101,11 +107,11 @@ def test_somebody_new_is_added_to_what_others_taught_and_what_is_kept_back_is_no
     before, scatter = reader.weights.clone(), reader.scatter.clone()
     assert before.abs().sum() > 0
     trained = made_shards.FRAMES - 3
-    attune(head.universal.listener, *two, "bert", np.array([0, 5]))
+    attune(head.universal.listener, *two, meta_of(two, "bert"), np.array([0, 5]))
     added = reader.scatter - scatter
     assert not torch.equal(reader.weights, before)
     _, other = head_of(two)
-    attune(other.universal.listener, *two, "bert", np.array([], int))
+    attune(other.universal.listener, *two, meta_of(two, "bert"), np.array([], int))
     both = other.universal.listener.lips.scatter - scatter
     of_the_two = (both * trained - added * (trained - 2)).diagonal() / OWN_FRAMES  # their squares: what was left out
     assert of_the_two.min() > -1e-3
@@ -116,8 +122,8 @@ def test_what_lips_do_travels_in_a_checkpoint(two: tuple[Storage, Manifest]) -> 
     config, head = head_of(two)
     formats = {"id_dim": 16, "audio_dim": 4, "audio_window": 2, "expression": EXPRESSION_NAMES}
     again = load_head(config, formats, head.state_dict(), averaged=False)
-    attune(head.universal.listener, *two, "bert", np.array([], int))
-    attune(again.universal.listener, *two, "bert", np.array([], int))
+    attune(head.universal.listener, *two, meta_of(two, "bert"), np.array([], int))
+    attune(again.universal.listener, *two, meta_of(two, "bert"), np.array([], int))
     assert torch.equal(head.universal.listener.lips.weights, again.universal.listener.lips.weights)
     windows = torch.randn(8, 4, 2)
     assert torch.equal(head.universal.listener(windows), again.universal.listener(windows))
@@ -136,6 +142,6 @@ def test_other_codes_learn_no_lips(two: tuple[Storage, Manifest]) -> None:
     config, _ = head_of(two)
     motion = replace(config.model.motion, audio=AudioConfig(dim=8))
     head = fresh_head(replace(config, model=replace(config.model, motion=motion)), *two, ["anna"], seed=1)
-    attune(head.universal.listener, *two, "bert", np.array([], int))
+    attune(head.universal.listener, *two, meta_of(two, "bert"), np.array([], int))
     assert head.universal.listener.lips is None
     assert not [name for name in head.state_dict() if "lips" in name]

@@ -15,9 +15,10 @@ from fiag_dist.losses import project
 from fiag_dist.model.field import SH_DC
 from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import Manifest, read_manifest
+from fiag_dist.shards.reader import read_meta
 from fiag_dist.start import bake_in, check_channels, forget, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.types import EXPRESSION_NAMES, Camera
+from fiag_dist.types import EXPRESSION_NAMES, Camera, IdentityMeta
 
 FIELD = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
 EMBEDDING = torch.nn.functional.normalize(torch.arange(16.0), dim=0)
@@ -31,6 +32,11 @@ def packed(tmp_path: Path) -> tuple[Storage, Manifest]:
 
 def head_of(packed: tuple[Storage, Manifest], config: TrainConfig) -> Head:
     return fresh_head(config, *packed, ["ball"], seed=1)
+
+
+def meta_of(packed: tuple[Storage, Manifest]) -> IdentityMeta:
+    storage, manifest = packed
+    return read_meta(storage, manifest.entry("ball"))
 
 
 def on_the_ball(head: Head) -> torch.Tensor:
@@ -54,7 +60,7 @@ def test_a_settled_field_lies_on_the_person_and_has_the_clips_colours(packed: tu
         head.face_field.sh_dc.fill_(3.0)  # nobody is so white
     bake_in(head, EMBEDDING)
     assert on_the_ball(head) < 0.75
-    settle(head, *packed, "ball")
+    settle(head, *packed, meta_of(packed))
     assert on_the_ball(head) > 0.97
     person = head.person(EMBEDDING).face
     colors = person.sh_dc.detach() * SH_DC + 0.5
@@ -71,7 +77,7 @@ def test_a_settled_mouth_has_no_gaussian_beside_the_cheeks(packed: tuple[Storage
         mouth.means[:5, 0] += 0.05
         mouth.opacities[:5] = 4.0
     home = mouth.means[5:].clone()
-    settle(head, *packed, "ball")
+    settle(head, *packed, meta_of(packed))
     assert ((mouth.means[:5] - lips).abs() < torch.tensor([0.0221, 0.0101, 0.0241])).all()
     assert (torch.sigmoid(mouth.opacities[:5]) < 0.31).all()
     assert torch.equal(mouth.means[5:], home)
@@ -80,9 +86,9 @@ def test_a_settled_mouth_has_no_gaussian_beside_the_cheeks(packed: tuple[Storage
 def test_settling_leaves_what_fits_where_it_is(packed: tuple[Storage, Manifest]) -> None:
     head = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD)))
     bake_in(head, EMBEDDING)
-    settle(head, *packed, "ball")
+    settle(head, *packed, meta_of(packed))
     before = {name: value.clone() for name, value in head.state_dict().items()}
-    settle(head, *packed, "ball")
+    settle(head, *packed, meta_of(packed))
     for name, value in head.state_dict().items():
         torch.testing.assert_close(value, before[name], msg=name)
 
