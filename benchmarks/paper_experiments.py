@@ -5,7 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from paper_cells import Numbers, Settings, gaussians_of, merged
+from paper_cells import Lab, Numbers, Settings, gaussians_of, merged
 from paper_page import (
     AUE,
     EYES,
@@ -217,12 +217,7 @@ def fig10(study: Study) -> Findings:
     everybody = sorted((*study.taught, *study.tested))
     baked = [lab.baked(lab.pretrained(data, everybody, seed)["run"]) for seed in range(study.seeds)]
     rows = {name: [numbers[name] for numbers in baked] for name in everybody}
-    strips = [cv2.imread(str(Path(baked[0][name]["folder"]) / STRIP)) for name in everybody]
-    if any(strip is None for strip in strips):
-        raise ConfigError(
-            f"{lab.plan.out}: pictures of an earlier run are gone; delete {lab.plan.out}/cells to make them again"
-        )
-    first = [strip[:, : strip.shape[0] // 2, ::-1] for strip in strips if strip is not None]
+    first = _first_pairs(lab, baked[0], everybody)
     num = gaussians_of(baked[0][everybody[0]]["folder"])
     remark = f"{len(everybody)} people in {num} Gaussians. Above: truth; below: rendered, not adapted; one test frame of each."
     return Findings(rows, (*IMAGE, SSIM, LPIPS), [remark], beside(first))
@@ -233,12 +228,11 @@ def likeness(study: Study) -> Findings:
     lab, data = study.lab, study.lab.shards(study.seconds)
     everybody = sorted((*study.taught, *study.tested))
 
-    def row(forgotten: bool = False, variant: Settings | None = None) -> Callable[[int], Numbers]:
-        def make(seed: int) -> Numbers:
-            baked = lab.baked(lab.pretrained(data, everybody, seed, variant)["run"], forgotten)
-            return means([baked[name] for name in everybody])
+    def baked(seed: int, forgotten: bool = False, variant: Settings | None = None) -> Numbers:
+        return lab.baked(lab.pretrained(data, everybody, seed, variant)["run"], forgotten)
 
-        return make
+    def row(forgotten: bool = False, variant: Settings | None = None) -> Callable[[int], Numbers]:
+        return lambda seed: means([*baked(seed, forgotten, variant).values()])
 
     rows = study.over_seeds(
         {
@@ -254,8 +248,13 @@ def likeness(study: Study) -> Findings:
         Column("to the nearest other clip", "cosine_to_another", ".3f"),
         *IMAGE,
     )
-    remark = f"{len(everybody)} people, none adapted. Taken away: IE-Net's offsets are 0, and everybody moves the canonical field with their own IM-Net."
-    return Findings(rows, columns, [remark])
+    remark = (
+        f"{len(everybody)} people, none adapted. Taken away: IE-Net's offsets are 0, and everybody moves the canonical field with their own IM-Net. "
+        "Above: truth; in the middle: as trained; below: IE-Net taken away."
+    )
+    whole, without = (_first_pairs(lab, baked(0, forgotten), everybody) for forgotten in (False, True))
+    rows_of = [np.concatenate([pair, other[len(other) // 2 :]]) for pair, other in zip(whole, without, strict=True)]
+    return Findings(rows, columns, [remark], beside(rows_of, 384))
 
 
 def prior(study: Study) -> Findings:
@@ -289,6 +288,16 @@ EXPERIMENTS: dict[str, Callable[[Study], Findings]] = {
     make.__name__: make
     for make in (table1, table2, table3, table4, table5, table6, table7, table8, fig8, fig10, likeness, prior)
 }
+
+
+def _first_pairs(lab: Lab, baked: Numbers, names: Sequence[str]) -> list[np.ndarray]:
+    """Of each identity, truth above render in the first frame of its strip, RGB. Raises ConfigError when pictures of an earlier run are gone."""
+    strips = [cv2.imread(str(Path(baked[name]["folder"]) / STRIP)) for name in names]
+    if any(strip is None for strip in strips):
+        raise ConfigError(
+            f"{lab.plan.out}: pictures of an earlier run are gone; delete {lab.plan.out}/cells to make them again"
+        )
+    return [strip[:, : strip.shape[0] // 2, ::-1] for strip in strips if strip is not None]
 
 
 def _gains(people: Sequence[str], ours: Sequence[Numbers], others: Sequence[Numbers]) -> str:

@@ -7,7 +7,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import tyro
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measured(command: Command, poses: Poses) -> dict[str, object]:
+def measured(command: Command, poses: Poses) -> dict[str, Any]:
     """How well these poses fit the clip, and metrics of the head that was trained with them."""
     folder = command.out / poses
     shards = folder / "shards"

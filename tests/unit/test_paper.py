@@ -128,7 +128,10 @@ class Imagined(Lab):
         }
 
     def baked(self, run: str, forgotten: bool = False) -> dict[str, Any]:
-        numbers = {"nearest_to_own_clip": 0.0 if forgotten else 1.0, "head_psnr_db": 25.0}
+        pictures = np.zeros((2 * 8, 3 * 8, 3), np.uint8)
+        pictures[8:] = 90 if forgotten else 250  # truth is black
+        cv2.imwrite(str(self.plan.out / "strip.png"), pictures)
+        numbers = {"nearest_to_own_clip": 0.0 if forgotten else 1.0, "folder": str(self.plan.out)}
         return dict.fromkeys(("anna", "bert", "carl", "dora"), numbers)
 
     def rendered(self, folder: str) -> dict[str, Any]:
@@ -162,7 +165,21 @@ def test_each_experiment_asks_for_settings_that_go_together_and_fills_its_page(t
     assert ("| IE-Net taken away | 0% ± 0 |" in page) == (name == "likeness")
     assert "made by hand" in page
     assert "±" in page
-    assert (tmp_path / f"{name}.png").is_file() == (name in ("fig8", "prior"))
+    assert (tmp_path / f"{name}.png").is_file() == (name in ("fig8", "likeness", "prior"))
+
+
+def test_likeness_shows_everybody_with_and_without(tmp_path: Path) -> None:
+    plan = Plan(
+        clips="", out=tmp_path, steps=9, pretrain_steps=9, pretrain_config="", adapt_config="", ranks=1, metrics=()
+    )
+    study = Study(
+        lab=Imagined(plan), taught=("anna", "bert", "carl"), tested=("dora",), seconds=5.0, seeds=1, extractors=(),
+        prior_steps=(),
+    )  # fmt: skip
+    picture = EXPERIMENTS["likeness"](study).picture
+    assert picture is not None
+    assert picture.shape == (384, 4 * 128, 3)
+    assert [int(picture[row].mean()) for row in (60, 190, 320)] == [0, 250, 90]
 
 
 def test_variants_leave_out_what_they_say() -> None:
