@@ -199,27 +199,29 @@ def _pretrain(plan: Plan, key: str, tree: Settings) -> Numbers:
 def _adapt(job: Job, metrics: Sequence[str]) -> Numbers:
     adapt_identity(job, lambda progress: None)
     noted = json.loads((Path(job.folder) / "metrics.json").read_text())
-    return _examined(Path(job.folder), metrics) | {"minutes": noted["seconds"] / 60, "peak_mib": noted["peak_mib"]}
+    return _examined([Path(job.folder)], metrics)[0] | {"minutes": noted["seconds"] / 60, "peak_mib": noted["peak_mib"]}
 
 
-def _examined(folder: Path, metrics: Sequence[str], among: Sequence[Path] = ()) -> Numbers:
-    """The metrics that this installation can measure, those of the nearest warped training frame as `nearest.KEY`, and what was left out.
+def _examined(folders: Sequence[Path], metrics: Sequence[str]) -> list[Numbers]:
+    """Of each identity, the metrics that this installation can measure, those of the nearest warped training frame as `nearest.KEY`, and what was left out.
 
-    among: folders of people that this one is told from: `cosine_to_own_clip`, the largest `cosine_to_another`, and whether the first is the larger.
+    Of several also `cosine_to_own_clip`, the largest `cosine_to_another` of these people's clips, and whether the first is the larger.
     """
     with Panel(metrics) as panel:
         evaluation = Evaluation(panel)
-        found = evaluate_identity(folder, evaluation, embeddings_of(among, evaluation))
-        numbers = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
-        if near := dict(found.get("identity_cosine_to", {})):
-            own, other = near.pop(found["name"]), max(near.values())
-            numbers |= {
-                "cosine_to_own_clip": own,
-                "cosine_to_another": other,
-                "nearest_to_own_clip": float(own > other),
-            }
-        nearest = found["baselines"]["nearest_warped"]
-        return numbers | {f"nearest.{key}": v for key, v in nearest.items()} | {"left_out": panel.left_out}
+        people = embeddings_of(folders, evaluation)
+        return [
+            _plain(evaluate_identity(folder, evaluation, people)) | {"left_out": panel.left_out} for folder in folders
+        ]
+
+
+def _plain(found: Numbers) -> Numbers:
+    """What a table needs of an evaluation's metrics."""
+    numbers = {key: value for key, value in found.items() if isinstance(value, int | float | str)}
+    if near := dict(found.get("identity_cosine_to", {})):
+        own, other = near.pop(found["name"]), max(near.values())
+        numbers |= {"cosine_to_own_clip": own, "cosine_to_another": other, "nearest_to_own_clip": float(own > other)}
+    return numbers | {f"nearest.{key}": value for key, value in found["baselines"]["nearest_warped"].items()}
 
 
 def _render(folder: str) -> Numbers:
@@ -235,7 +237,8 @@ def _render(folder: str) -> Numbers:
 def _bake(run: str, metrics: Sequence[str], forgotten: bool) -> Numbers:
     out = bake_run(run, "forgotten", forget) if forgotten else bake_run(run)
     folders = sorted(path for path in out.iterdir() if path.is_dir())
-    return {folder.name: _examined(folder, metrics, folders) | {"folder": str(folder)} for folder in folders}
+    each = zip(folders, _examined(folders, metrics), strict=True)
+    return {folder.name: numbers | {"folder": str(folder)} for folder, numbers in each}
 
 
 def people_of(data: str) -> list[str]:
