@@ -13,14 +13,12 @@ from numba.extending import intrinsic
 
 from fiag_dist.kernels.vectors import FLAT, LANES, PLACE, WIDE
 
-CHUNK = 256
+ROWS, VECTORS = (8, 2) if WIDE else (4, 3)
+"""The tile of a product that stays in registers: rows, and vectors of LANES points. Matrices are padded to a multiple of ROWS."""
+CHUNK = 256 // (VECTORS * LANES) * (VECTORS * LANES)
 """Points that are worked on together: some layers of them stay in a core's cache."""
-ROWS = 8
-"""A product's rows are worked on by this many; matrices are padded to a multiple of it."""
-VECTORS = 2 if WIDE else 1
-"""Of LANES points each: with ROWS, the tile of a product that stays in registers."""
-SIDE = 4 if WIDE else 2
-"""Rows and columns of the tile of `add_outer` that stay in registers; ROWS is a multiple."""
+DOWN, ACROSS = (4, 4) if WIDE else (4, 2)
+"""Rows and columns of the tile of `add_outer` that stay in registers; ROWS is a multiple of both."""
 
 _float = ir.FloatType()
 _vector = ir.VectorType(_float, LANES)
@@ -129,9 +127,9 @@ def multiply(typingctx, out, out_at, weights, weights_at, entered, entered_at, n
 
 @intrinsic
 def add_outer(typingctx, out, out_at, stride, left, left_at, right, right_at):
-    """SIDE x SIDE numbers of a product over the points of a chunk: out[r, c] += sum over p of left[r, p] * right[c, p].
+    """DOWN x ACROSS numbers of a product over the points of a chunk: out[r, c] += sum over p of left[r, p] * right[c, p].
 
-    Flat arrays, from the places given on; left and right [SIDE, CHUNK]; out's rows are `stride` apart.
+    Flat arrays, from the places given on; left [DOWN, CHUNK], right [ACROSS, CHUNK]; out's rows are `stride` apart.
     """
     signature = types.void(FLAT, PLACE, PLACE, FLAT, PLACE, FLAT, PLACE)
 
@@ -141,13 +139,13 @@ def add_outer(typingctx, out, out_at, stride, left, left_at, right, right_at):
 
         def body(k: Any, sums: list[Any]) -> list[Any]:
             first = code.times(k, LANES)
-            lefts = [code.load(code.at(left, left_at, first, r * CHUNK)) for r in range(SIDE)]
-            rights = [code.load(code.at(right, right_at, first, c * CHUNK)) for c in range(SIDE)]
-            return [code.multiply_add(lefts[n // SIDE], rights[n % SIDE], total) for n, total in enumerate(sums)]
+            lefts = [code.load(code.at(left, left_at, first, r * CHUNK)) for r in range(DOWN)]
+            rights = [code.load(code.at(right, right_at, first, c * CHUNK)) for c in range(ACROSS)]
+            return [code.multiply_add(lefts[n // ACROSS], rights[n % ACROSS], total) for n, total in enumerate(sums)]
 
         num = ir.Constant(code.index, CHUNK // LANES)
-        for n, total in enumerate(code.loop(num, SIDE * SIDE, body)):
-            address = code.at(out, out_at, code.times(stride, n // SIDE), n % SIDE)
+        for n, total in enumerate(code.loop(num, DOWN * ACROSS, body)):
+            address = code.at(out, out_at, code.times(stride, n // ACROSS), n % ACROSS)
             builder.store(builder.fadd(code.number(address), code.total(total)), address, align=4)
         return context.get_dummy_value()
 

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numba import njit, prange
 from torch import Tensor
 
-from fiag_dist.kernels.lanes import CHUNK, ROWS, SIDE, add_outer, multiply
+from fiag_dist.kernels.lanes import ACROSS, CHUNK, DOWN, ROWS, add_outer, multiply
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 from fiag_dist.kernels.vectors import LANES, choose, everywhere, load, store
 
@@ -149,8 +149,8 @@ def _backward(entered, numbers, widths, v_out, v_entered, v_parts):
             v, v_next = layers * room, (layers + 1) * room
             _bring(v_out, begin, end, maps, v)
             for k in range(layers - 1, -1, -1):
-                for j in range(0, _padded(widths[k + 1]), SIDE):
-                    for i in range(0, _padded(widths[k]), SIDE):
+                for j in range(0, _padded(widths[k + 1]), DOWN):
+                    for i in range(0, _padded(widths[k]), ACROSS):
                         at = (k * wide + j) * wide + i
                         add_outer(sums, at, wide, maps, v + j * CHUNK, maps, k * room + i * CHUNK)  # type: ignore[call-arg]
                 if k > 0 or v_entered.shape[0]:
