@@ -195,6 +195,9 @@ class OptimConfig:
     opacities: tuple[float, float] = (0.05, 0.01)
     log_scales: tuple[float, float] = (5e-3, 1e-3)
     quats: tuple[float, float] = (1e-3, 1e-3)
+    paced_for: int = 0
+    """Steps with images that Gaussians' rates at the start are meant for. A run of fewer starts with higher ones, by as much, four times at most: so
+    Gaussians get about as far. 0: as they are, however few."""
     grids: float = 5e-3
     nets: float = 2e-3
     identity_nets: float = 2e-3

@@ -7,6 +7,8 @@ from fiag_dist.config import TrainConfig
 FIELD_GROUPS = ("means", "quats", "log_scales", "opacities", "sh_dc", "sh_rest")
 FUSION_GROUPS = ("opacities", "sh_dc", "sh_rest")
 """All that still changes in the fusion stage: geometry and motion are frozen."""
+MOST_HASTE = 4.0
+"""By how much Gaussians' rates rise in a short run, at most: from about there on colours swing more than they settle."""
 
 
 class Stage(IntEnum):
@@ -59,6 +61,7 @@ def rates(step: int, config: TrainConfig, groups: list[str]) -> dict[str, float]
         owner, _, kind = group.partition("_")
         if group in FIELD_GROUPS:
             first, last = getattr(optim, group)
+            first *= _haste(config)
             rate = first * (last / first) ** done
             trains = group in FUSION_GROUPS if stage is Stage.FUSION else stage > Stage.LANDMARKS
         elif owner == "identity":
@@ -85,6 +88,11 @@ def sh_degree(step: int, config: TrainConfig) -> int:
     """How many degrees of the spherical harmonics take part above 0 in the step that comes after `step` finished ones."""
     every, most = config.stages.sh_every, config.model.field.sh_degree
     return min(max(step - config.stages.landmark_steps, 0) // every, most) if every else most
+
+
+def _haste(config: TrainConfig) -> float:
+    """Gaussians' rates at the start against those that are configured."""
+    return min(max(config.optim.paced_for / max(config.steps, 1), 1.0), MOST_HASTE)
 
 
 def _universal_decay(done: float, config: TrainConfig) -> float:

@@ -189,6 +189,21 @@ def test_degrees_of_colour_come_one_by_one_and_all_at_once_by_default():
     assert head.person(shot.embedding).face.sh_rest.shape[1] == 0
 
 
+def test_a_run_of_few_steps_starts_with_higher_rates_of_gaussians_and_ends_with_the_same():
+    def starts_and_ends(steps: int, paced_for: int) -> tuple[dict[str, float], dict[str, float]]:
+        optim = OptimConfig(means=(1e-4, 1e-6), paced_for=paced_for)
+        stages = StageConfig(landmark_steps=0, motion=1.0)
+        config = TrainConfig(steps=steps, frames_per_step=1, stages=stages, optim=optim)
+        groups = ["means", "personal_nets"]
+        return rates(0, config, groups), rates(steps, replace(config, stages=replace(stages, motion=2.0)), groups)
+
+    for steps, means in ((4000, 1e-4), (2000, 1e-4), (1000, 2e-4), (500, 4e-4), (100, 4e-4)):
+        first, last = starts_and_ends(steps, 2000)
+        np.testing.assert_allclose([first["means"], last["means"]], [means, 1e-6])
+        assert first["personal_nets"] == OptimConfig().personal_nets
+    np.testing.assert_allclose(starts_and_ends(100, 0)[0]["means"], 1e-4)
+
+
 def test_universal_rates_fall_as_the_relatives_do():
     def shares(schedule: str) -> list[float]:
         stages = StageConfig(warm_up=0.1, landmark_steps=0)
