@@ -89,11 +89,10 @@ def main(argv: Sequence[str], isolated: bool = True) -> int:
         extractors=command.extractors,
         prior_steps=command.prior_steps,
     )
-    people = f"{len(taught)} pretrained on, tested: {', '.join(tested)}"
-    steps = f"{plan.pretrain_steps} steps of pretraining, {plan.steps} of adaptation ({plan.pretrain_config}, {plan.adapt_config})"
-    said = caption(command.clips, people, steps, command.seeds)
     for name in command.experiments:
-        page = write_page(plan.out, name, EXPERIMENTS[name](study), said)
+        found = EXPERIMENTS[name](study)
+        said = caption(command.clips, found.made or study.made(f"{plan.steps} of adaptation"), command.seeds)
+        page = write_page(plan.out, name, found, said)
         print(page.read_text())
         print(f"page: {page}", flush=True)
     return 0

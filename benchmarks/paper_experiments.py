@@ -220,7 +220,7 @@ def fig10(study: Study) -> Findings:
     first = _first_pairs(lab, baked[0], everybody)
     num = gaussians_of(baked[0][everybody[0]]["folder"])
     remark = f"{len(everybody)} people in {num} Gaussians. Above: truth; below: rendered, not adapted; one test frame of each."
-    return Findings(rows, (*IMAGE, SSIM, LPIPS), [remark], beside(first))
+    return Findings(rows, (*IMAGE, SSIM, LPIPS), [remark], beside(first), study.made_together())
 
 
 def likeness(study: Study) -> Findings:
@@ -249,12 +249,12 @@ def likeness(study: Study) -> Findings:
         *IMAGE,
     )
     remark = (
-        f"{len(everybody)} people, none adapted. Taken away: IE-Net's offsets are 0, and everybody moves the canonical field with their own IM-Net. "
+        "Taken away: IE-Net's offsets are 0, and everybody moves the canonical field with their own IM-Net. "
         "Above: truth; in the middle: as trained; below: IE-Net taken away."
     )
     whole, without = (_first_pairs(lab, baked(0, forgotten), everybody) for forgotten in (False, True))
     rows_of = [np.concatenate([pair, other[len(other) // 2 :]]) for pair, other in zip(whole, without, strict=True)]
-    return Findings(rows, columns, [remark], beside(rows_of, 384))
+    return Findings(rows, columns, [remark], beside(rows_of, 384), study.made_together())
 
 
 def prior(study: Study) -> Findings:
@@ -281,7 +281,8 @@ def prior(study: Study) -> Findings:
         gains = _gains(study.tested, cells("adapted", steps, 0), cells(start, steps, 0))
         remarks.append(f"What adaptation has over training {start}, {steps} steps, first seed: {gains}.")
     columns = (*IMAGE, MOUTH_PSNR, SSIM, LMD, MOUTH, EYES)
-    return Findings(rows, columns, remarks, curves(lines, "head PSNR"))
+    made = study.made(f"{', '.join(map(str, budgets))} of adaptation")
+    return Findings(rows, columns, remarks, curves(lines, "head PSNR"), made)
 
 
 EXPERIMENTS: dict[str, Callable[[Study], Findings]] = {

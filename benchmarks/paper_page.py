@@ -45,6 +45,8 @@ class Findings:
     columns: Sequence[Column]
     remarks: Sequence[str] = ()
     picture: UInt8[np.ndarray, "height width 3"] | None = field(default=None, compare=False)
+    made: str = ""
+    """Who was trained with how many steps, where it is not what the command says for all."""
 
 
 def write_page(out: Path, name: str, found: Findings, caption: str) -> Path:
@@ -69,15 +71,15 @@ def write_page(out: Path, name: str, found: Findings, caption: str) -> Path:
     return page
 
 
-def caption(clips: str, people: str, steps: str, seeds: int) -> str:
-    """What the numbers were made with."""
+def caption(clips: str, made: str, seeds: int) -> str:
+    """What the numbers were made with. made: who was trained with how many steps."""
     about = machine()
     where = about["gpu"] or f"{about['cpu']}, {about['cores']} cores"
     spread = (
         f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed: small differences say nothing"
     )
     return (
-        f"Clips: {clips}; {people}. {steps}. Numbers are means over the people tested, {spread}. Frames that were never trained on, not encoded; "
+        f"Clips: {clips}; {made}. Numbers are means over the people tested, {spread}. Frames that were never trained on, not encoded; "
         f"the speech score is our own (docs/metrics.md), not Sync-C. {where}, {about['date'][:10]}, commit {about['commit']}."
     )
 

@@ -33,6 +33,17 @@ class Study:
         """Means over the people tested, adapted from a run, or from scratch when there is none."""
         return means([self.lab.adapted(data, name, run, seed, settings) for name in self.tested])
 
+    def made(self, adaptation: str) -> str:
+        """Who was pretrained on and who was tested, and in how many steps. adaptation: how many of them are those of adaptation."""
+        plan = self.lab.plan
+        people = f"{len(self.taught)} pretrained on, tested: {', '.join(self.tested)}"
+        return f"{people}. {plan.pretrain_steps} steps of pretraining, {adaptation} ({plan.pretrain_config}, {plan.adapt_config})"
+
+    def made_together(self) -> str:
+        """The same where everybody is pretrained on and tested, and nobody adapted."""
+        plan, num = self.lab.plan, len(self.taught) + len(self.tested)
+        return f"{num} pretrained on and tested, none adapted. {plan.pretrain_steps} steps of pretraining ({plan.pretrain_config})"
+
     def over_seeds(self, rows: Mapping[str, Callable[[int], Numbers]]) -> dict[str, list[Numbers]]:
         """Every row with every seed, all rows of one seed before those of the next."""
         found: dict[str, list[Numbers]] = {name: [] for name in rows}

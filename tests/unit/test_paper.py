@@ -77,6 +77,7 @@ def test_a_table_and_a_figure_from_training_to_page_and_once_only(home: Path, mo
     assert picture.shape == (256, 3 * 128, 3)
     assert np.ptp(picture[:128]) > 50
     assert all(f"| {name} |" in figure for name in ("anna", "bert", "carl"))
+    assert "3 pretrained on and tested, none adapted. 6 steps of pretraining (" in figure
 
     def again(*_: Any) -> None:
         raise AssertionError("what is there is made again")
@@ -164,6 +165,8 @@ def test_each_experiment_asks_for_settings_that_go_together_and_fills_its_page(t
     assert all(f"| {row} |" in page for row in (*found.rows, *FACTS[name].rows))
     assert ("| IE-Net taken away | 0% ± 0 |" in page) == (name == "likeness")
     assert "made by hand" in page
+    told = {"prior": ", 100, 300 of adaptation", "likeness": "4 pretrained on and tested, none adapted"}.get(name)
+    assert (told in found.made) if told else not found.made
     assert "±" in page
     assert (tmp_path / f"{name}.png").is_file() == (name in ("fig8", "likeness", "prior"))
 
