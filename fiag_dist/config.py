@@ -196,8 +196,7 @@ class OptimConfig:
     log_scales: tuple[float, float] = (5e-3, 1e-3)
     quats: tuple[float, float] = (1e-3, 1e-3)
     paced_for: int = 0
-    """Steps with images that Gaussians' rates at the start are meant for. A run of fewer starts with higher ones, by as much, four times at most: so
-    Gaussians get about as far. 0: as they are, however few."""
+    """Steps with images that the field's rates are meant for: a run of fewer starts with higher ones, by as much, four times at most. 0: never."""
     grids: float = 5e-3
     nets: float = 2e-3
     identity_nets: float = 2e-3
