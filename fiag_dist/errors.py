@@ -1,6 +1,7 @@
 """What can go wrong through no bug of ours. Each message says what happened, the value, the rule and the fix, in one line."""
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,14 +44,21 @@ def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None)
 
     A FiagError becomes one line on stderr and 2; Ctrl-C becomes 130. Anything else is a bug of ours and keeps its traceback. `--debug` (anywhere in
     `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode on, for this process and those it starts.
-    `argv` None: the process's own arguments.
+    A reader that has seen enough (`| head`) ends it with 141, as it ends other programs. `argv` None: the process's own arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     if debug:
         os.environ[CHECKED] = "1"
     try:
-        return main([arg for arg in args if arg != "--debug"])
+        try:
+            return main([arg for arg in args if arg != "--debug"])
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _nobody_reads():
+            raise
+        return 141
     except FiagError as error:
         if debug:
             traceback.print_exc()
@@ -59,3 +67,13 @@ def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None)
     except KeyboardInterrupt:
         print("fiag-dist: stopped by Ctrl-C", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe without a reader; what is left in it then goes nowhere, and the interpreter does not complain of it at its end."""
+    watch = select.poll()
+    watch.register(sys.stdout, 0)
+    gone = bool(watch.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone

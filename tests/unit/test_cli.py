@@ -1,5 +1,6 @@
 """The command line: dispatch, help, and how mistakes end."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -103,6 +104,28 @@ def test_interrupt_ends_with_130(stand_in, capsys: pytest.CaptureFixture[str]) -
     stand_in(raising(KeyboardInterrupt()))
     assert cli.main(["adapt"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["--help"], ["identity", "info", "--help"]])
+def test_a_reader_that_has_seen_enough_ends_it_quietly(arguments: list[str], buffered: bool) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = os.environ | {"PYTHONUNBUFFERED": "" if buffered else "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "fiag_dist.cli", *arguments], stdout=writer, stderr=subprocess.PIPE, env=env, timeout=60
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_that_is_not_ours_keeps_its_traceback() -> None:
+    program = (
+        "from fiag_dist.errors import guarded\ndef main(argv): raise BrokenPipeError('of a socket')\nguarded(main)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    assert "BrokenPipeError: of a socket" in result.stderr
 
 
 def test_our_own_bugs_keep_their_traceback(stand_in) -> None:
