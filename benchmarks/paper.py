@@ -60,6 +60,8 @@ class PaperCommand:
     """PSNR and SSIM alone."""
     metrics: str = ""
     """Only these, as `fiag-dist evaluate --metrics` takes them; none: all that this installation can measure."""
+    syncnet: Path | None = None
+    """SyncNet's weights, as `fiag-dist evaluate --syncnet` takes them: adds Sync-C and Sync-E."""
     pretrain_config: str = "configs/pretrain_cpu.yaml"
     adapt_config: str = "configs/adapt_fast.yaml"
 
@@ -75,7 +77,8 @@ def main(argv: Sequence[str], isolated: bool = True) -> int:
         pretrain_config=command.pretrain_config,
         adapt_config=command.adapt_config,
         ranks=command.ranks,
-        metrics=asked(command.fast, command.metrics),
+        metrics=asked(command.fast, command.metrics, command.syncnet),
+        syncnet=command.syncnet,
         isolated=isolated,
     )
     lab = Lab(plan)

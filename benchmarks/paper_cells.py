@@ -61,6 +61,8 @@ class Plan:
     ranks: int
     metrics: tuple[str, ...]
     """What is measured of each identity, of fiag_dist.metrics.panel.ALL."""
+    syncnet: Path | None = None
+    """The weights for `sync` among them."""
     isolated: bool = True
     """Each cell in a process of its own, or its memory could not be told from that of others."""
 
@@ -121,7 +123,9 @@ class Lab:
 
         def work(key: str) -> Numbers:
             folder = plan.out / "identities" / key
-            return self._apart(_adapt, replace(job, folder=str(folder)), plan.metrics) | {"folder": str(folder)}
+            return self._apart(_adapt, replace(job, folder=str(folder)), plan.metrics, plan.syncnet) | {
+                "folder": str(folder)
+            }
 
         return self._cell("adapt", asked, work)
 
@@ -132,7 +136,9 @@ class Lab:
     def baked(self, run: str, forgotten: bool = False) -> Numbers:
         """All identities of a pretraining, straight from its field: metrics of each by name, and `folder`. forgotten: after IE-Net was taken away."""
         asked = {"run": run, "metrics": list(self.plan.metrics)} | ({"forgotten": True} if forgotten else {})
-        return self._cell("baked", asked, lambda _: self._apart(_bake, run, self.plan.metrics, forgotten))
+        return self._cell(
+            "baked", asked, lambda _: self._apart(_bake, run, self.plan.metrics, self.plan.syncnet, forgotten)
+        )
 
     def _cell(self, kind: str, asked: Mapping[str, Any], work: Callable[[str], Numbers]) -> Numbers:
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
@@ -196,18 +202,21 @@ def _pretrain(plan: Plan, key: str, tree: Settings) -> Numbers:
     }
 
 
-def _adapt(job: Job, metrics: Sequence[str]) -> Numbers:
+def _adapt(job: Job, metrics: Sequence[str], syncnet: Path | None) -> Numbers:
     adapt_identity(job, lambda progress: None)
     noted = json.loads((Path(job.folder) / "metrics.json").read_text())
-    return _examined([Path(job.folder)], metrics)[0] | {"minutes": noted["seconds"] / 60, "peak_mib": noted["peak_mib"]}
+    return _examined([Path(job.folder)], metrics, syncnet)[0] | {
+        "minutes": noted["seconds"] / 60,
+        "peak_mib": noted["peak_mib"],
+    }
 
 
-def _examined(folders: Sequence[Path], metrics: Sequence[str]) -> list[Numbers]:
+def _examined(folders: Sequence[Path], metrics: Sequence[str], syncnet: Path | None) -> list[Numbers]:
     """Of each identity, the metrics that this installation can measure, those of the nearest warped training frame as `nearest.KEY`, and what was left out.
 
     Of several also `cosine_to_own_clip`, the largest `cosine_to_another` of these people's clips, and whether the first is the larger.
     """
-    with Panel(metrics) as panel:
+    with Panel(metrics, syncnet=syncnet) as panel:
         evaluation = Evaluation(panel)
         people = embeddings_of(folders, evaluation)
         return [
@@ -234,10 +243,10 @@ def _render(folder: str) -> Numbers:
     return {"frames_per_s": frames / (time.perf_counter() - began), "peak_mib": peak_mib()}
 
 
-def _bake(run: str, metrics: Sequence[str], forgotten: bool) -> Numbers:
+def _bake(run: str, metrics: Sequence[str], syncnet: Path | None, forgotten: bool) -> Numbers:
     out = bake_run(run, "forgotten", forget) if forgotten else bake_run(run)
     folders = sorted(path for path in out.iterdir() if path.is_dir())
-    each = zip(folders, _examined(folders, metrics), strict=True)
+    each = zip(folders, _examined(folders, metrics, syncnet), strict=True)
     return {folder.name: numbers | {"folder": str(folder)} for folder, numbers in each}
 
 

@@ -28,7 +28,8 @@ class Column:
 
 IMAGE = (Column("PSNR", "full_psnr_db"), Column("head PSNR", "head_psnr_db"))
 LPIPS, SSIM = Column("LPIPS", "full_lpips", ".4f"), Column("SSIM", "full_ssim", ".4f")
-LMD, SPEECH = Column("LMD", "lmd_px_at_512"), Column("speech score", "speech_score")
+LMD = Column("LMD", "lmd_px_at_512")
+SPEECH = (Column("speech score", "speech_score"), Column("Sync-C", "sync_c"))
 LAG = Column("lag, ms", "speech_lag_ms", "+.0f")
 AUE = (Column("AUE upper", "aue_upper_intensity2", ".3f"), Column("AUE lower", "aue_lower_intensity2", ".3f"))
 MOUTH = Column("mouth corr.", "mouth_opening_correlation")

@@ -12,6 +12,7 @@ from fiag_dist.ingest import speech
 from fiag_dist.metrics import lipsync, motion
 from fiag_dist.metrics.faces import Seen
 from fiag_dist.metrics.panel import Numbers
+from fiag_dist.metrics.syncnet import SyncNet
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.storage import open_storage
@@ -55,23 +56,28 @@ class SpeechTest:
         identity: Identity,
         find: Callable[[UInt8[np.ndarray, "size size 3"]], Seen | None],
         progress: Callable[[float], None] = lambda share: None,
+        syncnet: SyncNet | None = None,
     ) -> Numbers:
         """Renders the identity with the voice and digital silence after it, over its own loop of poses, and scores the mouth.
 
-        find: the face of a picture. progress: called with the share of frames done. Keys begin with `speech_`; openings are distances between the
-        outer eye corners. Raises DataError when there is no other voice, the sound is too short, or hardly a face is found in what was rendered.
+        find: the face of a picture. progress: called with the share of frames done. syncnet: judges the voice's frames as well. Keys begin with
+        `speech_`; openings are distances between the outer eye corners. Raises DataError when there is no other voice, the sound is too short, or
+        hardly a face is found in what was rendered.
         """
         voice, fps = self._voice(identity.info.name), identity.info.fps
         wav = np.concatenate([voice.wav, np.zeros(round(SILENCE_S * SAMPLE_RATE), np.float32)])
         num = len(voice.expected)
-        faces = []
+        faces, judged = [], []
         for image in identity.frames(wav):
             faces.append(find(image))
+            if syncnet and len(judged) < num:
+                judged.append(image)
             progress(len(faces) / (num + SILENCE_S * fps))
         mouth = _track(identity.info.name, faces)
         speaking, silent = mouth[:num], mouth[num + round(SETTLING_S * fps) :]
         best = lipsync.match(speaking, voice.expected, fps)
         chance = lipsync.rolled(speaking, voice.expected, fps)
+        sync = syncnet.judge(judged, faces[:num], voice.wav, fps) if syncnet else None
         return {
             "speech_voice": voice.name,
             "speech_score": best.score,
@@ -84,6 +90,7 @@ class SpeechTest:
             "speech_opening_closed_eye_distances": float(
                 np.percentile(self._openings(identity.info.name), CLOSED_PERCENT)
             ),
+            **(sync.numbers("speech_") if sync else {}),
         }
 
     def _voice(self, name: str) -> _Voice:

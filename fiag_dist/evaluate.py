@@ -42,6 +42,8 @@ class EvaluateCommand:
     """Only PSNR and SSIM: a few seconds an identity instead of half a minute."""
     metrics: str = ""
     """Only these, separated by commas, of psnr, ssim, lpips, lmd, mouth, eyes, aue, identity, speech; none: all that this installation can measure."""
+    syncnet: Path | None = None
+    """SyncNet's weights, the file syncnet_v2.model, which you bring: adds its Sync-C and Sync-E, of test frames and of another person's voice."""
     audio: Path | None = None
     """The voice for the speech metrics: any file with a sound track. Without it, that of the longest other clip in the same shards."""
     encoded: bool = False
@@ -52,7 +54,7 @@ class EvaluateCommand:
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics asked for. Raises ConfigError when `fast` and `metrics` are both given."""
-        return asked(self.fast, self.metrics)
+        return asked(self.fast, self.metrics, self.syncnet)
 
 
 def main(argv: list[str]) -> int:
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> int:
     strict = bool(command.metrics)
     rows: dict[Path, report.Row] = {}
     notes: list[str] = []
-    with Panel(command.names, strict) as panel, _progress(console) as bar:
+    with Panel(command.names, strict, command.syncnet) as panel, _progress(console) as bar:
         scratches = {identity: identity / SCRATCH for identity in todo if (identity / SCRATCH / INFO).is_file()}
         task = bar.add_task("", total=len(todo) + len(scratches))
         evaluation = Evaluation(panel, audio=command.audio, encoded=command.encoded, data=command.data, strict=strict)

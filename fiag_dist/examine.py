@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from fiag_dist.feed import shot_of
 from fiag_dist.metrics.encoded import ThroughVideo
 from fiag_dist.metrics.panel import Look, Numbers, Panel
 from fiag_dist.metrics.regions import Truth
+from fiag_dist.metrics.syncnet import FEWEST, FPS, MOST
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import open_storage
 from fiag_dist.synthesize import Identity, to_image
 from fiag_dist.types import Frame, IdentityMeta
@@ -106,7 +109,10 @@ def evaluate_identity(
         looks, pairs = _test_frames(actor, meta, reader, panel, video, progress)
         metrics: Numbers = {"name": info.name, **panel.numbers(looks["model"], looks["truth"], info.size, people)}
         if video:
-            metrics["encoded"] = _encoded(video, reader, panel, info.size)
+            metrics["encoded"] = _encoded(video, reader, panel, info.size) | _sync(
+                panel, video.pairs(), meta, reader, info.fps
+            )
+    metrics |= _sync(panel, _pairs(actor, meta, reader), meta, reader, info.fps)
     metrics["baselines"] = {
         name: panel.numbers(looks[name], looks["truth"], info.size)
         for name in ("nearest", "nearest_warped", "mouth_blind_warped")
@@ -116,6 +122,10 @@ def evaluate_identity(
     if "head_psnr_db" in metrics["train"]:
         metrics["train_head_psnr_db"] = metrics["train"]["head_psnr_db"]
     notes = []
+    if panel.syncnet and "sync_c" not in metrics:
+        notes.append(
+            f"Sync-C and Sync-E of test frames left out: they need {FEWEST} frames, {FPS} a second, and a face"
+        )
     if panel.sees_faces:
         seen = {name: sum(look.face is not None for look in looks[name]) for name in ("truth", "model")}
         metrics |= {"faces_found_true_frames": seen["truth"], "faces_found_rendered_frames": seen["model"]}
@@ -208,12 +218,35 @@ def _encoded(video: ThroughVideo, reader: FrameReader, panel: Panel, size: int) 
     return {key: value for key, value in numbers.items() if not key.startswith("identity_")}
 
 
+def _pairs(actor: Actor, meta: IdentityMeta, reader: FrameReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Render and truth of each test frame."""
+    for position in reader.test:
+        frame = reader.frame(int(position))
+        yield composed(actor, frame, meta, behind(frame.image, frame.alpha)), frame.image
+
+
+def _sync(
+    panel: Panel, pairs: Iterable[tuple[np.ndarray, np.ndarray]], meta: IdentityMeta, reader: FrameReader, fps: int
+) -> Numbers:
+    """SyncNet's numbers of renders, and of the true frames with the prefix `truth_`; none without SyncNet, or where it can't judge."""
+    if panel.syncnet is None:
+        return {}
+    renders, truths = zip(*islice(pairs, MOST), strict=True)
+    wav = meta.wav[round(reader.test[0] / fps * SAMPLE_RATE) :]
+    out: Numbers = {}
+    for prefix, images in (("", renders), ("truth_", truths)):
+        sync = panel.syncnet.judge(images, [panel.find(image) for image in images], wav, fps)
+        out |= sync.numbers(prefix) if sync else {}
+    return out
+
+
 def _speech(folder: Path, evaluation: Evaluation, url: str, progress: Callable[[str, float], None]) -> Numbers:
     before = TEST_SHARE + TRAIN_SHARE
     return evaluation.speech_test(url).numbers(
         Identity.load(folder),
         evaluation.panel.find,
         lambda share: progress("another voice", before + (1 - before) * share),
+        evaluation.panel.syncnet,
     )
 
 

@@ -90,6 +90,21 @@ GROUPS = (
             Column("closed", "speech_opening_closed_eye_distances", ".3f", screen=False),
         ),
     ),
+    Group(
+        "SyncNet, with the weights given: test frames and another voice; offset in ms",
+        (
+            Column("Sync-C", "sync_c"),
+            Column("of the truth", "truth_sync_c"),
+            Column("Sync-E", "sync_e"),
+            Column("of the truth", "truth_sync_e"),
+            Column("offset", "sync_offset_ms", "+.0f"),
+            Column("Sync-C, mp4", "encoded.sync_c", screen=False),
+            Column("Sync-E, mp4", "encoded.sync_e", screen=False),
+            Column("Sync-C, voice", "speech_sync_c"),
+            Column("Sync-E, voice", "speech_sync_e"),
+            Column("offset, voice", "speech_sync_offset_ms", "+.0f"),
+        ),
+    ),
 )
 
 

@@ -18,7 +18,7 @@ CRF = 18
 
 
 class ThroughVideo:
-    """Two videos in a temporary folder, written frame by frame and read back once. Use it as a context manager."""
+    """Two videos in a temporary folder, written frame by frame, then read back. Use it as a context manager."""
 
     def __init__(self, size: int, fps: int) -> None:
         self._size, self._fps = size, fps
@@ -44,7 +44,7 @@ class ThroughVideo:
 
     def pairs(self) -> Iterator[tuple[Image, Image]]:
         """Ends the videos and decodes both: render and truth of each frame."""
-        for writer in self._writers:
-            writer.close()
+        while self._writers:
+            self._writers.pop().close()
         render, truth = (read_frames(path, self._fps) for path in self._paths)
         yield from zip(render, truth, strict=True)

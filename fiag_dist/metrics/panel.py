@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,10 +19,11 @@ from fiag_dist.metrics.faces import FaceFinder, Seen
 from fiag_dist.metrics.likeness import Embedding, Recogniser
 from fiag_dist.metrics.perceptual import Perceptual
 from fiag_dist.metrics.regions import Truth
+from fiag_dist.metrics.syncnet import SyncNet
 
 IMAGE = ("psnr", "ssim")
 """What needs no more than the core package: seconds an identity."""
-OF_FACES = ("lmd", "mouth", "eyes", "aue", "identity", "speech")
+OF_FACES = ("lmd", "mouth", "eyes", "aue", "identity", "speech", "sync")
 """What first needs a face found in each picture."""
 ALL = (*IMAGE, "lpips", *OF_FACES)
 _PREFIXES = {
@@ -36,13 +38,19 @@ Numbers = dict[str, Any]
 """Metrics by key; the key ends in the unit where there is one."""
 
 
-def asked(fast: bool, metrics: str) -> tuple[str, ...]:
-    """The names that a command's --fast and --metrics mean, separated by commas; all without either. Raises ConfigError when both are given."""
+def asked(fast: bool, metrics: str, syncnet: Path | None = None) -> tuple[str, ...]:
+    """The names that a command's --fast and --metrics mean, separated by commas; all without either. SyncNet's `sync` is among them when its weights are given.
+
+    Raises ConfigError when both are given, or `sync` without weights.
+    """
     if fast and metrics:
         raise ConfigError(f"--fast and --metrics {metrics}: give one of them")
-    if metrics:
-        return tuple(name.strip() for name in metrics.split(","))
-    return IMAGE if fast else ALL
+    names = tuple(name.strip() for name in metrics.split(",")) if metrics else IMAGE if fast else ALL
+    if syncnet:
+        return tuple(dict.fromkeys((*names, "sync")))
+    if metrics and "sync" in names:
+        raise ConfigError("metric sync: SyncNet's weights are yours to bring; name them: --syncnet syncnet_v2.model")
+    return tuple(name for name in names if name != "sync")
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,10 +66,10 @@ class Panel:
     """The metrics of an evaluation. Use it as a context manager.
 
     names: of ALL. With `strict` a metric whose library or file is missing raises its ConfigError or WeightsError; else it is left out, and
-    `left_out` says why, one line a reason. Raises ConfigError for an unknown name.
+    `left_out` says why, one line a reason. syncnet: the weights for the metric `sync`. Raises ConfigError for an unknown name.
     """
 
-    def __init__(self, names: Sequence[str] = IMAGE, strict: bool = False) -> None:
+    def __init__(self, names: Sequence[str] = IMAGE, strict: bool = False, syncnet: Path | None = None) -> None:
         for name in names:
             if name not in ALL:
                 raise ConfigError(f"metric {name!r}: unknown; choose from {', '.join(ALL)}")
@@ -73,6 +81,8 @@ class Panel:
         self._finder = self._open.enter_context(finder) if finder else None
         self._recogniser = self._tool(("identity",), Recogniser)
         self._tool(("speech",), lambda: weights.path("whisper-tiny-en"))
+        self.syncnet = SyncNet(syncnet) if syncnet and "sync" in self.names else None
+        """The judge of the metric `sync`, when it is chosen."""
 
     def __enter__(self) -> Panel:
         return self

@@ -236,7 +236,7 @@ def test_what_cannot_be_measured_is_left_out_with_a_reason(monkeypatch: pytest.M
         assert not panel.sees_faces
     assert [line.partition(" (")[0] for line in panel.left_out] == [
         "left out: lpips",
-        "left out: lmd, mouth, eyes, aue, identity, speech",
+        "left out: lmd, mouth, eyes, aue, identity, speech, sync",
     ]
     assert "fiag-dist weights fetch" in panel.left_out[0]
     with pytest.raises(WeightsError, match="lpips-alex"):
