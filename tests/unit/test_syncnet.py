@@ -46,7 +46,7 @@ def published() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("syncnet") / "syncnet_v2.model"
-    torch.save(published(), path)
+    torch.save(published(), path, _use_new_zipfile_serialization=False)
     return path
 
 
