@@ -75,14 +75,16 @@ class Panel:
                 raise ConfigError(f"metric {name!r}: unknown; choose from {', '.join(ALL)}")
         self.names = [name for name in ALL if name in names]
         self.left_out: list[str] = []
-        self._strict, self._open = strict, ExitStack()
-        self._perceptual = self._tool(("lpips",), Perceptual)
-        finder = self._tool(OF_FACES, FaceFinder)
-        self._finder = self._open.enter_context(finder) if finder else None
-        self._recogniser = self._tool(("identity",), Recogniser)
-        self._tool(("speech",), lambda: weights.path("whisper-tiny-en"))
-        self.syncnet = SyncNet(syncnet) if syncnet and "sync" in self.names else None
-        """The judge of the metric `sync`, when it is chosen."""
+        self._strict = strict
+        with ExitStack() as opening:
+            self._perceptual = self._tool(("lpips",), Perceptual)
+            finder = self._tool(OF_FACES, FaceFinder)
+            self._finder = opening.enter_context(finder) if finder else None
+            self._recogniser = self._tool(("identity",), Recogniser)
+            self._tool(("speech",), lambda: weights.path("whisper-tiny-en"))
+            self.syncnet = SyncNet(syncnet) if syncnet and "sync" in self.names else None
+            """The judge of the metric `sync`, when it is chosen."""
+            self._open = opening.pop_all()
 
     def __enter__(self) -> Panel:
         return self

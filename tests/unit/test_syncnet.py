@@ -9,8 +9,8 @@ import torch
 from fiag_dist import evaluate
 from fiag_dist.errors import ConfigError, WeightsError
 from fiag_dist.metrics import syncnet
-from fiag_dist.metrics.faces import Seen
-from fiag_dist.metrics.panel import ALL, asked
+from fiag_dist.metrics.faces import FaceFinder, Seen
+from fiag_dist.metrics.panel import ALL, Panel, asked
 from fiag_dist.metrics.syncnet import FEWEST, SHIFT, WINDOW, SyncNet, agreement
 
 SHAPES = {
@@ -176,6 +176,16 @@ def test_it_is_asked_for_by_its_weights() -> None:
     assert asked(False, "lmd,sync", Path("w")) == ("lmd", "sync")
     with pytest.raises(ConfigError, match=r"metric sync: .* --syncnet syncnet_v2\.model"):
         asked(False, "psnr,sync")
+
+
+@pytest.mark.weights
+def test_a_panel_that_can_not_be_had_leaves_nothing_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    close = FaceFinder.close
+    monkeypatch.setattr(FaceFinder, "close", lambda finder: (close(finder), closed.append(finder)))
+    with pytest.raises(WeightsError, match="no such file"):
+        Panel(["psnr", "sync"], syncnet=tmp_path / "missing.model")
+    assert len(closed) == 1
 
 
 @pytest.mark.weights
