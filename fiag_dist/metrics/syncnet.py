@@ -52,7 +52,7 @@ class Sync:
     """How lips and voice go together."""
 
     confidence: float
-    """Sync-C: higher is better; true videos have 6 to 8."""
+    """Sync-C: higher is better; that of the true video is what to compare with."""
     distance: float
     """Sync-E: lower is better."""
     offset_ms: float
