@@ -109,10 +109,8 @@ def evaluate_identity(
         looks, pairs = _test_frames(actor, meta, reader, panel, video, progress)
         metrics: Numbers = {"name": info.name, **panel.numbers(looks["model"], looks["truth"], info.size, people)}
         if video:
-            metrics["encoded"] = _encoded(video, reader, panel, info.size) | _sync(
-                panel, video.pairs(), meta, reader, info.fps
-            )
-    metrics |= _sync(panel, _pairs(actor, meta, reader), meta, reader, info.fps)
+            metrics["encoded"] = _encoded(video, meta, reader, panel, info)
+    metrics |= _sync(panel, looks, _pairs(actor, meta, reader), meta, reader, info.fps)
     metrics["baselines"] = {
         name: panel.numbers(looks[name], looks["truth"], info.size)
         for name in ("nearest", "nearest_warped", "mouth_blind_warped")
@@ -207,15 +205,16 @@ def _train_frames(
     return looks
 
 
-def _encoded(video: ThroughVideo, reader: FrameReader, panel: Panel, size: int) -> Numbers:
+def _encoded(video: ThroughVideo, meta: IdentityMeta, reader: FrameReader, panel: Panel, info: IdentityInfo) -> Numbers:
     """The metrics of test frames when render and truth have both been through H.264."""
     looks: dict[str, list[Look]] = {"model": [], "truth": []}
     for position, (image, true_image) in zip(reader.test, video.pairs(), strict=True):
         truth = replace(Truth.of(reader.frame(int(position))), image=true_image)
         looks["model"].append(panel.look(image, truth, perceptual=True, face=True))
         looks["truth"].append(panel.look_at_truth(true_image))
-    numbers = panel.numbers(looks["model"], looks["truth"], size)
-    return {key: value for key, value in numbers.items() if not key.startswith("identity_")}
+    numbers = panel.numbers(looks["model"], looks["truth"], info.size)
+    sync = _sync(panel, looks, video.pairs(), meta, reader, info.fps)
+    return {key: value for key, value in numbers.items() if not key.startswith("identity_")} | sync
 
 
 def _pairs(actor: Actor, meta: IdentityMeta, reader: FrameReader) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -226,7 +225,12 @@ def _pairs(actor: Actor, meta: IdentityMeta, reader: FrameReader) -> Iterator[tu
 
 
 def _sync(
-    panel: Panel, pairs: Iterable[tuple[np.ndarray, np.ndarray]], meta: IdentityMeta, reader: FrameReader, fps: int
+    panel: Panel,
+    looks: Mapping[str, Sequence[Look]],
+    pairs: Iterable[tuple[np.ndarray, np.ndarray]],
+    meta: IdentityMeta,
+    reader: FrameReader,
+    fps: int,
 ) -> Numbers:
     """SyncNet's numbers of renders, and of the true frames with the prefix `truth_`; none without SyncNet, or where it can't judge."""
     if panel.syncnet is None:
@@ -234,8 +238,8 @@ def _sync(
     renders, truths = zip(*islice(pairs, MOST), strict=True)
     wav = meta.wav[round(reader.test[0] / fps * SAMPLE_RATE) :]
     out: Numbers = {}
-    for prefix, images in (("", renders), ("truth_", truths)):
-        sync = panel.syncnet.judge(images, [panel.find(image) for image in images], wav, fps)
+    for prefix, who, images in (("", "model", renders), ("truth_", "truth", truths)):
+        sync = panel.syncnet.judge(images, [look.face for look in looks[who]], wav, fps)
         out |= sync.numbers(prefix) if sync else {}
     return out
 
