@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     data = _packed(command, stored.info["formats"])
     manifest = read_manifest(data)
     _check_formats(manifest, stored.info["formats"], command.checkpoint)
-    jobs = _jobs(command, data, command.names or manifest.names, f"{storage.url}/{folder}")
+    jobs = _jobs(command, data, manifest, f"{storage.url}/{folder}")
     todo = [job for job in jobs if not is_done(job)]
     console = Console(highlight=False)
     console.print(
@@ -130,7 +130,7 @@ def _check_formats(manifest: Manifest, formats: dict[str, Any], where: str) -> N
             )
 
 
-def _jobs(command: AdaptCommand, data: str, names: Sequence[str], start: str) -> list[Job]:
+def _jobs(command: AdaptCommand, data: str, manifest: Manifest, start: str) -> list[Job]:
     """One for each identity, without what this process alone knows: paths are absolute."""
     searched = search.parse(command.search, command.samples)
     if searched.settings and not command.settings.plateau.frames:
@@ -140,7 +140,11 @@ def _jobs(command: AdaptCommand, data: str, names: Sequence[str], start: str) ->
             f"--room {command.settings.room:g}: a field can't be smaller than the checkpoint's; give 1 or more"
         )
     data, start, out = map(_absolute, (data, start, command.out))
-    return [Job(name, data, start, f"{out}/{name}", command.settings, command.scratch, searched) for name in names]
+    entries = [manifest.entry(name) for name in command.names or manifest.names]
+    return [
+        Job(e.name, data, start, f"{out}/{e.name}", command.settings, command.scratch, searched, e.sha256, e.consent)
+        for e in entries
+    ]
 
 
 def _absolute(url: str) -> str:

@@ -1,6 +1,6 @@
 """fiag-dist pretrain, and torchrun ... -m fiag_dist.pretrain: many identities, one field, one IE-Net, one UM-Net; IM-Nets with their owners."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.ownership import Ownership, assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.saving import Saved, Saver
-from fiag_dist.errors import guarded
+from fiag_dist.errors import CheckpointError, guarded
 from fiag_dist.feed import feed_of
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
@@ -119,6 +119,7 @@ def build(
     newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
     stored = checkpoint.load(run_storage, newest) if newest else None
     if stored:
+        _check_people(stored.identities, ownership, run_storage.url)
         head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)
     else:
         names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
@@ -156,6 +157,16 @@ def _assign(config: PretrainConfig, manifest: Manifest, world: int) -> Ownership
     names = list(config.identities) or manifest.names
     frames = {name: manifest.entry(name).split.train for name in names}
     return assign(names, frames, config.train.frames_per_step, world)
+
+
+def _check_people(known: Container[str], ownership: Ownership, run: str) -> None:
+    """A run goes on with the people that it began with, or with some of them: who came later would have no part in what is learnt already."""
+    new = sorted(name for lane in ownership.lanes for name in lane if name not in known)
+    if new:
+        who = f"{', '.join(new[:6])}{' ...' if len(new) > 6 else ''}"
+        raise CheckpointError(
+            f"{run} was begun without {who}; go on without them (--identities), give another --name, or adapt them to it: fiag-dist adapt"
+        )
 
 
 def _personal(head, seed: int, name: str):  # the same start for an identity, whoever owns it

@@ -1,6 +1,7 @@
 """The one training loop: pretraining over many ranks and adaptation in one process differ only in what they pass in."""
 
 import math
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -59,14 +60,16 @@ def optimizer_groups(head: Head) -> list[Group]:
 
 
 def perceptual_loss(config: TrainConfig, device: torch.device | str) -> Lpips | None:
-    """LPIPS when the configuration asks for it and its weights are there; says in a line when they are not."""
+    """LPIPS when the configuration asks for it and every rank has its weights: all train on one loss. Who has none says so in a line."""
     if not config.loss.lpips:
         return None
-    if not weights.present("lpips-alex"):
+    there = weights.present("lpips-alex")
+    if not there:
         print(
-            "training without LPIPS: its weights are not there; to use it: fiag-dist weights fetch",
+            f"training without LPIPS: its weights are not there on {socket.gethostname()}; to use it: fiag-dist weights fetch",
             flush=True,
         )
+    if not process.all_true(there, torch.device(device)):
         return None
     return Lpips(weights.path("lpips-alex")).to(device)
 

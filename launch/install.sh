@@ -1,6 +1,7 @@
 #!/bin/bash
 # bash launch/install.sh [EXTRAS]: makes .venv in the checkout and installs fiag_dist with its tested versions. EXTRAS: ingest (default), or ingest,dev.
-# Run again it does nothing, in a second, until pyproject.toml, constraints.txt or EXTRAS change. FIAG_PYTHON names another interpreter (3.11 or 3.12).
+# For GPUs: ingest,cuda. Run again it does nothing, in a second, until pyproject.toml, constraints.txt or EXTRAS change.
+# FIAG_PYTHON names another interpreter (3.11 or 3.12).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=${1:-ingest}
@@ -45,12 +46,20 @@ fi
 rm -f "$stamp"
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
 
-# torch goes first and exactly: a range would let pip take a newer build for CUDA, several GB. Without an NVIDIA GPU the CPU build is taken:
-# from a folder of wheels that pip is set up with, if it has one, else from PyTorch's own index. With a GPU: the build of the usual index.
+# torch goes first and exactly: a range would let pip take a newer build for CUDA, several GB. The CPU build is taken where there is no NVIDIA GPU: from
+# a folder of wheels that pip is set up with, if it has one, else from PyTorch's own index. With a GPU, or with the extra cuda (an image is built, and a
+# cluster's login node installs, where there is none): the build of the usual index, also in the place of a CPU build that is there.
 torch=$(grep -x 'torch==.*' launch/constraints.txt)
-if ! .venv/bin/python -c "import importlib.metadata as m, sys; sys.exit(m.version('torch').split('+')[0] != '${torch#*==}')" 2>/dev/null; then
+unfit="v.split('+')[0] != '${torch#*==}'"
+cuda=0
+if [[ ",$extras," == *,cuda,* ]]; then
+  cuda=1
+  unfit+=" or v.endswith('+cpu')"
+fi
+if ! .venv/bin/python -c "import importlib.metadata as m, sys; v = m.version('torch'); sys.exit($unfit)" 2>/dev/null; then
   echo "install: $torch"
-  if nvidia-smi -L >/dev/null 2>&1 || [ "$(uname -s)" != Linux ]; then
+  if [ "$cuda" = 1 ] || nvidia-smi -L >/dev/null 2>&1 || [ "$(uname -s)" != Linux ]; then
+    "${pip[@]}" uninstall -q -y torch # pip takes a CPU build of the same version for what is asked
     "${pip[@]}" install -q "$torch"
   elif ! "${pip[@]}" install -q --no-index --no-deps "$torch" 2>/dev/null; then
     "${pip[@]}" install -q --extra-index-url https://download.pytorch.org/whl/cpu "$torch"

@@ -3,10 +3,14 @@
 import os
 from pathlib import Path
 
-# Read by OpenMP and numba when they are first imported, hence before anything else.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Read by OpenMP and numba when they are first imported, hence before anything else. Tests that run side by side (pytest -n) share the cores.
+os.environ.setdefault(
+    "OMP_NUM_THREADS",
+    str(max(1, min(4, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))),
+)
 os.environ.setdefault("NUMBA_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own default lets its workers starve beside other tests
 os.environ["FIAG_CHECKED"] = "1"  # kernels refuse numbers that are not finite, in the processes that tests start too
 
 import pytest

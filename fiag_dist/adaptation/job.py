@@ -40,18 +40,22 @@ class Job:
     scratch: bool = False
     """Also train it from scratch, for comparison."""
     search: Search = field(default_factory=Search)
+    footage: str = ""
+    """SHA-256 of what its shards hold: other footage under the same name is another job."""
+    consent: str = ""
+    """What the shards say that the person agreed to, which the identity keeps."""
 
     @property
     def key(self) -> str:
         """Changes when the answer would."""
         searched = [list(self.search.settings), self.search.samples] if self.search.settings else []
-        return _hash([self.training_key, self.scratch, searched])
+        return _hash([self.training_key, self.scratch, searched, self.consent])
 
     @property
     def training_key(self) -> str:
         """Changes when what is trained would."""
         settings = {name: value for name, value in to_dict(self.config).items() if name not in RESOURCES}
-        return _hash([self.name, self.data, self.start, settings])
+        return _hash([self.name, self.data, self.footage, self.start, settings])
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ def samples(job: Job) -> list[Job]:
         for setting in job.search.settings if number else ():
             train = SPACE[setting](train, rng)
         config = replace(job.config, train=train)
-        jobs.append(Job(job.name, job.data, job.start, f"{job.folder}/{SAMPLES}/{number}", config))
+        jobs.append(
+            replace(job, folder=f"{job.folder}/{SAMPLES}/{number}", config=config, scratch=False, search=Search())
+        )
     return jobs
 
 

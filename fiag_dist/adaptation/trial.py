@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fiag_dist import hearing
 from fiag_dist.adaptation.hparams import write_hparams
-from fiag_dist.adaptation.job import DONE, Job, Progress, Report
+from fiag_dist.adaptation.job import DONE, Job, Progress, Report, Search
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.search import chosen_sample, samples
 from fiag_dist.bake import write_identity_folder
@@ -99,7 +99,9 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
     mirror.publish()
     if job.scratch and job.start:
         same_model = replace(job.config, train=replace(sample.config.train, model=training.config.model))
-        scratch = Job(job.name, job.data, "", f"{job.folder}/{SCRATCH}", same_model)
+        scratch = replace(
+            job, start="", folder=f"{job.folder}/{SCRATCH}", config=same_model, scratch=False, search=Search()
+        )
         adapt_identity(scratch, lambda progress: report(replace(progress, state="from scratch")), threads)
     for spent in [job, *(samples(job) if job.search.settings else [])]:
         open_storage(spent.folder).delete(WORK)

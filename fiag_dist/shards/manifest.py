@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import types
 import typing
@@ -90,6 +91,11 @@ class IdentityEntry:
         """Bytes of each of its files, by path."""
         return {s.file: s.bytes for s in (*self.shards, self.meta)}
 
+    @property
+    def sha256(self) -> str:
+        """Of all that its files hold: the same for the same footage packed in the same way."""
+        return hashlib.sha256("".join(s.sha256 for s in (*self.shards, self.meta)).encode()).hexdigest()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
@@ -139,7 +145,9 @@ def read_manifest(source: str | Storage, check: bool = True) -> Manifest:
         raise DataError(f"{where}: not valid JSON ({error}); pack again") from error
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION:
-        raise DataError(f"{where}: version {version!r}, this program reads version {VERSION}; pack again with it")
+        raise DataError(
+            f"{where}: version {version!r}, this program reads version {VERSION}; delete {storage.url} and pack again"
+        )
     manifest = from_json(Manifest, tree, where)
     if check:
         check_sizes(storage, manifest.identities)

@@ -183,6 +183,14 @@ def test_wrong_settings_get_one_line(config: Path, words: list[str], says: str):
     assert "Traceback" not in done.stderr
 
 
+def test_a_run_takes_in_nobody_new(pretrained: Path, config: Path, shards: Path):
+    names = sorted(i["name"] for i in json.loads((shards / "manifest.json").read_text())["identities"])
+    done = fiag_dist("pretrain", config, "--name", pretrained.name, "--identities", *names, check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
+    assert f"was begun without {names[3]}; go on without them (--identities), give another --name" in line
+
+
 def test_steps_that_are_not_finite_are_refused_until_there_are_too_many(config: Path):
     wild = ("--train.optim.nets", "1e30", "--train.refused-at-most", "3")
     done = fiag_dist("pretrain", config, "--name", "wild", *wild, check=False)

@@ -120,8 +120,14 @@ class TestJob:
         open_storage(job.folder).write(DONE, json.dumps({"job": job.key}).encode())
         assert is_done(job)
         longer = dataclasses.replace(job.config, train=dataclasses.replace(job.config.train, steps=7))
-        for other in ({"config": longer}, {"scratch": True}, {"start": "/other"}, {"search": Search(("lr",), 4)}):
+        others = ({"config": longer}, {"scratch": True}, {"start": "/other"}, {"search": Search(("lr",), 4)})
+        for other in (*others, {"footage": "5e"}, {"consent": "Anna, today, for this"}):
             assert not is_done(dataclasses.replace(job, **other)), other
+
+    def test_consent_that_comes_later_trains_nothing_else(self, tmp_path: Path) -> None:
+        job = job_in(tmp_path)
+        assert dataclasses.replace(job, consent="Anna").training_key == job.training_key
+        assert dataclasses.replace(job, footage="5e").training_key != job.training_key
 
     def test_how_it_is_run_is_no_part_of_the_question(self, tmp_path: Path) -> None:
         job = job_in(tmp_path)

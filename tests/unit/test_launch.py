@@ -16,10 +16,12 @@ TOOLS = (
     "comm",
     "cut",
     "dirname",
+    "du",
     "grep",
     "head",
     "paste",
     "pkill",
+    "rm",
     "sed",
     "sha256sum",
     "sort",
@@ -87,6 +89,40 @@ def test_install_names_the_interpreter_that_was_asked_for(checkout: Path) -> Non
     result = run(checkout, "install.sh", FIAG_PYTHON="/absent/python3.12")
     assert result.returncode == 1
     assert "/absent/python3.12" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("extras", "there", "expected"),
+    [
+        ("ingest", "", "install -q --no-index --no-deps torch=="),
+        ("ingest", "+cpu", None),
+        ("ingest,cuda", "+cpu", "install -q torch=="),
+        ("ingest,cuda", "", "install -q torch=="),
+        ("ingest,cuda", "+cu130", None),
+    ],
+)
+def test_the_extra_cuda_takes_a_build_for_gpus_where_there_is_none(
+    checkout: Path, extras: str, there: str, expected: str | None
+) -> None:
+    """An image is built, and a login node installs, without a GPU. there: the build of torch that is installed; empty: none."""
+    version = next(line for line in (LAUNCH / "constraints.txt").read_text().split() if line.startswith("torch=="))
+    executable(checkout / "bin" / "g++", "exit 0")
+    executable(checkout / "bin" / "python3.11", f'[[ "$*" != *sysconfig* ]] || echo "{checkout}"')
+    (checkout / "Python.h").touch()
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    installed = checkout / "site" / f"torch-{version.partition('==')[2]}{there}.dist-info"
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text(f"Name: torch\nVersion: {version.partition('==')[2]}{there}\n")
+    asks = f'PYTHONPATH={checkout}/site exec {sys.executable} -c "$2"' if there else "exit 1"
+    executable(
+        checkout / ".venv" / "bin" / "python",
+        f'case "$*" in "-m pip"*) echo "$*" >>{checkout}/pip.txt ;; *m.version*) {asks} ;; esac',
+    )
+    result = run(checkout, "install.sh", extras)
+    assert result.returncode == 0, result.stderr
+    calls = [line for line in (checkout / "pip.txt").read_text().splitlines() if "torch==" in line]
+    assert len(calls) == (expected is not None), calls
+    assert not expected or expected in calls[0]
 
 
 def test_quickstart_refuses_a_folder_that_is_not_there(checkout: Path) -> None:
