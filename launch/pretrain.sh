@@ -1,6 +1,6 @@
 #!/bin/bash
 # bash launch/pretrain.sh CONFIG.yaml [--a.b value]: pretraining on all GPUs of 1..N nodes; the same line on each node, with its own NODE_RANK.
-#   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash launch/pretrain.sh configs/pretrain_multinode.yaml
+#   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash launch/pretrain.sh configs/pretrain_multinode.yaml --data s3://BUCKET/shards --runs s3://BUCKET/runs
 # Without a GPU: 2 ranks a node (NPROC overrides). A killed worker is restarted from the newest checkpoint, RESTARTS times.
 # SIGUSR1 ends the run on all nodes after this step, with a checkpoint and status 0; SIGTERM too, but torchrun then waits 30 seconds at most.
 set -euo pipefail

@@ -1,7 +1,8 @@
 #!/bin/bash
-# bash launch/quickstart.sh [FOLDER_OF_CLIPS]: the whole way on this machine, a CPU is enough: install, pack, pretrain on 2 ranks, adapt with Ray Tune,
-# render, evaluate. Without clips: on procedural demo heads. Run again it picks up what is there; delete the folder quickstart/ to start over.
+# bash launch/quickstart.sh [FOLDER_OF_CLIPS]: the whole way on this machine's CPU, also where there is a GPU: install, pack, pretrain on 2 ranks, adapt
+# with Ray Tune, render, evaluate. Without clips: on procedural demo heads. Run again it picks up what is there; delete the folder quickstart/ to start over.
 set -euo pipefail
+export CUDA_VISIBLE_DEVICES= # two ranks and no gsplat: launch/README.md says how to use GPUs
 clips=""
 if [ $# -gt 0 ]; then
   clips=$(cd "$1" 2>/dev/null && pwd) || { echo "quickstart: $1 is no folder; give a folder of video clips, or nothing for demo heads" >&2; exit 2; }
@@ -20,6 +21,11 @@ if [ -n "$clips" ]; then
   pretrain=configs/pretrain_cpu.yaml
   adapt=configs/adapt_fast.yaml
   mkdir -p "$work"
+  [ -f "$work/clips.txt" ] || echo "$clips" >"$work/clips.txt"
+  if [ "$(cat "$work/clips.txt")" != "$clips" ]; then
+    echo "quickstart: $work is of the clips in $(cat "$work/clips.txt"), and a pretraining takes in nobody new; move or delete $work first" >&2
+    exit 2
+  fi
   step "2 of 6: clips to shards"
   fiag-dist weights fetch
   fiag-dist pack "$clips" --out "$work/shards" --max-seconds 10

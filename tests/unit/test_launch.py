@@ -198,9 +198,26 @@ def test_skypilot_starts_the_same_on_its_nodes(checkout: Path) -> None:
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     (checkout / "launch" / "run.sh").write_text(task["run"])
     sky = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "8"}
-    result = run(checkout, "run.sh", **sky, SKYPILOT_NODE_IPS="10.0.0.4\n10.0.0.5", CONFIG=task["envs"]["CONFIG"])
+    asked = task["envs"] | {"ARGS": "--data s3://b/shards --runs s3://b/runs"}
+    result = run(checkout, "run.sh", **sky, SKYPILOT_NODE_IPS="10.0.0.4\n10.0.0.5", **asked)
     assert result.returncode == 0, result.stderr
     assert "--nnodes=2 --nproc-per-node=8 --max-restarts=3 --node-rank=1" in result.stdout
     assert "--rdzv-endpoint=10.0.0.4:29500" in result.stdout
-    assert result.stdout.split()[-1] == "configs/pretrain_multinode.yaml"
-    assert (LAUNCH.parent / result.stdout.split()[-1]).is_file()
+    words = result.stdout.split()
+    assert words[-4:] == ["--data", "s3://b/shards", "--runs", "s3://b/runs"]
+    assert words[-5] == "configs/pretrain_multinode.yaml"
+    assert (LAUNCH.parent / words[-5]).is_file()
+
+
+def test_quickstart_keeps_one_folder_of_clips_apart_from_another(checkout: Path) -> None:
+    for clips in ("ours", "theirs"):
+        (checkout / clips).mkdir()
+    shutil.copy(LAUNCH / "quickstart.sh", checkout / "launch" / "quickstart.sh")
+    (checkout / "launch" / "install.sh").write_text("exit 0\n")
+    (checkout / "bin" / "mkdir").symlink_to(str(shutil.which("mkdir")))
+    executable(checkout / "bin" / "fiag-dist", "exit 3")  # how far it comes is enough
+    assert run(checkout, "quickstart.sh", "ours").returncode == 3
+    assert run(checkout, "quickstart.sh", "ours").returncode == 3
+    result = run(checkout, "quickstart.sh", "theirs")
+    assert result.returncode == 2
+    assert f"is of the clips in {checkout / 'ours'}" in result.stderr
