@@ -50,7 +50,7 @@ class AdaptCommand:
     samples: int = 4
     """How many settings a search tries for each identity, the given ones among them."""
     address: str = ""
-    """Of a Ray cluster: host:port, or `auto` for the one on this machine; none: RAY_ADDRESS, else this machine alone. All its machines must see the paths given here."""
+    """Of a Ray cluster: host:port, or `auto`; none: RAY_ADDRESS, else this machine alone. All its machines must see the paths given here."""
     config: str = ""
     """YAML file of the settings below, e.g. configs/adapt_fast.yaml."""
     settings: Annotated[AdaptConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptConfig)
