@@ -1,5 +1,6 @@
 #!/bin/bash
-# bash launch/test.sh [PYTEST ARGUMENTS]: installs what is missing, then lint, types and all fast tests. FIAG_CLIPS=FOLDER adds the tests on real clips.
+# bash launch/test.sh [PYTEST ARGUMENTS]: installs what is missing, then lint, types and all fast tests, side by side (-n 0: one after another).
+# FIAG_CLIPS=FOLDER adds the tests on real clips.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash launch/install.sh ingest,dev
@@ -18,5 +19,6 @@ for check in ${failed[@]+"${failed[@]}"}; do
   echo "test: failed: $check (the tests run all the same; the exit status will be 1)" >&2
 done
 step "pytest"
-pytest -m "not slow and not gpu" "$@" || exit
+cores=$(nproc)
+pytest -m "not slow and not gpu" -n $((cores < 4 ? cores : 4)) --dist loadfile "$@" || exit
 [ ${#failed[@]} = 0 ]
