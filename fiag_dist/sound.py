@@ -1,6 +1,8 @@
 """Sound, by PyAV, a piece at a time: what is heard need never be in memory as a whole."""
 
 from collections.abc import Iterator
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 
 import av
@@ -12,7 +14,9 @@ from fiag_dist.errors import DataError
 
 SAMPLE_RATE = 16_000
 _PIECE = SAMPLE_RATE
-"""Samples at a time of a sound that is in memory already."""
+"""Samples at a time of a sound that is in memory already, or of silence."""
+_JITTER_S = 0.02
+"""By so much time stamps may run ahead of the samples before packets are missing: containers round them, recorders stamp unevenly."""
 
 
 class Sound:
@@ -40,30 +44,44 @@ class Sound:
                 self._video_s = None if first is None else first.time
 
     def pieces(self, rate: int = SAMPLE_RATE, channels: int = 1) -> Iterator[Float32[np.ndarray, "channels samples"]]:
-        """The samples, -1..1, resampled and mixed to `channels` (1 or 2), as they are decoded.
+        """The samples, -1..1, resampled and mixed to `channels` (1 or 2), as they are decoded; zeros where packets are missing.
 
         Raises DataError where a file is damaged, or its track holds nothing.
         """
-        resampler = av.AudioResampler(format="fltp", layout="mono" if channels == 1 else "stereo", rate=rate)
-        skip = None
-        for frame in self._frames():
-            if skip is None:
-                late_s = 0.0 if self._video_s is None else (frame.time or 0.0) - self._video_s
-                skip = max(0, -round(late_s * rate))
-                if late_s > 0:
-                    yield np.zeros((channels, round(late_s * rate)), np.float32)
-            for part in resampler.resample(frame):
-                samples = part.to_ndarray()[:, skip:]
-                skip = max(0, skip - part.samples)
-                if samples.size:
-                    yield samples
-        if skip is not None:
-            for part in resampler.resample(None):
-                yield part.to_ndarray()[:, skip:]
-        elif not isinstance(self._source, np.ndarray):
+        given = 0
+        for (start_s, _), run in groupby(self._runs(), itemgetter(0)):
+            missing = round(start_s * rate) - given  # negative: that much of the run comes before time zero
+            for left in range(missing, 0, -_PIECE):
+                yield np.zeros((channels, min(left, _PIECE)), np.float32)
+            given, skip = given + max(0, missing), max(0, -missing)
+            resampler = av.AudioResampler(format="fltp", layout="mono" if channels == 1 else "stereo", rate=rate)
+            for frame in chain((frame for _, frame in run), [None]):  # None: what the resampler holds back
+                for part in resampler.resample(frame):
+                    samples = part.to_ndarray()[:, skip:]
+                    skip = max(0, skip - part.samples)
+                    given += samples.shape[1]
+                    if samples.size:
+                        yield samples
+        if not given and not isinstance(self._source, np.ndarray):
             raise DataError(
-                f"{self._source}: the audio track is empty; the mouth is driven by speech, so give a file with sound"
+                f"{self._source}: the audio track is empty, or ends before the video begins; "
+                "the mouth is driven by speech, so give a file with sound"
             )
+
+    def _runs(self) -> Iterator[tuple[tuple[float, tuple], av.AudioFrame]]:
+        """Frames, each with the run that it belongs to: when that starts, and its format. Within a run there is no hole and one format."""
+        zero_s, start_s, until_s, before = self._video_s, 0.0, 0.0, None
+        for frame in self._frames():
+            zero_s = frame.time or 0.0 if zero_s is None else zero_s
+            at_s = until_s if frame.time is None else frame.time - zero_s
+            form = frame.format.name, frame.layout.name, frame.sample_rate
+            if before is None or at_s - until_s > _JITTER_S:
+                start_s = until_s = at_s
+            elif form != before:
+                start_s = until_s
+            before = form
+            yield (start_s, form), frame
+            until_s += frame.samples / frame.sample_rate
 
     def _frames(self) -> Iterator[av.AudioFrame]:
         if isinstance(self._source, np.ndarray):

@@ -1,11 +1,13 @@
 """Files in and out: rates, time stamps, sound offsets, and what is refused."""
 
+from collections.abc import Container
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.container import OutputContainer
 
 from fiag_dist import video
 from fiag_dist.errors import DataError
@@ -17,8 +19,11 @@ def grey(level: int) -> np.ndarray:
     return np.full((SIDE, SIDE, 3), level, np.uint8)
 
 
-def write_at(path: Path, times_s: list[float], audio_at_s: float | None = None) -> None:
-    """A video whose frame k has level 10 k and the given time stamp; with sound, a click of 0.1 s at `audio_at_s` of the file's clock."""
+def write_at(path: Path, times_s: list[float], audio_at_s: float | None = None, lost: Container[int] = ()) -> None:
+    """A video whose frame k has level 10 k and the given time stamp.
+
+    With sound: 2 s, in packets of 20 ms but for those that got lost, with a click of 0.1 s at `audio_at_s` of the file's clock.
+    """
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width = stream.height = SIDE
@@ -34,10 +39,19 @@ def write_at(path: Path, times_s: list[float], audio_at_s: float | None = None) 
             samples = np.zeros(32_000, np.int16)
             start = round(audio_at_s * 16_000)
             samples[start : start + 1600] = 20_000
-            frame = av.AudioFrame.from_ndarray(samples[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 16_000, 0, Fraction(1, 16_000)
-            container.mux(sound.encode(frame))
-            container.mux(sound.encode(None))
+            mux_sound(container, sound, samples, {k: k / 50 for k in range(100) if k not in lost})
+
+
+def mux_sound(container: OutputContainer, stream: av.AudioStream, samples: np.ndarray, stamps_s: dict[int, float]):
+    """Packets of 20 ms: those numbered, with these time stamps."""
+    size = stream.rate // 50
+    for k, stamp_s in stamps_s.items():
+        part = samples[None, k * size : (k + 1) * size].repeat(stream.channels, 1)
+        frame = av.AudioFrame.from_ndarray(part, format="s16", layout=stream.layout.name)
+        frame.sample_rate = stream.rate
+        frame.pts, frame.time_base = round(stamp_s * stream.rate), Fraction(1, stream.rate)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
 
 
 def levels(path: Path, fps: float, max_seconds: float = 0.0) -> list[int]:
@@ -96,6 +110,44 @@ def test_sound_is_aligned_with_the_first_frame(tmp_path: Path, click_s: float) -
     assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(click_s - 0.5, abs=0.002)
 
 
+@pytest.mark.parametrize("start_s", [0.0, 0.5, 1.0])
+def test_a_hole_in_the_sound_is_silent_and_moves_nothing(tmp_path: Path, start_s: float) -> None:
+    path = tmp_path / "muted.mkv"
+    write_at(path, [start_s + k / 25 for k in range(25)], audio_at_s=1.7, lost=set(range(20, 70)) - {40})
+    wav = video.read_audio(path)
+    assert len(wav) / 16_000 == pytest.approx(2 - start_s, abs=0.002)
+    assert np.flatnonzero(wav)[0] / 16_000 == pytest.approx(1.7 - start_s, abs=0.002)
+
+
+def test_uneven_time_stamps_are_no_holes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-9000, 9000, 32_000).astype(np.int16)
+    path = tmp_path / "uneven.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        mux_sound(container, stream, noise, {k: k / 50 + rng.uniform(0, 0.015) for k in range(100)})
+    np.testing.assert_array_equal(np.round(video.read_audio(path) * 32_768), noise)
+
+
+def test_sound_may_change_its_format(tmp_path: Path) -> None:
+    """As two broadcasts joined: mono at 44.1 kHz, then stereo at 48 kHz with a click after 0.5 s."""
+    path = tmp_path / "joined.ts"
+    with path.open("wb") as joined:
+        for rate, layout in ((44_100, "mono"), (48_000, "stereo")):
+            part = tmp_path / f"{layout}.ts"
+            with av.open(str(part), "w") as container:
+                stream = container.add_stream("mp2", rate=rate, layout=layout)
+                samples = np.zeros(rate, np.int16)
+                samples[rate // 2 :][: rate // 10] = 20_000 * (layout == "stereo")
+                mux_sound(container, stream, samples, {k: k / 50 for k in range(50)})
+            joined.write(part.read_bytes())
+    wav = video.read_audio(path)
+    assert len(wav) / 16_000 == pytest.approx(2, abs=0.1)
+    assert np.flatnonzero(wav > 0.3)[0] / 16_000 == pytest.approx(1.5, abs=0.05)
+    stereo = np.concatenate(list(video.Sound(path).pieces(48_000, 2)), 1)
+    assert stereo.shape[1] / 48_000 == pytest.approx(len(wav) / 16_000, abs=0.001)
+
+
 def test_padded_rows_are_made_whole(tmp_path: Path) -> None:
     path = tmp_path / "narrow.mp4"
     with video.VideoWriter(path, 70, 50, 25) as writer:
@@ -110,11 +162,14 @@ def test_what_can_not_be_read_is_one_line(tmp_path: Path) -> None:
     silent = tmp_path / "silent.mp4"
     with video.VideoWriter(silent, SIDE, SIDE, 25) as writer:
         writer.write(grey(0))
+    over = tmp_path / "over.mkv"
+    write_at(over, [3.0, 3.04], audio_at_s=0.5)
     for action, message in (
         (lambda: video.probe(text), "can't be read"),
         (lambda: video.probe(tmp_path / "absent.mp4"), "can't be read"),
         (lambda: list(video.read_frames(text, 25)), "can't be read"),
         (lambda: video.read_audio(silent), "no audio track"),
+        (lambda: video.read_audio(over), "the audio track is empty, or ends before"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             action()
