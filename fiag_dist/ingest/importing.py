@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from fiag_dist import video
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import ConfigError
+from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.ingest import expression, footage, masks, pose, prepared, span, speech, summary
 from fiag_dist.ingest.assemble import Solved, assemble
 from fiag_dist.ingest.face import Crop
@@ -25,7 +25,7 @@ from fiag_dist.ingest.masks import Masks
 from fiag_dist.ingest.prepared import Prepared
 from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.tracks import POSE_SIZE
-from fiag_dist.types import STILL, Frame, IdentityMeta, Label
+from fiag_dist.types import STILL, Frame, IdentityMeta, Label, Split
 
 MOST_FRAMES = 100
 """So many frames, spread over the clip, decide where the head lies in the folder's world."""
@@ -117,6 +117,7 @@ def _import(
     span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, folder.folder.name)
     tracked = footage.select(found, use, folder.folder.name)
     del found
+    split = _split(folder, use)
     used = slice(use.first, use.stop)
     clock.stage("head poses", 0.7)
     to_camera = np.linalg.inv(folder.to_world[used] @ _FLIP)
@@ -128,7 +129,6 @@ def _import(
     first_frame = folder.numbers[use.first]
     wav = wav[round(first_frame / cfg.fps * video.SAMPLE_RATE) :][: round(len(use) / cfg.fps * video.SAMPLE_RATE)]
     heard, silence = speech.of_clip(cfg.extractor, wav, len(use), cfg.fps, folder.folder, first_frame)
-    split = folder.split[used]
     units = folder.action_units()
     if units is not None:
         tracked.units = units[used]
@@ -140,7 +140,7 @@ def _import(
         K=K,
         swing=np.tile(STILL, (len(viewmats), 1, 1)),
         split=split,
-        expressions=expression.channels(tracked.units, tracked.landmarks, tracked.blinks, max(1, split.count("train"))),
+        expressions=expression.channels(tracked.units, tracked.landmarks, tracked.blinks, split.count("train")),
         plate=prepared.resized(folder.plate(), cfg.size),
         thumbnail=next(iter(folder.crops(cfg.size, use.first + len(use) // 2))),
         wav=np.ascontiguousarray(wav),
@@ -149,6 +149,18 @@ def _import(
         report=summary.imported(folder.folder, Crop(0, 0, folder.side), cfg, use, tracked, viewmats, K, place[2]),
     )
     return assemble(name, cfg, folder, tracked, solved, clock, lambda i: _masks(folder, use.first + i, tracked, i))
+
+
+def _split(folder: Prepared, use: span.Span) -> list[Split]:
+    """Of the used frames. Raises DataError when none is left to train with, or none to test with."""
+    split = folder.split[use.first : use.stop]
+    for wanted, file in prepared.TRANSFORMS:
+        if wanted not in split:
+            raise DataError(
+                f"{folder.folder.name}: none of the {len(use)} used frames, {folder.numbers[use.first]} to {folder.numbers[use.stop - 1]}, is in {file}, "
+                f"at least one for {wanted} needed; name some of them there"
+            )
+    return split
 
 
 def _without_gaps(looks: list[span.Look], numbers: list[int]) -> list[span.Look]:

@@ -28,7 +28,7 @@ from fiag_dist.types import ACTION_UNITS, Split
 FPS = 25
 MOST_AU, MOST_BLINK = 5.0, 2.0
 """OpenFace's intensities end at 5; eyes are shut from 2 on."""
-_TRANSFORMS: tuple[tuple[Split, str], ...] = (("train", "transforms_train.json"), ("test", "transforms_val.json"))
+TRANSFORMS: tuple[tuple[Split, str], ...] = (("train", "transforms_train.json"), ("test", "transforms_val.json"))
 _IMAGES = ("ori_imgs", "gt_imgs")
 
 
@@ -82,7 +82,7 @@ def read(folder: Path) -> Prepared:
     """Checks that everything is there but the pictures' pixels. Raises DataError with what is missing or wrong."""
     frames: dict[int, tuple[np.ndarray, Split]] = {}
     lens: dict[str, float] = {}
-    for split, name in _TRANSFORMS:
+    for split, name in TRANSFORMS:
         tree = _json(folder / name)
         try:
             lens = {key: float(tree[key]) for key in ("focal_len", "cx", "cy")}

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 from scipy.spatial.transform import Rotation
 from test_ingest_pose import FOCAL, K, errors_deg, model_matrices, moving_head
 
+from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import importing, pose, prepared, rest
+from fiag_dist.ingest.spool import handed_on
 from fiag_dist.ingest.tracks import POSE_SIZE
 from fiag_dist.types import ACTION_UNITS
 
@@ -60,6 +63,26 @@ def test_frames_missing_in_between_end_a_run(folder: Path) -> None:
     looks = importing._without_gaps([importing.span.Look()] * 10, found.numbers)
     use = importing.span.longest(looks)
     assert (use.first, use.stop) == (4, 10)
+
+
+@pytest.mark.parametrize(
+    ("first", "stop", "says"),
+    [
+        (0, 10, r"anna: none of the 10 used frames, 0 to 9, is in transforms_val\.json, at least one for test needed"),
+        (10, 11, r"none of the 1 used frames, 10 to 10, is in transforms_train\.json, at least one for train needed"),
+    ],
+)
+def test_what_is_kept_must_have_frames_to_train_and_to_test(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, first: int, stop: int, says: str
+) -> None:
+    """As if a face were found in frames first .. stop - 1 alone."""
+    looks = [importing.span.Look("" if first <= i < stop else "no face") for i in range(FRAMES)]
+    monkeypatch.setattr(importing.footage, "watch", lambda *_: SimpleNamespace(looks=looks))
+    monkeypatch.setattr(importing.footage, "select", lambda *_: None)
+    cfg, clock, wav = PackConfig(min_seconds=0), importing.Stopwatch(None), np.zeros(16_000, np.float32)
+    with handed_on(cfg.size) as mattes, pytest.raises(DataError, match=says) as caught:
+        importing._import(prepared.read(folder), cfg, "anna", wav, mattes, clock)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
