@@ -12,18 +12,21 @@ from fiag_dist.errors import DataError
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 PREPARED = "transforms_train.json"
 """What a folder of already prepared frames holds (`--layout instag`)."""
+IDENTITY = "identity.json"
+"""What a folder that adapt has made of a clip holds: the videos beside it are no clips. (Folders of shards hold no videos but the clips they were made of.)"""
 
 
 def find_clips(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Clips, however deep in the folders, by the name of the identity that each becomes, in order.
 
-    Hidden files and folders are passed over; links are followed, each folder is entered once. Raises DataError for a missing path or a folder without
-    clips.
+    Hidden files and folders and those of identities are passed over; links are followed, each folder is entered once. Raises DataError for a missing path
+    or a folder without clips.
     """
     found: dict[str, list[Path]] = {}
     for path in paths:
         if path.is_dir():
-            inside = [Path(folder, name) for folder, names in _walk(path) for name in names if _is_clip(name)]
+            walked = _walk(path, passing=IDENTITY)
+            inside = [Path(folder, name) for folder, names in walked for name in names if _is_clip(name)]
             if not inside:
                 raise DataError(f"{path}: no clips in this folder; give one with {', '.join(SUFFIXES)} files")
         elif path.is_file():
@@ -75,10 +78,13 @@ def fingerprint(path: Path) -> tuple[int, str]:
         raise DataError(f"{path}: can't be read ({error.strerror}); check its rights, or leave it out") from error
 
 
-def _walk(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder once, with its files' names, both sorted."""
+def _walk(path: Path, passing: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Each folder once, with its files' names, both sorted. passing: a file; folders that hold it are passed over, with all that is in them."""
     entered = set()
     for folder, folders, names in os.walk(path, followlinks=True):
+        if passing in names:
+            folders.clear()
+            continue
         entered.add(Path(folder).resolve())
         folders[:] = sorted(
             name for name in folders if not name.startswith(".") and Path(folder, name).resolve() not in entered

@@ -12,6 +12,7 @@ import pytest
 from test_shards import FRAMES, SIZE, make
 
 from fiag_dist import pack as pack_module
+from fiag_dist.actor import INFO
 from fiag_dist.cluster import start_ray
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError, WeightsError
@@ -179,6 +180,19 @@ def test_clips_are_found_however_deep_and_each_once(tmp_path: Path) -> None:
     found = find_clips([folder])
     assert sorted(found) == ["a", "again", "b", "c", "itself"]
     assert found["a"] == [folder / "a.mp4", deep / "a.mp4"]
+
+
+def test_videos_of_identities_are_no_clips(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "clips", a="ok")
+    made = clips(folder / "identities", b="ok") / "a"
+    clips(made, preview="", backdrop="")
+    clips(made / "scratch", preview="")
+    (made / INFO).write_text("{}")
+    clips(folder / "shards", c="ok")
+    (folder / "shards" / "manifest.json").write_text("{}")  # `pack clips --out clips` is allowed
+    assert sorted(find_clips([folder])) == ["a", "b", "c"]
+    with pytest.raises(DataError, match="no clips in this folder"):
+        find_clips([made])
 
 
 @pytest.mark.parametrize(
