@@ -94,6 +94,10 @@ def pack(
     Raises DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format are there already, DistributedError
     when the cluster does not answer.
     """
+
+    def say(text: str) -> None:
+        report(text.encode("utf-8", "backslashreplace").decode())  # file names may be no text, which stdout can refuse
+
     cfg = cfg or PackConfig()
     found = (find_prepared if cfg.layout == "instag" else find_clips)([Path(c) for c in clips])
     storage = open_storage(out)
@@ -119,22 +123,22 @@ def pack(
         else:
             todo.append(work)
     for name, result in done.items():
-        report(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
+        say(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
     if todo and FILE in sizes:  # what the manifest names must be complete at every moment
         _write(storage, formats, others, done)
     try:
-        for work, result in pack_all(todo, cfg.jobs, packer, report, address):
+        for work, result in pack_all(todo, cfg.jobs, packer, say, address):
             result = _arrived(storage, result)
             entry = result.entry and dataclasses.replace(result.entry, consent=consent)
             done[work.name] = dataclasses.replace(result, entry=entry)
-            report(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
+            say(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
     except KeyboardInterrupt:
-        report(
+        say(
             f"stopped: {len(done)} of {len(found)} clips are finished and stay; the same command goes on with the others"
         )
         raise
     table = _table({name: done[name] for name in found}, {work.name for work in todo})
-    report(table)
+    say(table)
     refused = {name: done[name].reason for name in found if done[name].reason}
     if len(refused) == len(found):
         name, reason = next(iter(refused.items()))

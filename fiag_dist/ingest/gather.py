@@ -15,6 +15,8 @@ PREPARED = "transforms_train.json"
 IDENTITY = "identity.json"
 """What a folder that adapt has made of a clip holds: the videos beside it are no clips. (Folders of shards hold no videos but the clips they were made of.)"""
 
+_LONGEST = 64
+
 
 def find_clips(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Clips, however deep in the folders, by the name of the identity that each becomes, in order.
@@ -55,10 +57,18 @@ def find_prepared(paths: Sequence[Path]) -> dict[str, list[Path]]:
 
 
 def identity_name(stem: str) -> str:
-    """1 to 64 letters, digits, - and _ for any file name: accents are taken off, what is no letter becomes _."""
-    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", plain).strip("_-")[:64]
-    return name or "clip-" + hashlib.sha256(stem.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    """1 to 64 letters, digits, - and _ for any file name: accents are taken off, what is no letter becomes _.
+
+    A hash of the file name tells apart those that lose more than that: letters of other scripts, bytes that are no text, what is beyond the 64.
+    """
+    spelled = unicodedata.normalize("NFKD", stem)
+    plain = spelled.encode("ascii", "ignore").decode()
+    name = re.sub(r"[^A-Za-z0-9_-]+", "_", plain).strip("_-")
+    lost = any(not c.isascii() and (c.isalnum() or unicodedata.category(c) == "Cs") for c in spelled)
+    if name and len(name) <= _LONGEST and not lost:
+        return name
+    mark = hashlib.sha256(stem.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{name[: _LONGEST - 1 - len(mark)].rstrip('_-') or 'clip'}-{mark}"
 
 
 def fingerprint(path: Path) -> tuple[int, str]:

@@ -200,7 +200,12 @@ def test_videos_of_identities_are_no_clips(tmp_path: Path) -> None:
     [
         ("Zoë Müller", "Zoe_Muller"),
         ("_-x-_", "x"),
-        ("a" * 80, "a" * 64),
+        ("a" * 64, "a" * 64),
+        ("a" * 65, "a" * 55 + "-635361c4"),
+        ("Anna \u2013 2", "Anna_2"),
+        ("Иван 2024", "2024-78e7dc52"),
+        ("Пётр 2024", "2024-51a28129"),
+        ("Jos\udce9", "Jos-d3a30985"),
         ("講演", "clip-be4c7e7d"),
         ("...", "clip-ab5df625"),
     ],
@@ -218,6 +223,18 @@ def test_what_cannot_be_read_is_refused_and_the_rest_goes_on(tmp_path: Path) -> 
     assert result.manifest.names == ["a"]
     assert "circle.mp4: can't be read (Too many levels of symbolic links)" in result.refused["circle"]
     assert "unreadable.mp4: can't be read (Input/output error)" in result.refused["unreadable"]
+
+
+def test_a_file_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
+    folder = clips(tmp_path / "clips", a="ok")
+    (folder / os.fsdecode(b"Jos\xe9.mp4")).write_text("silent")
+    (folder / os.fsdecode(b"Ren\xe9.mp4")).symlink_to("/proc/self/mem")
+    with (tmp_path / "lines").open("w", encoding="utf-8", errors="strict") as lines:
+        result = pack([folder], str(tmp_path / "out"), CFG, lambda line: print(line, file=lines), told)
+    assert read_manifest(str(tmp_path / "out")).names == ["a"]
+    assert len(result.refused) == 2
+    said = (tmp_path / "lines").read_text()
+    assert all(name in said for name in (r"Jos\udce9.mp4: no audio track", r"Ren\udce9.mp4: can't be read"))
 
 
 def test_features_of_another_shape_are_refused(tmp_path: Path) -> None:
