@@ -27,7 +27,7 @@ _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 @dataclass(frozen=True, kw_only=True)
 class VideoInfo:
-    """What a file's headers and first frame say. `width` and `height` are as shown, after rotation."""
+    """What a file's headers and first frame say. `width` and `height` are as shown: of square pixels, after rotation."""
 
     width: int
     height: int
@@ -44,7 +44,7 @@ def probe(path: str | Path) -> VideoInfo:
         frame = next(decoded(container, stream, path), None)
         if frame is None:
             raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
-        image = _upright(frame)
+        image = _upright(frame, stream)
         fps = float(stream.average_rate or stream.guessed_rate or 25)
         seconds = container.duration / av.time_base if container.duration else stream.frames / fps
         return VideoInfo(
@@ -59,7 +59,7 @@ def probe(path: str | Path) -> VideoInfo:
 def read_frames(
     path: str | Path, fps: float, max_seconds: float = 0.0
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
-    """Upright RGB frames at a fixed rate: frame i is the source frame nearest in time to i / fps, whatever the clip's own rate.
+    """Upright RGB frames of square pixels at a fixed rate: frame i is the source frame nearest in time to i / fps, whatever the clip's own rate.
 
     max_seconds: stop there; 0 reads all. Frames are decoded as they are asked for. Raises DataError as `probe` does.
     """
@@ -81,14 +81,14 @@ def read_frames(
                 while index / fps < middle_s:
                     if index >= limit:
                         return
-                    image = _upright(before) if image is None else image
+                    image = _upright(before, stream) if image is None else image
                     yield image
                     index += 1
             before, before_s = frame, now_s
         if before is None:
             raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
         while index / fps < before_s + gap_s - 0.5 / fps and index < limit:  # the last frame stays on for its own time
-            yield _upright(before)
+            yield _upright(before, stream)
             index += 1
 
 
@@ -199,8 +199,9 @@ def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream
     return container.streams.video[0]
 
 
-def _upright(frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB as a player shows it: phones store the rotation beside the pixels."""
-    image = frame.to_ndarray(format="rgb24")
+def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB as a player shows it: phones store the rotation beside the pixels, and those of camcorders and DVDs are not square."""
+    width = round(frame.width * (stream.sample_aspect_ratio or 1))
+    image = frame.to_ndarray(format="rgb24", width=width)
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(image, turns))  # PyAV pads rows: wide strides even without a turn

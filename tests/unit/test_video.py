@@ -5,6 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import clipmaker
 import numpy as np
 import pytest
 from av.container import OutputContainer
@@ -154,6 +155,29 @@ def test_padded_rows_are_made_whole(tmp_path: Path) -> None:
         for _ in range(3):
             writer.write(np.zeros((50, 70, 3), np.uint8))
     assert all(image.flags["C_CONTIGUOUS"] for image in video.read_frames(path, 25))
+
+
+@pytest.mark.parametrize(("suffix", "degrees"), [(".mp4", 0), (".mp4", 90), (".mkv", 0), (".ts", 0)])
+def test_pixels_that_are_not_square_are_made_so(tmp_path: Path, suffix: str, degrees: int) -> None:
+    """60x40 pixels, each 4:3, with a white band of 10 rows and one of 15 columns: 80x40 as shown, with bands of 10 and 20."""
+    path = tmp_path / f"anamorphic{suffix}"
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:10], image[:, :15] = 255, 255
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.options = 60, 40, "yuv420p", {"crf": "1"}
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for _ in range(25):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    if degrees:
+        clipmaker.turn(path, degrees)
+    info, seen = video.probe(path), next(video.read_frames(path, 25))
+    wanted = np.zeros((40, 80, 3))
+    wanted[:10], wanted[:, :20] = 255, 255
+    wanted = np.rot90(wanted, -degrees // 90)  # clockwise, as players turn it
+    assert (info.height, info.width, 3) == seen.shape == wanted.shape
+    assert np.abs(seen - wanted).mean() < 5
 
 
 def test_what_can_not_be_read_is_one_line(tmp_path: Path) -> None:
