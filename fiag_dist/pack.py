@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import DataError, guarded
+from fiag_dist.errors import ConfigError, DataError, guarded
 from fiag_dist.ingest import speech
 from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
 from fiag_dist.ingest.layouts import pack_any
@@ -38,6 +38,8 @@ from fiag_dist.types import EXPRESSION_NAMES
 RECIPE = 7
 """Raised whenever the same clip and settings give other shards: everything is then packed again."""
 EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
+SIZES = (32, 2048)
+"""Smallest and largest side of packed frames, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +93,15 @@ def pack(
     `report` gets one line a clip as it finishes, now and then how far all are, and a table at the end; `packer` makes the samples, in Ray's workers.
     `consent` becomes the note of all these clips; without it, unchanged ones keep theirs. `address` is that of a Ray cluster; a Ray that this process is
     connected to already is used, and one that is started ends with the process.
-    Raises DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format are there already, DistributedError
-    when the cluster does not answer.
+    Raises ConfigError for settings out of range, DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format
+    are there already, DistributedError when the cluster does not answer.
     """
 
     def say(text: str) -> None:
         report(text.encode("utf-8", "backslashreplace").decode())  # file names may be no text, which stdout can refuse
 
     cfg = cfg or PackConfig()
+    refuse_nonsense(cfg)
     found = (find_prepared if cfg.layout == "instag" else find_clips)([Path(c) for c in clips])
     storage = open_storage(out)
     sizes = storage.sizes()
@@ -144,6 +147,29 @@ def pack(
         name, reason = next(iter(refused.items()))
         raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
     return PackResult(_write(storage, formats, others, done), refused)
+
+
+def refuse_nonsense(cfg: PackConfig) -> None:
+    """Raises ConfigError when a setting is out of range: some would else be noticed by who trains on the shards, hours later."""
+    even = cfg.size % 2 == 0 and SIZES[0] <= cfg.size <= SIZES[1]  # identities keep their backdrop as H.264
+    rules = (
+        ("size", even, f"an even number of pixels, {SIZES[0]} to {SIZES[1]}"),
+        ("fps", cfg.fps >= 1, "1 frame a second or more"),
+        ("max_seconds", cfg.max_seconds >= 0, "0 (all of a clip) or more"),
+        ("min_seconds", cfg.min_seconds >= 0, "0 or more"),
+        ("focal_ratio", cfg.focal_ratio > 0, "more than 0"),
+        (
+            "test_share",
+            0 < cfg.test_share < 1,
+            "more than 0 and less than 1, so that there is something to train on and to test with",
+        ),
+        ("frames_per_shard", cfg.frames_per_shard >= 1, "1 or more"),
+        ("jobs", cfg.jobs >= 0, "0 (as many as there are cores and memory for) or more"),
+    )
+    for name, fine, rule in rules:
+        if not fine:
+            example = f"--{name.replace('_', '-')} {getattr(PackConfig(), name):.4g}"
+            raise ConfigError(f"{name} {getattr(cfg, name)}: the rule is {rule}; for example {example}")
 
 
 def _formats(cfg: PackConfig, found: dict[str, list[Path]]) -> Manifest:

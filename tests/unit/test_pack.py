@@ -15,7 +15,7 @@ from fiag_dist import pack as pack_module
 from fiag_dist.actor import INFO
 from fiag_dist.cluster import start_ray
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import DataError, WeightsError
+from fiag_dist.errors import ConfigError, DataError, WeightsError
 from fiag_dist.ingest.gather import find_clips, identity_name
 from fiag_dist.pack import main, pack
 from fiag_dist.shards import progress as progress_module
@@ -107,6 +107,29 @@ def test_good_clips_are_packed_and_bad_ones_say_why(packed) -> None:
     assert json.loads(store.read("anna/report.json"))["clip"] == "anna.mp4"
     assert store.read("anna/contact_sheet.png").startswith(b"\x89PNG")
     assert manifest.entry("anna").num_frames == FRAMES
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ({"size": 255}, "size 255: the rule is an even number of pixels, 32 to 2048; for example --size 256"),
+        ({"size": 0}, "size 0: the rule is an even number"),
+        ({"fps": 0}, "fps 0: the rule is 1 frame a second or more"),
+        ({"max_seconds": -1.0}, "max_seconds -1.0: the rule is 0"),
+        ({"min_seconds": -1.0}, "min_seconds -1.0: the rule is 0"),
+        ({"focal_ratio": 0.0}, "focal_ratio 0.0: the rule is more than 0"),
+        ({"test_share": 0.0}, "test_share 0.0: the rule is more than 0 and less than 1"),
+        ({"test_share": 1.0}, "for example --test-share 0.09091"),
+        ({"frames_per_shard": 0}, "frames_per_shard 0: the rule is 1 or more; for example --frames-per-shard 1000"),
+        ({"jobs": -1}, "jobs -1: the rule is 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_anything_starts(tmp_path: Path, setting: dict, line: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        pack([clips(tmp_path / "clips", anna="ok")], str(tmp_path / "out"), dataclasses.replace(CFG, **setting))
+    assert line in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
 
 
 def test_again_nothing_is_done_for_what_is_unchanged(packed, tmp_path: Path) -> None:
