@@ -187,7 +187,7 @@ class StageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Learning rates at the start and, for Gaussians, at the end of their log-linear schedules."""
+    """Learning rates at the start and, for Gaussians, at the end of their log-linear schedules; 0 0 freezes."""
 
     means: tuple[float, float] = (1.6e-4, 1.6e-6)
     sh_dc: tuple[float, float] = (5e-3, 1e-3)
@@ -222,6 +222,7 @@ class DensityConfig:
 
     start: int = 300
     every: int = 100
+    """Steps with images between two updates; 0: none."""
     grad_face: float = 5e-4
     grad_mouth: float = 2e-4
     """A Gaussian whose mean screen-space gradient (half images) exceeds this has a child."""
@@ -252,6 +253,7 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     density: DensityConfig = DensityConfig()
     log_every: int = 20
+    """Steps between two lines of numbers; 0: only with looks."""
     images_every: int = 500
     """Steps between two looks at the people in training: scores on fixed test frames, and pictures."""
     films_every: int = 0
@@ -290,7 +292,7 @@ class PretrainConfig:
     dry_run_world: int = 0
     """Prints what each of so many ranks would own and hold, or why they would be refused, and starts nothing; 0: trains."""
     neighbour_every: int = 100
-    """Steps after which the copy of another's personal net is renewed with which somebody is contrasted who is alone in a lane."""
+    """Steps after which the copy of another's personal net is renewed with which somebody is contrasted who is alone in a lane; 0: never."""
     first_step_timeout_s: float = 900.0
     """How long the first step of a stage, in which kernels may be compiled, and a wait for a checkpoint may take; then the run ends with a line."""
     step_timeout_s: float = 180.0
@@ -303,7 +305,7 @@ class PlateauConfig:
     """When an identity has learnt what its clip can teach it: its motion stage then ends early, and fusion follows. Each is judged by itself."""
 
     every: int = 100
-    """Steps between two looks at the frames that are held out."""
+    """Steps between two looks at the frames that are held out; 0: only at the end."""
     patience: int = 8
     """Looks in a row without a rise that make a plateau; 0: every identity trains for all of its steps."""
     rise_db: float = 0.05

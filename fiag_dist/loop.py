@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from fiag_dist import looks
 from fiag_dist.monitor import Clock, Monitor
+from fiag_dist.stages import due
 from fiag_dist.training import Training
 
 
@@ -28,9 +29,9 @@ def run(
         between()
         times = clock.step(training.lanes, training.engine.talk.take_s())
         monitor.add(training.step, tags | times, config.log_every)
-        if _due(training, config.images_every) and not training.done:
+        if due(training.step, config.images_every) and not training.done:
             look(training, monitor)
-        if _due(training, config.checkpoint_every) and not training.done:
+        if due(training.step, config.checkpoint_every) and not training.done:
             save()
     if training.done:
         look(training, monitor)
@@ -40,11 +41,8 @@ def run(
 
 def look(training: Training, monitor: Monitor) -> None:
     """Scores and pictures of the people that are watched; films too, when they are due or the run is done."""
-    filmed = training.config.films_every > 0 and (training.done or _due(training, training.config.films_every))
+    every = training.config.films_every
+    filmed = every > 0 and (training.done or due(training.step, every))
     seen = looks.look(training, training.feed.fps if filmed else 0)
     monitor.add(training.step, seen.scores, every=1)
     monitor.pictures(training.step, seen.pictures)
-
-
-def _due(training: Training, every: int) -> bool:
-    return every > 0 and training.step % every == 0

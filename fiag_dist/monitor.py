@@ -15,6 +15,7 @@ from fiag_dist.board import Board
 from fiag_dist.dist.process import Process, all_gather_object
 from fiag_dist.memory import peak_resident_mib
 from fiag_dist.progress import Bar, clock_text
+from fiag_dist.stages import due
 
 LINE = (
     "loss/total",
@@ -108,7 +109,7 @@ class Monitor:
                 self._sums[tag] = (total + value, count + 1) if finite else (total, count)
         if self._bar:
             self._bar.advance(step)
-        if step % every:
+        if not due(step, every):
             return
         gathered = all_gather_object((self._sums, self._last))
         self._sums, self._last = {}, {}

@@ -32,6 +32,11 @@ def progress(step: int, config: TrainConfig) -> float:
     return min(max(step - config.stages.landmark_steps, 0) / max(config.steps, 1), 1.0)
 
 
+def due(step: int, every: int) -> bool:
+    """Whether it is time for what happens each so many steps; 0: never."""
+    return every > 0 and step % every == 0
+
+
 def stage_at(step: int, config: TrainConfig) -> Stage:
     """The stage of the step that comes after `step` finished ones."""
     if step < config.stages.landmark_steps:
@@ -62,7 +67,7 @@ def rates(step: int, config: TrainConfig, groups: list[str]) -> dict[str, float]
         if group in FIELD_GROUPS:
             first, last = getattr(optim, group)
             first *= _haste(config)
-            rate = first * (last / first) ** done
+            rate = first * (last / first) ** done if first else 0.0
             trains = group in FUSION_GROUPS if stage is Stage.FUSION else stage > Stage.LANDMARKS
         elif owner == "identity":
             rate = {"grids": optim.grids, "nets": optim.identity_nets}[kind] * net_decay

@@ -21,6 +21,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.stages import FIELD_GROUPS
 from fiag_dist.storage import Storage
 from fiag_dist.types import ACTION_UNITS, BOUND_M, EXPRESSION_NAMES, IdentityMeta, Label, Shot
 
@@ -159,6 +160,13 @@ def refuse_contradictions(config: TrainConfig) -> None:
             f"train.model.motion.hook_k_most is {motion.hook_k_most} and hook_k {motion.hook_k}: k is drawn between them; "
             "set hook_k to 1 or more and hook_k_most to at least that, or to 0"
         )
+    for name in FIELD_GROUPS:
+        first, last = getattr(config.optim, name)
+        if not (min(first, last) > 0 or first == last == 0):
+            raise ConfigError(
+                f"train.optim.{name} goes from {first} to {last}: its way is log-linear, which neither 0 nor less is part of; "
+                "give two rates above 0, or 0 0 to freeze it"
+            )
     if not 0 <= stages.warm_up <= stages.identity <= stages.motion <= 1:
         raise ConfigError(
             f"train.stages ends at warm_up {stages.warm_up}, identity {stages.identity}, motion {stages.motion}: "

@@ -25,6 +25,7 @@ from fiag_dist.model.head import Head, Performance
 from fiag_dist.stages import (
     FIELD_GROUPS,
     Stage,
+    due,
     landmark_weight,
     moving,
     progress,
@@ -196,11 +197,8 @@ class Training:
 
     def _regrowth_is_due(self) -> bool:
         images = self.step - self.config.stages.landmark_steps
-        return (
-            images >= self.config.density.start
-            and images % self.config.density.every == 0
-            and self.stage < Stage.FUSION
-        )
+        growth = self.config.density
+        return images >= growth.start and due(images, growth.every) and self.stage < Stage.FUSION
 
     def _regrow(self) -> None:
         """Growth and pruning from what all ranks saw: the same rows everywhere."""

@@ -30,7 +30,7 @@ from fiag_dist.mirror import Mirror
 from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor, peak_mib
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.stages import Stage, first_of_fusion, total_steps
+from fiag_dist.stages import Stage, due, first_of_fusion, total_steps
 from fiag_dist.start import bake_in, fresh_head, load_head, roomier, settle, take_field
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.synthesize import write_preview
@@ -124,7 +124,7 @@ def train(job: Job, report: Report, threads: int = 1) -> Trained:
     def look() -> None:
         """Takes a look when one is due; what has stopped rising goes on to fusion."""
         judged = len(training.feed.held_out[job.name]) and (training.stage is Stage.MOTION or training.done)
-        if not judged or (training.step % job.config.plateau.every and not training.done):
+        if not judged or not (training.done or due(training.step, job.config.plateau.every)):
             return
         score = training.validate(job.name)
         monitor.add(training.step, {"eval/held_out_psnr_db": score}, every=1)

@@ -11,6 +11,7 @@ from fiag_dist.dist import process
 from fiag_dist.dist.ownership import Ownership
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.model.motion import PersonalNet
+from fiag_dist.stages import due
 
 PREFIX = "neighbour:"
 """Start of the names of a copy's tensors in a checkpoint."""
@@ -36,7 +37,7 @@ class Neighbours:
     def __init__(
         self, ownership: Ownership, rank: int, pool: PersonalPool, embedding: Callable[[str], Tensor], every: int
     ) -> None:
-        """embedding: mean embedding of an identity of this rank. every: steps between two renewals."""
+        """embedding: mean embedding of an identity of this rank. every: steps between two renewals; 0: the first copies stay."""
         self._ownership, self._rank, self._pool, self._embedding, self._every = ownership, rank, pool, embedding, every
         lanes = ownership.lanes
         self._alone = [lane for lane, names in enumerate(lanes) if len(names) == 1 and len(lanes) > 1]
@@ -52,12 +53,12 @@ class Neighbours:
     @torch.no_grad()
     def renew(self, step: int) -> None:
         """Copies anew when it is time. All ranks call it before every step. Raises DistributedError when a rank is lost."""
-        if self._current and step % self._every:
+        if self._current and not due(step, self._every):
             return
         self._current = True
         outgoing, incoming = [], []
         for lane in self._alone:
-            name = self._chosen(lane, step // self._every)
+            name = self._chosen(lane, step // self._every if self._every else 0)
             source, target = (self._ownership.rank_of(n) for n in (name, self._ownership.lanes[lane][0]))
             if source == self._rank:
                 packed = _vector(self._pool[name], self._embedding(name))

@@ -18,6 +18,7 @@ import safetensors.torch
 from fiag_dist.dist.checkpoint import COMMIT, FORMAT, OPTIM, SHARED, Tensors, folders, join
 from fiag_dist.dist.process import Process, all_gather_object, all_true
 from fiag_dist.errors import CheckpointError, DataError, DistributedError
+from fiag_dist.stages import due
 from fiag_dist.storage import Storage
 
 Course = Generator[Callable[[], Any], list[Any], "Saved"]
@@ -161,7 +162,7 @@ class Saver:
         committed = [folder for folder in older if self._storage.exists(f"{folder}/{COMMIT}")]
         for folder in older:
             step = int(folder.rpartition("-")[2])
-            stays = folder in committed and self._keep_every > 0 and step % self._keep_every == 0
+            stays = folder in committed and due(step, self._keep_every)
             if not stays and folder not in committed[: self._keep]:
                 _delete(self._storage, folder)
 

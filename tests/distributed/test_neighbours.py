@@ -28,14 +28,14 @@ def embedding(name: str) -> torch.Tensor:
     return torch.full((6,), float(number(name)))
 
 
-def make(me: Process) -> tuple[PersonalPool, Neighbours]:
+def make(me: Process, every: int = EVERY) -> tuple[PersonalPool, Neighbours]:
     """Nets whose every parameter says whose they are and of which step."""
     owned = ownership(me.world)
     config = MotionConfig(personal_grid=GridConfig(levels=2), personal_hidden=4)
     nets = {name: PersonalNet(config, 4, 2, "torch") for name in owned.of_rank(me.rank)}
     pool = PersonalPool(nets)
     paint(pool, 0)
-    return pool, Neighbours(owned, me.rank, pool, embedding, EVERY)
+    return pool, Neighbours(owned, me.rank, pool, embedding, every)
 
 
 @torch.no_grad()
@@ -58,8 +58,8 @@ def values(neighbours: Neighbours) -> dict[int, tuple[float, float]]:
     return found
 
 
-def history(me: Process) -> list[dict[int, tuple[float, float]]]:
-    pool, neighbours = make(me)
+def history(me: Process, every: int = EVERY) -> list[dict[int, tuple[float, float]]]:
+    pool, neighbours = make(me, every)
     seen = []
     for step in range(2 * EVERY + 1):
         paint(pool, step)
@@ -80,6 +80,11 @@ def test_two_ranks_see_the_neighbours_that_one_sees(one: Ranks, two: Ranks) -> N
         last = "ann" if (step // EVERY) % 2 == 0 else "eve"  # those of a lane take turns
         wanted = dict(enumerate(("cat", "dan", last)))
         assert seen == {lane: (100 * number(n) + renewed, number(n)) for lane, n in wanted.items()}
+
+
+def test_first_copies_stay_when_none_are_to_be_renewed(one: Ranks) -> None:
+    (seen,) = one.run(history, 0)
+    assert seen == [seen[0]] * len(seen)
 
 
 def resumed(me: Process, stored: dict[str, dict[str, torch.Tensor]], step: int) -> dict[int, tuple[float, float]]:

@@ -47,6 +47,13 @@ def test_a_plateau_ends_motion_early_and_fusion_follows(job: Job, tmp_path: Path
     assert told[-1].step == told[-1].steps == STEPS + LANDMARKS
 
 
+def test_looks_at_0_steps_are_one_at_the_end(job: Job) -> None:
+    assert (
+        len(train(replace(job, config=replace(job.config, plateau=PlateauConfig(every=0))), quiet).plateau.scores_db)
+        == 1
+    )
+
+
 def test_held_out_frames_are_never_trained_on(job: Job) -> None:
     trained = train(job, quiet)
     feed = trained.training.feed

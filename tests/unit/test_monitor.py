@@ -48,6 +48,14 @@ def test_floats_are_averaged_and_ints_are_the_last(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in found.Scalars("field/num_gaussians")] == [(2, 20.0), (4, 40.0)]
 
 
+def test_0_reports_only_what_is_asked_for(tmp_path: Path) -> None:
+    run(tmp_path, 0, 5, every=0)
+    watch = Monitor(tmp_path, Process(), resume_step=5)
+    watch.add(6, {"eval/held_out_psnr_db": 30.0}, every=1)
+    watch.close()
+    assert records(tmp_path) == [{"step": 6, "eval/held_out_psnr_db": 30.0}]
+
+
 def test_what_is_not_finite_is_left_out(tmp_path: Path) -> None:
     watch = Monitor(tmp_path, Process())
     watch.add(1, {"a": math.nan, "b": math.inf, "c": 1.0}, 2)

@@ -125,6 +125,15 @@ def test_a_checkpoint_with_statistics_of_an_older_layout_goes_on(shards: str) ->
         assert not any(seen.sums.any() for seen in made.statistics.values())
 
 
+def test_0_freezes_centres_and_lets_nothing_grow(shards: str) -> None:
+    variant = {"optim": {"means": [0, 0]}, "density": {"start": 1, "every": 0, "prune_from": 1.0, "prune_to": 1.0}}
+    with training(shards, variant) as made:
+        means = made.head.face_field.means.detach().clone()
+        tags = learnt(made)
+        torch.testing.assert_close(made.head.face_field.means.detach(), means, rtol=0, atol=0)
+        assert {t["field/pruned"] + t["field/grown"] for t in tags} == {0}
+
+
 def test_what_is_left_out_has_no_parameters_and_is_not_read(shards: str) -> None:
     with training(shards, merged(NO_IDENTITY, NO_PERSONAL) | {"loss": {"triplet": 0, "contrast": 0}}) as bare:
         assert not [name for name, _ in bare.head.named_parameters() if "identity" in name]
@@ -164,6 +173,9 @@ def test_k_of_the_hook_is_drawn_in_training_only() -> None:
         ({"model": {"motion": {"hook_k": 20, "hook_k_most": 10}}}, "hook_k_most is 10 and hook_k 20"),
         (merged(NO_IDENTITY, {"model": {"identity": {"embedding": "table"}}}), "embedding is table, but"),
         ({"stages": {"warm_up": 0.5, "identity": 0.2}}, "warm_up 0.5, identity 0.2"),
+        ({"optim": {"means": [0, 1e-6]}}, "train.optim.means goes from 0.0 to 1e-06: .* 0 0 to freeze it"),
+        ({"optim": {"sh_dc": [1e-3, 0]}}, "train.optim.sh_dc goes from 0.001 to 0.0"),
+        ({"optim": {"quats": [-1, -1]}}, "train.optim.quats goes from -1.0 to -1.0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(variant: dict, line: str) -> None:
