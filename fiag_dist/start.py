@@ -63,7 +63,7 @@ def load_head(config: TrainConfig, formats: Mapping[str, Any], shared: Mapping[s
 
     The fields of `config` have the checkpoint's capacity, or more.
 
-    formats: as a checkpoint's info has them.
+    formats: as a checkpoint's info has them. Raises CheckpointError when `config` describes another model.
     """
     refuse_contradictions(config)
     check_channels(formats)
@@ -73,8 +73,14 @@ def load_head(config: TrainConfig, formats: Mapping[str, Any], shared: Mapping[s
     if averaged:
         state |= {name.removeprefix("ema."): value for name, value in shared.items() if name.startswith("ema.")}
     for name, own in head.state_dict().items():
-        if name in state and "_field." in name and own.ndim:  # rows for what it has yet to learn
-            state[name] = torch.cat([state[name], own.new_zeros(len(own) - len(state[name]), *own.shape[1:])])
+        stored = state.get(name, own)
+        if "_field." in name and own.ndim and len(own) > len(stored):  # rows for what it has yet to learn
+            state[name] = torch.cat([stored, stored.new_zeros(len(own) - len(stored), *stored.shape[1:])])
+        if state.get(name, own).shape != own.shape:
+            raise CheckpointError(
+                f"checkpoint: {name} is {list(stored.shape)} in it, {list(own.shape)} in the model that train.model describes; "
+                "use the config.yaml of the run that it is from"
+            )
     head.load_state_dict(state, strict=False)
     return head
 

@@ -141,6 +141,28 @@ def test_a_roomier_head_is_the_same_with_rows_to_spare(packed: tuple[Storage, Ma
     assert not loaded.face_field.means[600:].any()
 
 
+@pytest.mark.parametrize(
+    ("model", "line"),
+    [
+        (ModelConfig(field=replace(FIELD, capacity_face=500)), r"face_field.means is \[600, 3\] in it, \[500, 3\] in"),
+        (
+            ModelConfig(field=replace(FIELD, capacity_face=700, sh_degree=2)),
+            r"sh_rest is \[600, 3, 3\] in it, \[700, 8, 3\]",
+        ),
+        (
+            ModelConfig(field=FIELD, identity=IdentityConfig(hidden=128)),
+            r"face_identity\S+ is \[64, \d+\] in it, \[128, \d+\]",
+        ),
+    ],
+)
+def test_another_model_is_refused_in_a_line(packed: tuple[Storage, Manifest], model: ModelConfig, line: str) -> None:
+    config = TrainConfig(model=ModelConfig(field=FIELD))
+    formats = {"id_dim": 16, "audio_dim": 80, "audio_window": 4, "expression": EXPRESSION_NAMES}
+    with pytest.raises(CheckpointError, match=rf"^checkpoint: \S*{line}.*; use the config.yaml") as refused:
+        load_head(replace(config, model=model), formats, dict(head_of(packed, config).state_dict()), averaged=False)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_checkpoint_of_before_gaze_is_refused_in_a_line(packed: tuple[Storage, Manifest]) -> None:
     config = TrainConfig(model=ModelConfig(field=FIELD))
     head, formats = head_of(packed, config), {"id_dim": 16, "audio_dim": 80, "audio_window": 4}
