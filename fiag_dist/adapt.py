@@ -21,11 +21,11 @@ from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig, PackConfig
 from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import checkpoint
-from fiag_dist.errors import CheckpointError, ConfigError, DataError, guarded
+from fiag_dist.errors import ConfigError, DataError, guarded
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.manifest import Manifest, read_manifest
-from fiag_dist.start import check_channels
+from fiag_dist.start import check_channels, check_formats
 from fiag_dist.storage import open_storage
 
 
@@ -63,7 +63,8 @@ def main(argv: list[str]) -> int:
     stored = checkpoint.load(storage, folder)
     data = _packed(command, stored.info["formats"])
     manifest = read_manifest(data)
-    _check_formats(manifest, stored.info["formats"], command.checkpoint)
+    check_channels(stored.info["formats"], command.checkpoint)
+    check_formats(manifest, stored.info["formats"], f"checkpoint {command.checkpoint}")
     jobs = _jobs(command, data, manifest, f"{storage.url}/{folder}")
     todo = [job for job in jobs if not is_done(job)]
     console = Console(highlight=False)
@@ -111,23 +112,6 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
     settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=formats["extractor"])
     pack([path], shards, settings, consent=command.consent, address=command.address)
     return shards
-
-
-def _check_formats(manifest: Manifest, formats: dict[str, Any], where: str) -> None:
-    """What the shards hold must be what the checkpoint was trained on."""
-    check_channels(formats, where)
-    found = {
-        "size": manifest.size,
-        "extractor": manifest.audio.extractor,
-        "audio_dim": manifest.audio.dim,
-        "id_model": manifest.id_embedding.model,
-        "id_dim": manifest.id_embedding.dim,
-    }
-    for key, value in found.items():
-        if value != formats[key]:
-            raise CheckpointError(
-                f"checkpoint {where}: trained with {key} {formats[key]!r}, the shards have {value!r}; pack the clips with its settings"
-            )
 
 
 def _jobs(command: AdaptCommand, data: str, manifest: Manifest, start: str) -> list[Job]:

@@ -15,7 +15,7 @@ from fiag_dist.model.motion import PersonalNet
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import iter_frames, read_meta
 from fiag_dist.stages import sh_degree
-from fiag_dist.start import load_head
+from fiag_dist.start import check_formats, load_head
 from fiag_dist.storage import Storage, open_storage
 
 
@@ -61,7 +61,8 @@ def write_identity_folder(
 def bake_run(run: str, below: str = "identities", change: Callable[[Head], None] = lambda head: None) -> Path:
     """The identities that a pretraining was trained on, as folders in `below` in its run folder: each with its own personal net.
 
-    Those baked from the newest checkpoint before are kept. change: what is done to the head first. Raises CheckpointError when the run has none.
+    Those baked from the newest checkpoint before are kept. change: what is done to the head first. Raises CheckpointError when the run has none, or shards
+    hold something else by now.
     """
     storage, folder = checkpoint.resolve(run)
     stored = checkpoint.load(storage, folder)
@@ -69,6 +70,7 @@ def bake_run(run: str, below: str = "identities", change: Callable[[Head], None]
     data = open_storage(config.data)
     manifest = read_manifest(data)
     out, start = Path(run) / below, f"{storage.url}/{folder}"
+    check_formats(manifest, stored.info["formats"], f"run {run}")
     head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
     head.sh_degree = sh_degree(stored.step, config.train)
     change(head)

@@ -28,6 +28,7 @@ from fiag_dist.metrics.syncnet import FEWEST, FPS, MOST
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.sound import SAMPLE_RATE
+from fiag_dist.start import check_formats
 from fiag_dist.storage import open_storage
 from fiag_dist.synthesize import Identity, to_image
 from fiag_dist.types import Frame, IdentityMeta
@@ -88,7 +89,8 @@ def evaluate_identity(
 
     evaluation: which metrics; PSNR and SSIM without one. people: whose embeddings the render's are compared with. progress: called with what is
     being done and its share. Returns what this call adds to metrics.json: the metrics by key (docs/metrics.md), the same by name under `baselines`,
-    `train` and `encoded`, `train_head_psnr_db`, notes and the protocol. Raises DataError when the folder or its clip's shards can't be read.
+    `train` and `encoded`, `train_head_psnr_db`, notes and the protocol. Raises DataError when the folder or its clip's shards can't be read, CheckpointError
+    when these hold other speech features than it was trained on.
     """
     if evaluation is None:
         with Panel() as panel:
@@ -98,7 +100,10 @@ def evaluate_identity(
     actor = load_actor(folder, info)
     actor = actor.cuda() if torch.cuda.is_available() else actor
     storage = open_storage(evaluation.data_of(info))
-    entry = read_manifest(storage, check=False).entry(info.name)
+    manifest = read_manifest(storage, check=False)
+    entry = manifest.entry(info.name)
+    heard = {"size": info.size, "extractor": info.extractor, "audio_dim": info.audio_dim}
+    check_formats(manifest, heard, f"identity {folder}")
     meta, reader = read_meta(storage, entry), FrameReader(storage, entry)
     if not len(reader.test):
         raise DataError(

@@ -25,7 +25,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import stage_at, total_steps
-from fiag_dist.start import fresh_head, load_head
+from fiag_dist.start import check_formats, fresh_head, load_head
 from fiag_dist.status import Teller, told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
@@ -119,6 +119,7 @@ def build(
     newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
     stored = checkpoint.load(run_storage, newest) if newest else None
     if stored:
+        check_formats(manifest, stored.info["formats"], f"run {run_storage.url}")
         _check_people(stored.identities, ownership, run_storage.url)
         head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)
     else:

@@ -73,10 +73,12 @@ def load_head(config: TrainConfig, formats: Mapping[str, Any], shared: Mapping[s
     if averaged:
         state |= {name.removeprefix("ema."): value for name, value in shared.items() if name.startswith("ema.")}
     for name, own in head.state_dict().items():
-        stored = state.get(name, own)
+        if name not in state:
+            continue
+        stored = state[name]
         if "_field." in name and own.ndim and len(own) > len(stored):  # rows for what it has yet to learn
             state[name] = torch.cat([stored, stored.new_zeros(len(own) - len(stored), *stored.shape[1:])])
-        if state.get(name, own).shape != own.shape:
+        if state[name].shape != own.shape:
             raise CheckpointError(
                 f"checkpoint: {name} is {list(stored.shape)} in it, {list(own.shape)} in the model that train.model describes; "
                 "use the config.yaml of the run that it is from"
@@ -93,6 +95,22 @@ def check_channels(formats: Mapping[str, Any], where: str = "") -> None:
             f"{f'checkpoint {where}'.rstrip()}: trained with the expression channels {', '.join(known)}, this fiag_dist drives faces by "
             f"{', '.join(EXPRESSION_NAMES)}; pretrain again with it"
         )
+
+
+def check_formats(manifest: Manifest, formats: Mapping[str, Any], who: str) -> None:
+    """Raises CheckpointError unless shards hold what `who`, a checkpoint or an identity, was trained on, as far as `formats` says it."""
+    found = {
+        "size": manifest.size,
+        "extractor": manifest.audio.extractor,
+        "audio_dim": manifest.audio.dim,
+        "id_model": manifest.id_embedding.model,
+        "id_dim": manifest.id_embedding.dim,
+    }
+    for key, value in found.items():
+        if formats.get(key, value) != value:
+            raise CheckpointError(
+                f"{who}: trained with {key} {formats[key]!r}, the shards have {value!r}; pack the clips with its settings"
+            )
 
 
 def roomier(config: ModelConfig, factor: float) -> ModelConfig:

@@ -9,7 +9,7 @@ import pytest
 import tiny_identity as tiny
 
 from fiag_dist import evaluate, examine
-from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.errors import CheckpointError, ConfigError, DataError
 from fiag_dist.metrics.panel import Panel
 
 
@@ -125,6 +125,16 @@ def test_shards_that_were_moved_are_found(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"manifest\.json"):
         evaluate.main([str(identity), "--fast"])
     assert evaluate.main([str(identity), "--fast", "--data", str(tmp_path / "elsewhere")]) == 0
+
+
+def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path) -> None:
+    identity = tiny.make_identity(tmp_path / "ball", tiny.pack(tmp_path / "data"))
+    manifest = tmp_path / "data" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"extractor": "mel"', '"extractor": "whisper:2"'))
+    with pytest.raises(
+        CheckpointError, match=r"^identity \S+ball: trained with extractor 'mel', the shards have 'whisper:2'; pack"
+    ):
+        evaluate.evaluate_identity(identity)
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:

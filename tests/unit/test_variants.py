@@ -12,12 +12,13 @@ from heads import small_config, small_head, small_shot
 from fiag_dist.actor import Actor
 from fiag_dist.adaptation import trial
 from fiag_dist.adaptation.job import Job
+from fiag_dist.bake import bake_run
 from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, to_dict
 from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.process import Process
-from fiag_dist.errors import ConfigError
+from fiag_dist.errors import CheckpointError, ConfigError
 from fiag_dist.pretrain import _info, build, identity_tensors
 from fiag_dist.rehearsal import Rehearsal
 from fiag_dist.start import refuse_contradictions
@@ -114,6 +115,22 @@ def test_learnt_embeddings_start_apart_are_learnt_and_whoever_is_new_starts_from
             new.learn(new.feed.next(step))
         assert float((new.embedding("ball") - mean).abs().max()) > 0
         assert new.pool.tensors("ball")["embedding"].shape == (12,)
+
+
+def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path) -> None:
+    url, run = tiny_identity.pack(tmp_path / "two", "ball", "twin"), f"{tmp_path}/run"
+    with training(url, {}) as made:
+        kept = {name: identity_tensors(made, name) for name in made.feed.names}
+        config = PretrainConfig(data=url, train=made.config)
+        info = _info(config, made)
+        saving.save(open_storage(run), checkpoint.FOLDER, 0, *made.shared(), kept, info, Process(), keep=1)
+    manifest = tmp_path / "two" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"extractor": "mel"', '"extractor": "whisper:2"'))
+    line = rf"^run {run}: trained with extractor 'mel', the shards have 'whisper:2'; pack the clips with its settings$"
+    with pytest.raises(CheckpointError, match=line):
+        build(config, Process(), open_storage(url), open_storage(run))
+    with pytest.raises(CheckpointError, match=line):
+        bake_run(run)
 
 
 def test_a_checkpoint_with_statistics_of_an_older_layout_goes_on(shards: str) -> None:
