@@ -1,6 +1,7 @@
-"""Media files opened and decoded by PyAV, with errors that a user can act on."""
+"""Media files opened, decoded and written by PyAV, with errors that a user can act on."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
@@ -29,3 +30,13 @@ def decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream, 
         raise DataError(
             f"{path}: damaged data in the {stream.type} track ({error.strerror}); convert the file with ffmpeg and try again"
         ) from error
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Around what writes a file: a full disk, or a place that takes no files, becomes a DataError that names `path`."""
+    try:
+        yield
+    except (av.FFmpegError, OSError) as error:
+        reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise DataError(f"{path}: can't be written ({reason}); make room, or give another place") from error

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fiag_dist import provenance
+from fiag_dist.container import writing
 from fiag_dist.credentials import Credentials
-from fiag_dist.errors import ConfigError, DataError, guarded
+from fiag_dist.errors import ConfigError, guarded
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.listening import num_frames
 from fiag_dist.sound import SAMPLE_RATE, Sound
@@ -52,12 +53,13 @@ class PngFolder:
     """Numbered PNG frames in a folder, and last the statement of where they come from: with it, the folder is complete."""
 
     def __init__(self, folder: Path):
-        """Raises ConfigError for a folder that holds something: frames of two renderings must not mix."""
+        """Raises ConfigError for a folder that holds something: frames of two renderings must not mix. DataError for one that can't be made."""
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise ConfigError(
                 f"--out {folder}: holds something already; give a new or empty folder for the frames, or a name that ends in .mp4"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._count = folder, 0
 
     def write(self, image: UInt8[np.ndarray, "height width channels"]) -> None:
@@ -65,14 +67,13 @@ class PngFolder:
         swap = cv2.COLOR_RGB2BGR if image.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
         data = cv2.imencode(".png", cv2.cvtColor(image, swap), _PNG)[1]
         path = self._folder / f"{self._count:06d}.png"
-        try:
+        with writing(path):
             path.write_bytes(data.tobytes())
-        except OSError as error:
-            raise DataError(f"{path}: can't be written ({error.strerror}); make room and render again") from error
         self._count += 1
 
     def close(self, facts: dict) -> None:
-        (self._folder / STATEMENT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        with writing(self._folder / STATEMENT):
+            (self._folder / STATEMENT).write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
 
 
 def render(command: RenderCommand, console: Console) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from av.container import InputContainer, OutputContainer
 from jaxtyping import Float32, UInt8
 
-from fiag_dist.container import decoded, opened
+from fiag_dist.container import decoded, opened, writing
 from fiag_dist.errors import DataError
 from fiag_dist.sound import SAMPLE_RATE, Sound, read_audio
 
@@ -96,8 +97,8 @@ class VideoWriter:
     """Writes H.264 (yuv420p) and AAC into an mp4, which appears under its name only when complete.
 
     Use as a context manager: leaving it by an exception leaves no file. audio: a sound, or mono samples at 16 kHz; heard from the first frame on, and cut
-    where it is longer than the video. metadata: tags of the mp4 container (title, comment, description ...). Raises DataError for odd sizes or a frame of
-    another size.
+    where it is longer than the video. metadata: tags of the mp4 container (title, comment, description ...). Raises DataError for odd sizes, a frame of
+    another size, a full disk or a place that takes no files.
     """
 
     def __init__(
@@ -113,10 +114,11 @@ class VideoWriter:
         if width % 2 or height % 2:
             raise DataError(f"{path}: {width}x{height} pixels; H.264 needs an even width and height")
         self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = self._path.with_name(f".{self._path.stem}.{os.getpid()}.partial.mp4")
         self._fps, self._shape, self._count = fps, (height, width, 3), 0
-        self._container = av.open(str(self._partial), "w", options={"movflags": "+faststart"})
+        with writing(path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(str(self._partial), "w", options={"movflags": "+faststart"})
         self._container.metadata.update(metadata or {})
         self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
@@ -134,26 +136,39 @@ class VideoWriter:
         if kind is None:
             self.close()
         else:
-            self._container.close()
-            self._partial.unlink(missing_ok=True)
+            self._abandon()
 
     def write(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
         """Adds one RGB frame."""
         if image.shape != self._shape:
             raise DataError(f"{self._path}: frame {self._count} is {image.shape}, the video is {self._shape}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-        self._container.mux(self._video.encode(frame))
         self._count += 1
-        if self._audio:
-            self._audio.write_until(self._count / self._fps)
+        with writing(self._path):
+            self._container.mux(self._video.encode(frame))
+            if self._audio:
+                self._audio.write_until(self._count / self._fps)
 
     def close(self) -> None:
-        """Writes what is left and puts the file in place."""
-        self._container.mux(self._video.encode(None))
-        if self._audio:
-            self._audio.write_until(self._count / self._fps, last=True)
-        self._container.close()
-        self._partial.replace(self._path)
+        """Writes what is left and puts the file in place; where that fails there is no file."""
+        try:
+            with writing(self._path):
+                self._container.mux(self._video.encode(None))
+                if self._audio:
+                    self._audio.write_until(self._count / self._fps, last=True)
+                self._container.close()
+                self._partial.replace(self._path)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def _abandon(self) -> None:
+        """Takes away what is there; what ended the writing is told by others."""
+        try:
+            with suppress(av.FFmpegError, OSError):  # on a full disk the end can't be written either
+                self._container.close()
+        finally:
+            self._partial.unlink(missing_ok=True)
 
 
 class _Track:

@@ -82,9 +82,9 @@ def _show(storage: Storage, manifest: Manifest, name: str | None, position: int,
     members = dict(FrameReader(storage, entry).sample(position))
     stem = members.pop("__key__").replace("/", "-")
     folder = out or Path(f"sample-{stem}")
-    folder.mkdir(parents=True, exist_ok=True)
+    target = open_storage(str(folder))
     for extension, data in members.items():
-        (folder / f"{stem}.{extension}").write_bytes(data)
+        target.write(f"{stem}.{extension}", data)
     print(members["json"].decode())
     print(f"{len(members)} files in {folder}/")
     return 0

@@ -1,17 +1,20 @@
-"""A disk that really fills up while a checkpoint is saved: one line, and the checkpoint before is as it was."""
+"""A disk that really fills up while a checkpoint is saved or a video is written: one line, and the checkpoint before is as it was."""
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from fiag_dist.dist.checkpoint import load, newest
 from fiag_dist.dist.process import Process
 from fiag_dist.dist.saving import save
-from fiag_dist.errors import CheckpointError
+from fiag_dist.errors import CheckpointError, DataError
+from fiag_dist.render import PngFolder
 from fiag_dist.storage import open_storage
+from fiag_dist.video import VideoWriter
 
 
 @pytest.fixture
@@ -45,3 +48,36 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:
     assert load(storage, "checkpoints/step-00000001").shared["w"].unique().tolist() == [1.0]
     save_at(small_disk, 3, mib=1.0)  # what was begun has left no part behind
     assert newest(storage, "checkpoints") == "checkpoints/step-00000003"
+
+
+def noise(size: int, seed: int = 0) -> np.ndarray:
+    """A frame that can't be compressed."""
+    return np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+
+
+def write_frames(path: Path, size: int, count: int) -> None:
+    with VideoWriter(path, size, size, 25, crf=0) as video:
+        for seed in range(count):
+            video.write(noise(size, seed))
+
+
+@pytest.mark.parametrize(("size", "count"), [(256, 60), (1600, 2)])  # full on the way, or by what was held back
+def test_a_full_disk_leaves_no_part_of_a_video(small_disk: Path, size: int, count: int) -> None:
+    with pytest.raises(DataError) as caught:
+        write_frames(small_disk / "full.mp4", size, count)
+    line = f"{small_disk}/full.mp4: can't be written (No space left on device); make room, or give another place"
+    assert str(caught.value) == line
+    assert not list(small_disk.iterdir())
+
+
+def fill(folder: PngFolder) -> None:
+    for _ in range(9):
+        folder.write(noise(512))
+
+
+def test_a_full_disk_ends_png_frames_in_a_line(small_disk: Path) -> None:
+    folder = PngFolder(small_disk / "frames")
+    with pytest.raises(DataError, match=r"/00000\d.png: can't be written \(No space left on device\); make room"):
+        fill(folder)
+    with pytest.raises(DataError, match=r"/provenance.json: can't be written \(No space left on device\); make room"):
+        folder.close({"text": "x" * 3_000_000})

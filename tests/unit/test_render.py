@@ -132,6 +132,14 @@ def test_png_frames_hold_what_a_video_shows(home: Path, ball: Identity, tmp_path
         render.main([*argv, "--out", str(out)])
 
 
+def test_frames_in_a_place_that_takes_no_folder_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        DataError, match=r"file/frames: can't be written \(Not a directory\); make room, or give another"
+    ):
+        render.PngFolder(tmp_path / "file" / "frames")
+
+
 @pytest.mark.parametrize(("seconds", "rate", "channels"), [(0.4, 44100, 2), (1.51, 16000, 1), (0.333, 96000, 1)])
 def test_sound_and_picture_are_equally_long(
     home: Path, tmp_path: Path, seconds: float, rate: int, channels: int

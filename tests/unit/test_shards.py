@@ -233,6 +233,8 @@ def test_show_lays_out_the_stored_bytes(store: Storage, tmp_path: Path, capsys: 
     assert len(list(out.iterdir())) == 7
     with pytest.raises(DataError, match=r"it has frames 0\.\.22"):
         inspect.main(["show", store.url, "--frame", "99"])
+    with pytest.raises(DataError, match=r"writing failed: .*; check the disk and the path$"):
+        inspect.main(["show", store.url, "--out", str(out / "bert-000002.jpg" / "below")])
 
 
 def test_names_and_empty_clips_are_refused(tmp_path: Path) -> None:

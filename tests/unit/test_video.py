@@ -88,6 +88,24 @@ def test_a_writer_left_by_an_error_leaves_no_file(tmp_path: Path) -> None:
         video.VideoWriter(tmp_path / "clip.mp4", 63, 64, 25)
 
 
+def test_a_place_that_takes_no_files_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "taken.mp4").mkdir()
+    (tmp_path / "taken.mp4" / "other").touch()
+    for path, reason in (
+        ("file/clip.mp4", "its folder is a file"),
+        ("file/below/clip.mp4", "Not a directory"),
+        ("taken.mp4", "Is a directory"),
+    ):
+        with (
+            pytest.raises(DataError, match=rf"^{tmp_path}/{path}: can't be written \({reason}\); ") as caught,
+            video.VideoWriter(tmp_path / path, SIDE, SIDE, 25) as writer,
+        ):
+            writer.write(grey(0))
+        assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.mp4"]
+
+
 def test_other_rates_are_resampled_by_time(tmp_path: Path) -> None:
     path = tmp_path / "fifty.mkv"
     write_at(path, [k / 50 for k in range(20)])
