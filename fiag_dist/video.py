@@ -14,6 +14,7 @@ from types import TracebackType
 import av
 import numpy as np
 from av.container import InputContainer, OutputContainer
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from jaxtyping import Float32, UInt8
 
 from fiag_dist.container import decoded, opened, writing
@@ -94,7 +95,7 @@ def read_frames(
 
 
 class VideoWriter:
-    """Writes H.264 (yuv420p) and AAC into an mp4, which appears under its name only when complete.
+    """Writes H.264 (yuv420p, BT.709, and says so) and AAC into an mp4, which appears under its name only when complete.
 
     Use as a context manager: leaving it by an exception leaves no file. audio: a sound, or mono samples at 16 kHz; heard from the first frame on, and cut
     where it is longer than the video. metadata: tags of the mp4 container (title, comment, description ...). Raises DataError for odd sizes, a frame of
@@ -122,6 +123,10 @@ class VideoWriter:
         self._container.metadata.update(metadata or {})
         self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
+        context = self._video.codec_context  # without these, players guess the colours: most as BT.709, some as BT.601
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+        self._reformatter = VideoReformatter()
         self._video.options = {"crf": str(crf), "preset": "veryfast"}
         self._video.thread_count = 1
         sound = Sound(audio) if isinstance(audio, np.ndarray) else audio
@@ -143,6 +148,9 @@ class VideoWriter:
         if image.shape != self._shape:
             raise DataError(f"{self._path}: frame {self._count} is {image.shape}, the video is {self._shape}")
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        frame = self._reformatter.reformat(
+            frame, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+        )
         self._count += 1
         with writing(self._path):
             self._container.mux(self._video.encode(frame))

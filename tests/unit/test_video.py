@@ -75,6 +75,42 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert [p.name for p in path.parent.iterdir()] == ["clip.mp4"]
 
 
+SKIN = np.broadcast_to(np.array([200, 150, 130], np.uint8), (SIDE, SIDE, 3))
+
+
+def first_frame(path: Path) -> av.VideoFrame:
+    with av.open(str(path)) as container:
+        return next(container.decode(video=0))
+
+
+def test_colours_are_bt709_and_the_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "skin.mp4"
+    with video.VideoWriter(path, SIDE, SIDE, 25, crf=1) as writer:
+        writer.write(SKIN)
+    frame = first_frame(path)
+    assert (frame.colorspace, frame.color_primaries, frame.color_trc, frame.color_range) == (1, 1, 1, 1)
+    planes = frame.to_ndarray()
+    y, u, v = (float(part.mean()) for part in (planes[:SIDE], planes[SIDE : SIDE * 5 // 4], planes[SIDE * 5 // 4 :]))
+    red, green, blue = SKIN[0, 0] / 255.0
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue  # BT.709, limited range
+    expected = [16 + 219 * luma, 128 + 224 * (blue - luma) / 1.8556, 128 + 224 * (red - luma) / 1.5748]
+    np.testing.assert_allclose([y, u, v], expected, atol=1)  # by BT.601 y would be 3 more
+    back = next(video.read_frames(path, 25))
+    assert np.abs(back.astype(int) - SKIN).max() <= 2
+
+
+def test_files_without_tags_are_read_as_bt601_as_ever(tmp_path: Path) -> None:
+    path = tmp_path / "old.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1"}
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(SKIN, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert first_frame(path).colorspace == 2  # unspecified
+    assert np.abs(next(video.read_frames(path, 25)).astype(int) - SKIN).max() <= 2
+
+
 def test_a_writer_left_by_an_error_leaves_no_file(tmp_path: Path) -> None:
     def write_two() -> None:
         with video.VideoWriter(tmp_path / "clip.mp4", SIDE, SIDE, 25) as writer:
