@@ -25,10 +25,11 @@ def taps(audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*bat
 
 def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim window"]:
     """Windows beyond a clip's ends are zeros, which no speech sounds like: they hear what its first or last frame hears instead."""
-    there = (audio_8CW != 0).flatten(1).any(1).nonzero()[:, 0]
-    if len(there) in (0, len(audio_8CW)):
-        return audio_8CW
-    return audio_8CW[torch.arange(len(audio_8CW), device=audio_8CW.device).clamp(there[0], there[-1])]
+    there_8 = (
+        (audio_8CW != 0).flatten(1).any(1).byte()
+    )  # a size that depends on values would make the host wait for a GPU
+    first, last = there_8.argmax(), len(there_8) - 1 - there_8.flip(0).argmax()  # 0 and 7 where nothing is there
+    return audio_8CW[torch.arange(len(there_8), device=audio_8CW.device).clamp(first, last)]
 
 
 Gate = tuple[float, float]

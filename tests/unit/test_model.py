@@ -200,6 +200,11 @@ def test_windows_beyond_the_clip_hear_its_last_frame():
     expected = audio.clone()
     expected[5:] = audio[4]
     torch.testing.assert_close(held(ended), expected)
+    begun = audio.clone()
+    begun[[0, 1, 4]] = 0  # a window of zeros within the clip stays
+    expected = begun.clone()
+    expected[:2] = audio[2]
+    torch.testing.assert_close(held(begun), expected)
     torch.testing.assert_close(held(torch.zeros(8, 6, 2)), torch.zeros(8, 6, 2))
     torch.testing.assert_close(held(audio), audio)
 

@@ -1,7 +1,7 @@
 """Nothing that we write makes a host wait for its device: no value read back, no tensor brought over, no size that depends on values."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fiag_dist import raster, ssim
-from fiag_dist.config import GridConfig
+from fiag_dist.config import AudioConfig, GridConfig
 from fiag_dist.model import grid
+from fiag_dist.model.audio import Listener, held
 from fiag_dist.raster import Splats
 from fiag_dist.types import Camera
 
@@ -64,6 +65,15 @@ def test_torch_encoder_waits_for_nothing(config: GridConfig) -> None:
     assert features.shape == (50, config.dim)
     assert points.grad is not None
     assert encoder.table.grad is not None
+
+
+@pytest.mark.parametrize("code", ["pca", "lips", "net"])
+def test_listener_waits_for_nothing(code: Literal["pca", "lips", "net"]) -> None:
+    listener = Listener(AudioConfig(code=code), 80, 4).to(META)
+    windows = torch.rand(8, 80, 4, device=META)
+    with NoTraffic():
+        assert listener(windows).device == META
+        assert held(windows).shape == windows.shape
 
 
 def test_torch_ssim_waits_for_nothing_after_its_first_call() -> None:
