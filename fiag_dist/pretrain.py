@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         print(dryrun.report(config, manifest, _assign(config, manifest, config.dry_run_world)))
         return 0
     here = process.start(config.first_step_timeout_s)
-    folder = f"{config.runs}/{config.name}"
+    folder = checkpoint.join(config.runs, config.name)
     run_storage = open_storage(folder)
     training = build(config, here, open_storage(config.data), run_storage)
     if here.is_first:

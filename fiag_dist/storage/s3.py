@@ -52,10 +52,11 @@ class S3Storage:
     """A bucket's prefix. Credentials, region, profile and endpoint come from where every AWS tool takes them."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
-        self._bucket, _, self._prefix = self.url.removeprefix("s3://").partition("/")
+        self._bucket, _, prefix = url.removeprefix("s3://").partition("/")
         if not self._bucket:
             raise DataError(f"{url}: no bucket is named; give s3://bucket/prefix")
+        self._prefix = "/".join(filter(None, prefix.split("/")))  # to S3 a//b is another place than a/b
+        self.url = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         self._client: tuple[int, Any] | None = None
         self._inspection = Inspection()
 

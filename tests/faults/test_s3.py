@@ -220,6 +220,17 @@ def test_storages_are_pickled_without_their_connection(store: S3Storage) -> None
     assert everything(again) == TRUTH
 
 
+def test_slashes_too_many_name_the_same_place(store: S3Storage) -> None:
+    bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
+    for url in (f"s3://{bucket}//{prefix}/", f"s3://{bucket}/{prefix}//", f"s3://{bucket}///{prefix}"):
+        again = S3Storage(url)
+        assert again.url == store.url
+        assert everything(again) == TRUTH
+    open_storage(f"s3://{bucket}/{prefix}//deep//").write("x", b"1")
+    assert store.read("deep/x") == b"1"
+    assert open_storage(f"s3://{bucket}//").url == f"s3://{bucket}"
+
+
 def test_open_storage_knows_the_scheme(url: str) -> None:
     assert isinstance(open_storage(url + "/"), S3Storage)
     assert open_storage(url + "/").url == url
