@@ -3,27 +3,29 @@
 from fiag_dist.dist.process import Process
 from fiag_dist.storage import LocalStorage, cache_folder, open_storage
 
-RECORDS = ("metrics.jsonl",)
-"""Files that a run which goes on adds to."""
+RECORDS = ("metrics.jsonl", "logs/rank{rank}.log")
+"""Files that a run which goes on adds to. TensorBoard's need not be brought: each process writes one of its own, and all are kept."""
 
 
 class Mirror:
     """The local folder of a run's logs and pictures. Of a run on local disk it is the run folder itself, and nothing is copied."""
 
     def __init__(self, url: str, process: Process) -> None:
-        """Brings what a run that goes on adds to here, if it is not."""
+        """Brings here what a run that goes on adds to, as far as this rank writes it."""
         storage = open_storage(url)
         is_local = isinstance(storage, LocalStorage)
         self._remote = None if is_local else storage
         self.folder = storage.folder if is_local else cache_folder() / "runs" / url.partition("://")[2]
         self._rank = process.rank
         self._published: dict[str, tuple[int, int]] = {}
-        if self._remote is None or not process.is_first:
-            return
-        for name in RECORDS:
-            if not (self.folder / name).exists() and self._remote.exists(name):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                (self.folder / name).write_bytes(self._remote.read(name))
+        names = [name.format(rank=self._rank) for name in RECORDS]
+        for name in [name for name in names if self._writer_of(name) == self._rank]:
+            if self._remote and self._remote.exists(name):
+                here, there = self.folder / name, self._remote.read(name)
+                # Another machine may have gone on since, and what is there reaches to the newest checkpoint: ours stays where it goes on from that.
+                if not (here.exists() and here.read_bytes().startswith(there)):
+                    here.parent.mkdir(parents=True, exist_ok=True)
+                    here.write_bytes(there)
 
     def publish(self) -> None:
         """Copies what changed since the last time. Raises DataError when the place can't be reached."""

@@ -1,6 +1,8 @@
-"""`fiag-dist runs ls` of runs that live on a real S3 server."""
+"""Runs that live on a real S3 server: `fiag-dist runs ls`, and the record of one that goes from machine to machine."""
 
 import json
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from fault_proxy import Proxy
@@ -8,6 +10,8 @@ from fault_proxy import Proxy
 from fiag_dist import cli
 from fiag_dist.dist.checkpoint import COMMIT, FOLDER
 from fiag_dist.dist.process import Process
+from fiag_dist.mirror import Mirror
+from fiag_dist.monitor import Monitor
 from fiag_dist.status import told
 from fiag_dist.storage import open_storage
 
@@ -27,3 +31,24 @@ def test_runs_on_s3_are_listed(url: str, proxy: Proxy, capsys: pytest.CaptureFix
         ["one", "stopped", "30/40", "75%", "20", "0.5"],
         ["two", "finished", "30/40", "75%", "20", "0.5"],
     ]
+
+
+def test_a_run_that_moves_and_comes_back_keeps_all_of_its_record(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, said = open_storage(f"{url}/run"), []
+    for visit, (machine, resume) in enumerate((("a", 0), ("b", 3), ("b", 6), ("b", 9), ("a", 12))):
+        monkeypatch.setenv("FIAG_CACHE", str(tmp_path / machine))
+        mirror = Mirror(run.url, Process())
+        with closing(Monitor(mirror.folder, Process(), resume)) as monitor:
+            for step in range(resume + 1, resume + 4):
+                monitor.add(step, {"loss/total": 1.0}, every=1)
+            mirror.publish()
+            said.append(f"visit {visit} ended here")
+            monitor.say(said[-1])
+        if visit < 2:  # later last words stay on their machine, until it goes on itself
+            mirror.publish()
+    assert [json.loads(line)["step"] for line in run.read("metrics.jsonl").splitlines()] == [*range(1, 16)]
+    log = run.read("logs/rank0.log").decode()
+    assert [line for line in said if line in log] == said[:3]
+    assert len(run.children("tb")) == 5
