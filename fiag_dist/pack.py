@@ -106,7 +106,7 @@ def pack(
     storage = open_storage(out)
     sizes = storage.sizes()
     formats = _formats(cfg, found)
-    others = _others(storage, sizes, formats, set(found))
+    _others(storage, formats, set(found))  # another format is refused before the work, not after it
     notes = {e.name: e.consent for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
     done: dict[str, Done] = {}
     todo: list[Work] = []
@@ -128,7 +128,7 @@ def pack(
     for name, result in done.items():
         say(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
     if todo and FILE in sizes:  # what the manifest names must be complete at every moment
-        _write(storage, formats, others, done)
+        _write(storage, formats, set(found), done)
     try:
         for work, result in pack_all(todo, cfg.jobs, packer, say, address):
             result = _arrived(storage, result)
@@ -146,7 +146,7 @@ def pack(
     if len(refused) == len(found):
         name, reason = next(iter(refused.items()))
         raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
-    return PackResult(_write(storage, formats, others, done), refused)
+    return PackResult(_write(storage, formats, set(found), done), refused)
 
 
 def refuse_nonsense(cfg: PackConfig) -> None:
@@ -193,9 +193,9 @@ def _dims(cfg: PackConfig, clips: list[Path]) -> tuple[int, int]:
     return speech.dims(cfg.extractor, clips[-1])
 
 
-def _others(storage: Storage, sizes: dict[str, int], formats: Manifest, names: set[str]) -> list[IdentityEntry]:
+def _others(storage: Storage, formats: Manifest, names: set[str]) -> list[IdentityEntry]:
     """Identities of the manifest that is there, apart from `names`. Raises DataError when they have another format."""
-    if FILE not in sizes:
+    if not storage.exists(FILE):
         return []
     there = read_manifest(storage, check=False)
     others = [entry for entry in there.identities if entry.name not in names]
@@ -246,8 +246,12 @@ def _arrived(storage: Storage, result: Done) -> Done:
     )
 
 
-def _write(storage: Storage, formats: Manifest, others: list[IdentityEntry], done: dict[str, Done]) -> Manifest:
-    entries = others + [result.entry for result in done.values() if result.entry]
+def _write(storage: Storage, formats: Manifest, names: set[str], done: dict[str, Done]) -> Manifest:
+    """Writes what is done of `names` beside the others that the manifest has now: another pack may have ended since this one began.
+
+    Two that end within the same moment can still miss one another; packed again, each finds its shards and only names them.
+    """
+    entries = _others(storage, formats, names) + [result.entry for result in done.values() if result.entry]
     manifest = dataclasses.replace(formats, identities=sorted(entries, key=lambda entry: entry.name))
     write_manifest(storage, manifest)
     return manifest

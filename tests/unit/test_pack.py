@@ -166,6 +166,17 @@ def test_what_is_there_stays_and_must_have_the_same_format(packed, tmp_path: Pat
         pack([only], out, dataclasses.replace(CFG, size=64), lambda _: None, told)
 
 
+def test_what_is_packed_meanwhile_stays(tmp_path: Path) -> None:
+    early, late, out = clips(tmp_path / "a", anna="ok"), clips(tmp_path / "b", bert="ok"), str(tmp_path / "out")
+
+    def meanwhile(line: str) -> None:
+        if line.startswith("[1/1] anna"):
+            pack([late], out, CFG, lambda _: None, told)
+
+    assert pack([early], out, CFG, meanwhile, told).manifest.names == ["anna", "bert"]
+    assert read_manifest(out).names == ["anna", "bert"]
+
+
 def test_what_concerns_all_clips_stops_everything(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="weights fetch"):
         pack([clips(tmp_path / "clips", a="weights")], str(tmp_path / "out"), CFG, lambda _: None, told)
