@@ -1,5 +1,6 @@
 """A folder on disk as a storage."""
 
+import errno
 import os
 import shutil
 import uuid
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 TEMPORARY = ".part-"
 """Start of the names of files that are still being written; listings leave them out."""
+NOWHERE = (errno.ENOENT, errno.ELOOP)
+"""Errors of a file that was deleted by another process meanwhile, and of a link that leads nowhere or to itself."""
 
 
 class LocalStorage:
@@ -66,11 +69,14 @@ class LocalStorage:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = {}
-        for folder, _, names in os.walk(self._at(prefix)):
-            for name in names:
-                if not name.startswith(TEMPORARY):
-                    file = Path(folder, name)
+        for folder, folders, names in os.walk(self._at(prefix), followlinks=True):
+            folders[:] = [name for name in folders if not _is_circle(Path(folder, name))]
+            for file in (Path(folder, name) for name in names if not name.startswith(TEMPORARY)):
+                try:
                     found[file.relative_to(self._root).as_posix()] = file.stat().st_size
+                except OSError as error:
+                    if error.errno not in NOWHERE:
+                        raise
         return dict(sorted(found.items()))
 
     def list(self, prefix: str = "") -> Paths:
@@ -102,3 +108,8 @@ class LocalStorage:
 
     def _try(self, doing: str, path: str, action: Callable[[], T]) -> T:
         return persist(f"{self.url}/{path}", doing, action, judge_local)
+
+
+def _is_circle(folder: Path) -> bool:
+    """Whether it is a link to a folder that it lies in."""
+    return folder.is_symlink() and any(folder.resolve() == above.resolve() for above in folder.parents)

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,29 @@ def test_round_trip(tmp_path: Path) -> None:
     store.delete("a")
     store.delete("never/there")
     assert store.list() == ["ab.bin"]
+
+
+def test_links_are_followed_and_what_vanishes_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, elsewhere = open_storage(tmp_path / "here"), open_storage(tmp_path / "elsewhere")
+    store.write("a/x", b"1")
+    elsewhere.write("y", b"12")
+    elsewhere.write("deep/z", b"123")
+    (tmp_path / "here/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "here/c").symlink_to("b")
+    (tmp_path / "elsewhere/deep/back").symlink_to(tmp_path / "here")  # circles: b/deep/back/b, and b/up/here/b
+    (tmp_path / "elsewhere/up").symlink_to("..")
+    (tmp_path / "here/nowhere").symlink_to("gone")
+    (tmp_path / "here/itself").symlink_to("itself")
+    assert store.sizes() == {"a/x": 1, "b/deep/z": 3, "b/y": 2, "c/deep/z": 3, "c/y": 2}
+    stat = Path.stat
+
+    def vanishing(path: Path, **words: bool) -> os.stat_result:
+        if path.name == "x":
+            path.unlink()  # after it was listed
+        return stat(path, **words)
+
+    monkeypatch.setattr(Path, "stat", vanishing)
+    assert store.sizes("a") == {}
 
 
 def test_unfinished_files_are_not_listed_and_do_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
