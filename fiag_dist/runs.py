@@ -110,13 +110,10 @@ def _recorded(storage: Storage, folder: str) -> tuple[int, float | None]:
 
 def _saved(storage: Storage, folder: str) -> int | None:
     """Step of the newest committed checkpoint, by its commit alone."""
-    prefix = _join(folder, checkpoint.FOLDER)
-    committed = [
-        int(name.removeprefix("step-").rstrip("/"))
-        for name in storage.children(prefix)
-        if name.startswith("step-") and storage.exists(f"{prefix}/{name}{checkpoint.COMMIT}")
-    ]
-    return max(committed, default=None)
+    newest_first = checkpoint.folders(storage, _join(folder, checkpoint.FOLDER))
+    committed = (step for step in newest_first if storage.exists(f"{step}/{checkpoint.COMMIT}"))
+    newest = next(committed, None)
+    return int(newest.rpartition("-")[2]) if newest else None
 
 
 def _written(storage: Storage, folder: str) -> datetime | None:

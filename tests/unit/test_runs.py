@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ def make(folder: Path, step: int = 0, loss: float | None = None, saved: int | No
         (folder / f"checkpoints/step-{saved:08d}").mkdir(parents=True)
         (folder / f"checkpoints/step-{saved:08d}/COMMIT.json").write_text("{}")
         (folder / f"checkpoints/step-{saved + 5:08d}/identities").mkdir(parents=True)  # never committed
+        shutil.copytree(folder / f"checkpoints/step-{saved:08d}", folder / f"checkpoints/step-{saved + 9:08d}.bak")
     return folder
 
 
