@@ -11,7 +11,7 @@ from fiag_dist.configfile import to_dict
 from fiag_dist.storage import MissingError, open_storage
 
 DONE = "done.json"
-"""Written last into an identity folder: a hash of the job that it is the answer to."""
+"""Written last into an identity folder: a hash of the job that it is the answer to, and the consent that it names."""
 RESOURCES = ("cpus_per_trial", "gpus_per_trial", "retries")
 """Settings that say how an answer is found, and not what it is."""
 
@@ -47,9 +47,9 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Changes when the answer would."""
+        """Changes when the answer would, apart from the consent that it names."""
         searched = [list(self.search.settings), self.search.samples] if self.search.settings else []
-        return _hash([self.training_key, self.scratch, searched, self.consent])
+        return _hash([self.training_key, self.scratch, searched])
 
     @property
     def training_key(self) -> str:
@@ -75,7 +75,17 @@ Report = Callable[[Progress], None]
 
 def is_done(job: Job) -> bool:
     """Whether the identity folder holds the answer to exactly this job."""
+    return stored_json(job.folder, DONE) == _answer(job)
+
+
+def is_adapted(job: Job) -> bool:
+    """Whether it does, or would if it named the consent of this job."""
     return stored_json(job.folder, DONE).get("job") == job.key
+
+
+def write_done(job: Job) -> None:
+    """Says that the identity folder holds the answer."""
+    open_storage(job.folder).write(DONE, json.dumps(_answer(job)).encode())
 
 
 def stored_json(folder: str, name: str) -> dict[str, Any]:
@@ -84,6 +94,10 @@ def stored_json(folder: str, name: str) -> dict[str, Any]:
         return json.loads(open_storage(folder).read(name))
     except (MissingError, ValueError):
         return {}
+
+
+def _answer(job: Job) -> dict[str, str]:
+    return {"job": job.key, "consent": job.consent}
 
 
 def _hash(plain: list[Any]) -> str:

@@ -5,15 +5,18 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from tempfile import TemporaryDirectory
 
 import torch
 from torch.nn import functional as F
 
 from fiag_dist import hearing
+from fiag_dist.actor import INFO, TENSORS
 from fiag_dist.adaptation.hparams import write_hparams
-from fiag_dist.adaptation.job import DONE, Job, Progress, Report, Search
+from fiag_dist.adaptation.job import Job, Progress, Report, Search, is_adapted, write_done
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.search import chosen_sample, samples
+from fiag_dist.backdrop import POSES, VIDEO
 from fiag_dist.bake import write_identity_folder
 from fiag_dist.config import ModelConfig
 from fiag_dist.configfile import from_dict
@@ -33,7 +36,7 @@ from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage, due, first_of_fusion, total_steps
 from fiag_dist.start import bake_in, fresh_head, load_head, roomier, settle, take_field
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.synthesize import write_preview
+from fiag_dist.synthesize import PREVIEW, write_preview
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 
 PREVIEW_S = 4.0
@@ -65,8 +68,12 @@ class Trained:
 def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
     """Trains (going on from the last checkpoint of an interrupted job), bakes, evaluates and writes the identity folder.
 
-    A searched job bakes the best of its samples, which are trained already. Raises DataError or CheckpointError for what trying again can't mend.
+    A searched job bakes the best of its samples, which are trained already, and what lacks no more than a note of consent gets that alone.
+    Raises DataError or CheckpointError for what trying again can't mend.
     """
+    if is_adapted(job):
+        _note_consent(job, report, threads)
+        return
     began = time.time()
     sample = chosen_sample(job) if job.search.settings else job
     mirror = Mirror(job.folder, Process())
@@ -105,7 +112,27 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
         adapt_identity(scratch, lambda progress: report(replace(progress, state="from scratch")), threads)
     for spent in [job, *(samples(job) if job.search.settings else [])]:
         open_storage(spent.folder).delete(WORK)
-    open_storage(job.folder).write(DONE, json.dumps({"job": job.key}).encode())
+    write_done(job)
+
+
+def _note_consent(job: Job, report: Report, threads: int) -> None:
+    """Puts the consent into a finished identity: into its description, and into its preview, filmed again in a copy on this machine."""
+    use_threads(threads)
+    steps = total_steps(job.config.train)
+    report(Progress("filming", steps, steps))
+    folders = [job.folder, f"{job.folder}/{SCRATCH}"] if job.scratch and job.start else [job.folder]
+    for folder in folders:
+        home = open_storage(folder)
+        info = json.loads(home.read(INFO)) | {"consent": job.consent}
+        with TemporaryDirectory() as copy:
+            here = open_storage(copy)
+            for name in (TENSORS, VIDEO, POSES):
+                here.write(name, home.read(name))
+            here.write(INFO, (json.dumps(info, indent=1) + "\n").encode())
+            write_preview(copy, PREVIEW_S)
+            for name in (PREVIEW, INFO):
+                home.write(name, here.read(name))
+    write_done(job)
 
 
 def train(job: Job, report: Report, threads: int = 1) -> Trained:

@@ -6,13 +6,16 @@ import io
 import json
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
+import tiny_identity as tiny
 from rich.console import Console
 
-from fiag_dist.adaptation import search
-from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done
+from fiag_dist.actor import TENSORS, load_info
+from fiag_dist.adaptation import search, trial
+from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.resources import Room, Seen, decided
@@ -117,7 +120,7 @@ class TestSearch:
 class TestJob:
     def test_an_answer_is_to_one_question(self, tmp_path: Path) -> None:
         job = job_in(tmp_path)
-        open_storage(job.folder).write(DONE, json.dumps({"job": job.key}).encode())
+        write_done(job)
         assert is_done(job)
         longer = dataclasses.replace(job.config, train=dataclasses.replace(job.config.train, steps=7))
         others = ({"config": longer}, {"scratch": True}, {"start": "/other"}, {"search": Search(("lr",), 4)})
@@ -128,6 +131,23 @@ class TestJob:
         job = job_in(tmp_path)
         assert dataclasses.replace(job, consent="Anna").training_key == job.training_key
         assert dataclasses.replace(job, footage="5e").training_key != job.training_key
+
+    def test_consent_that_comes_later_goes_into_what_is_done(self, tmp_path: Path, monkeypatch) -> None:
+        data = tiny.pack(tmp_path / "data")
+        job = dataclasses.replace(job_in(tmp_path, "ball"), data=data, scratch=True)
+        folders = [tmp_path / "ball", tmp_path / "ball" / trial.SCRATCH]
+        before = [(tiny.make_identity(folder, data, consent="spoken") / TENSORS).read_bytes() for folder in folders]
+        write_done(job)
+        monkeypatch.setattr(trial, "train", lambda *_: pytest.fail("trained again"))
+        noted = dataclasses.replace(job, consent="Ball, by letter")
+        trial.adapt_identity(noted, lambda progress: None)
+        assert is_done(noted)
+        assert not is_done(job)
+        assert [(folder / TENSORS).read_bytes() for folder in folders] == before
+        for folder in folders:
+            assert load_info(folder).consent == "Ball, by letter"
+            with av.open(str(folder / "preview.mp4")) as video:
+                assert "Consent: Ball, by letter" in video.metadata["comment"]
 
     def test_how_it_is_run_is_no_part_of_the_question(self, tmp_path: Path) -> None:
         job = job_in(tmp_path)
@@ -224,7 +244,7 @@ def results(tmp_path: Path) -> list[Result]:
             baselines = {"nearest_warped": {"head_psnr_db": 25.0}}
             metrics = {"head_psnr_db": head, "full_psnr_db": 33.0, "steps": 30, "seconds": 2.5, "baselines": baselines}
             storage.write("metrics.json", json.dumps(metrics).encode())
-            storage.write(DONE, json.dumps({"job": job.key}).encode())
+            write_done(job)
             strip = np.full((128, 1536, 3), 80 + int(head), np.uint8)
             storage.write("strip.png", cv2.imencode(".png", strip)[1].tobytes())
         out.append(result_of(job, {} if head else {name: "shard <lost>-000000.tar: damaged"}))
