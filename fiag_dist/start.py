@@ -129,7 +129,8 @@ def take_field(head: Head, source: Head) -> None:
 def bake_in(head: Head, embedding: Float[Tensor, " id_dim"]) -> None:
     """Makes what IE-Net says of one person part of the Gaussians, from where IE-Net starts anew with offsets of 0: the head looks the same.
 
-    Offsets of many people differ from one millimetre to the next: a Gaussian that goes elsewhere, or a child beside its parent, would get other ones.
+    Offsets of many people differ from one millimetre to the next: a Gaussian that goes elsewhere, or a child beside its parent, would get other ones. And
+    features of places that tell many people apart let one person be learnt by heart (docs/decisions.md, 39).
     """
     person = head.person(embedding)
     for field, own in ((head.face_field, person.face), (head.mouth_field, person.mouth)):

@@ -38,9 +38,14 @@ class TriPlane(nn.Module):
         self.config = config
         self.backend: EncoderBackend = backend
         self.layout = kernel.layout(config.levels, config.base, config.finest, config.log2_table)
-        self.table = nn.Parameter(torch.empty(3, self.layout.rows, config.features).uniform_(-config.init, config.init))
+        self.table = nn.Parameter(torch.empty(3, self.layout.rows, config.features))
+        self.reset_parameters()
         self.torch_grid = TorchGrid(self.layout, config.features)
         self._tcnn: list[nn.Module] = []  # in a list: its own parameters are not ours to save
+
+    def reset_parameters(self) -> None:
+        """Draws the table anew from torch's generator."""
+        nn.init.uniform_(self.table, -self.config.init, self.config.init)
 
     def forward(self, points_N3: Float[Tensor, "n 3"]) -> Float[Tensor, "n d"]:
         """points_N3: metres, head frame. Returns [N, config.dim]: plane by plane (xy, yz, xz), then level, then feature.

@@ -29,9 +29,12 @@ class IdentityNet(nn.Module):
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Offsets of 0 everywhere, from what was learnt of places: only the last layer starts anew."""
-        if self.config.enabled:
-            cast(nn.Linear, self.net[-1]).weight.zero_()
+        """Starts anew, with offsets of 0 everywhere; what is drawn comes from torch's generator."""
+        if not self.config.enabled:
+            return
+        for part in (self.grid, self.project, *list(self.net)[::2]):
+            cast(nn.Linear, part).reset_parameters()
+        cast(nn.Linear, self.net[-1]).weight.zero_()
 
     def raw(self, means_N3: Float[Tensor, "n 3"], embedding: Float[Tensor, " id_dim"]) -> Float[Tensor, "n outputs"]:
         """The network's unscaled outputs: means 3, quats 4, log scales 3, opacity 1, spherical harmonics."""

@@ -100,7 +100,10 @@ def test_a_baked_head_looks_the_same_and_its_identity_net_starts_anew(
     model = ModelConfig(field=FIELD, identity=IdentityConfig(enabled=enabled))
     head = head_of(packed, TrainConfig(model=model, loss=LossConfig(triplet=0.0)))
     before = [vars(branch) for branch in vars(head.person(EMBEDDING)).values()]
+    learnt = [value.clone() for value in head.face_identity.parameters()]
     bake_in(head, EMBEDDING)
+    for old, new in zip(learnt, head.face_identity.parameters(), strict=True):
+        assert not torch.equal(old, new), "nothing stays of what told many people apart"
     for mine, theirs in zip(before, vars(head.person(EMBEDDING)).values(), strict=True):
         for name, value in mine.items():
             torch.testing.assert_close(value, getattr(theirs, name), msg=name)
