@@ -25,7 +25,7 @@ from fiag_dist.viewing.show import AROUND, Look, Show
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("view")
-    return tiny.make_identity(home / "ball", tiny.pack(home / "data"), motion_scale=3.0)
+    return tiny.make_identity(home / "ball", tiny.pack(home / "data"), motion_scale=6.0)
 
 
 @pytest.fixture(scope="module")
