@@ -98,7 +98,7 @@ def _judged(last: Status | None, when: datetime | None, now: datetime) -> tuple[
 def _recorded(storage: Storage, folder: str) -> tuple[int, float | None]:
     """The last step on record, and the last loss."""
     step, loss = 0, None
-    path = _join(folder, METRICS)
+    path = checkpoint.join(folder, METRICS)
     for line in storage.read(path).decode().splitlines() if storage.exists(path) else []:
         try:
             entry = json.loads(line)
@@ -110,7 +110,7 @@ def _recorded(storage: Storage, folder: str) -> tuple[int, float | None]:
 
 def _saved(storage: Storage, folder: str) -> int | None:
     """Step of the newest committed checkpoint, by its commit alone."""
-    newest_first = checkpoint.folders(storage, _join(folder, checkpoint.FOLDER))
+    newest_first = checkpoint.folders(storage, checkpoint.join(folder, checkpoint.FOLDER))
     committed = (step for step in newest_first if storage.exists(f"{step}/{checkpoint.COMMIT}"))
     newest = next(committed, None)
     return int(newest.rpartition("-")[2]) if newest else None
@@ -125,11 +125,9 @@ def _written(storage: Storage, folder: str) -> datetime | None:
 
 
 def _is_run(storage: Storage, folder: str) -> bool:
-    return any(storage.exists(_join(folder, name)) for name in (status.FILE, "config.yaml", checkpoint.FOLDER))
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
+    return any(
+        storage.exists(checkpoint.join(folder, name)) for name in (status.FILE, "config.yaml", checkpoint.FOLDER)
+    )
 
 
 def _ago(seconds: float) -> str:
