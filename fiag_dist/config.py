@@ -23,8 +23,9 @@ class PackConfig:
     extractor: str = "whisper:3"
     """Speech features: `whisper:LAYER` (tiny.en's encoder after that layer: 384 x 2 a frame), `mel` (80 x 4), `hf:PATH_OR_NAME` (wav2vec2, HuBERT or
     WavLM by the transformers library), `file:PATTERN` (.npy arrays [frames, window, channels]; {folder} and {stem} in the pattern are the clip's)."""
-    fix_sync: bool = False
-    """Move the sound to where the lips are, where the offset between them is sure and larger than 60 ms."""
+    fix_sync: bool = True
+    """Move the sound to where the lips are, where the offset between them is sure and larger than 30 ms; prepared folders, and features that were read
+    from files, stay as they are."""
     max_seconds: float = 0.0
     """Use at most this much of each clip, from its start; 0 uses all."""
     min_seconds: float = 2.0

@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 
 from fiag_dist import video
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.errors import DataError
 from fiag_dist.ingest import backdrop, expression, footage, pose, span, speech, summary, sync, tracks
 from fiag_dist.ingest.assemble import Solved, assemble
 from fiag_dist.ingest.face import find_crop
@@ -56,10 +56,6 @@ def pack_clip(
     Raises DataError, one line with the clip's name, for a clip that can't be used: unreadable, too small or slow, no sound, no face, two faces of similar
     size, too short. WeightsError or ConfigError when the extractors' files or libraries are missing.
     """
-    if cfg.fix_sync and cfg.extractor.startswith(speech.FROM_FILE):
-        raise ConfigError(
-            "--fix-sync moves the sound, but the speech features were read from files; leave out one of them"
-        )
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     path, clock = Path(path), Stopwatch(progress)
@@ -85,14 +81,15 @@ def _watch_and_solve(
     tracked = footage.select(found, use, reel.path.name)
     del found
     clock.stage("speech features", 0.5)
-    offset = _offset(wav, cfg, use, tracked)
-    fixed = cfg.fix_sync and offset is not None and offset.sure and abs(offset.late_s) > sync.WORTH_S
+    num_train = len(use) - max(1, round(len(use) * cfg.test_share))
+    offset = _offset(wav, cfg, use.first, tracked.landmarks[:num_train])
+    movable = cfg.fix_sync and not cfg.extractor.startswith(speech.FROM_FILE)
+    fixed = movable and offset is not None and offset.sure and abs(offset.late_s) > sync.WORTH_S
     if fixed and offset is not None:
         wav = sync.corrected(wav, offset.late_s, video.SAMPLE_RATE)
-    wav = _heard(wav, cfg, use)
+    wav = _heard(wav, cfg, use.first, len(use))
     heard, silence = speech.of_clip(cfg.extractor, wav, len(use), cfg.fps, reel.path, use.first)
     seen = _poses(reel, cfg, use, tracked, clock)
-    num_train = len(use) - max(1, round(len(use) * cfg.test_share))
     solved = Solved(
         viewmats=seen.poses.viewmats,
         K=intrinsics(cfg),
@@ -109,17 +106,18 @@ def _watch_and_solve(
     return assemble(name, cfg, reel, tracked, solved, clock)
 
 
-def _heard(wav: np.ndarray, cfg: PackConfig, use: span.Span) -> np.ndarray:
-    """The sound of the used frames."""
-    return wav[round(use.first / cfg.fps * video.SAMPLE_RATE) :][: round(len(use) / cfg.fps * video.SAMPLE_RATE)]
+def _heard(wav: np.ndarray, cfg: PackConfig, first: int, num: int) -> np.ndarray:
+    """The sound of `num` frames from `first` on."""
+    return wav[round(first / cfg.fps * video.SAMPLE_RATE) :][: round(num / cfg.fps * video.SAMPLE_RATE)]
 
 
-def _offset(wav: np.ndarray, cfg: PackConfig, use: span.Span, tracked: Tracked) -> sync.Offset | None:
-    """Sound against lips, over a minute in the middle at most."""
-    low = max(0, (len(use) - SYNC_S * cfg.fps) // 2)
-    part = span.Span(use.first + low, use.first + min(low + SYNC_S * cfg.fps, len(use)), {})
-    opening = [expression.mouth_open(points) for points in tracked.landmarks[low : low + len(part)]]
-    return sync.estimate(np.array(opening), _heard(wav, cfg, part), cfg.fps)
+def _offset(
+    wav: np.ndarray, cfg: PackConfig, first: int, landmarks: Float32[np.ndarray, "frames 478 3"]
+) -> sync.Offset | None:
+    """Sound against lips in training frames, the first of them `first`, over a minute in the middle at most; None where there is too little to tell by."""
+    low = max(0, (len(landmarks) - SYNC_S * cfg.fps) // 2)
+    opening = [expression.mouth_open(points) for points in landmarks[low : low + SYNC_S * cfg.fps]]
+    return sync.estimate(np.array(opening), _heard(wav, cfg, first + low, len(opening)), cfg.fps)
 
 
 def intrinsics(cfg: PackConfig) -> np.ndarray:

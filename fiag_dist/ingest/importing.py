@@ -48,8 +48,6 @@ def pack_prepared(
     torch.set_num_threads(1)
     if cfg.fps != prepared.FPS:
         raise ConfigError(f"--fps {cfg.fps}: prepared folders have {prepared.FPS} frames a second; leave it out")
-    if cfg.fix_sync:
-        raise ConfigError("--fix-sync: prepared folders keep their sound; leave it out")
     clock = Stopwatch(progress)
     clock.stage("sound", 0.0)
     folder = prepared.read(Path(path))
