@@ -263,11 +263,12 @@ def _outcome(result: Done) -> str:
     if result.entry is None:
         return f"refused: {result.reason}"
     speed = 1e3 * result.seconds / result.entry.num_frames
-    return f"packed {result.entry.num_frames} frames in {result.seconds:.1f} s ({speed:.0f} ms a frame)"
+    note = f"; {result.note}" if result.note else ""
+    return f"packed {result.entry.num_frames} frames in {result.seconds:.1f} s ({speed:.0f} ms a frame){note}"
 
 
 def _table(done: dict[str, Done], new: set[str]) -> str:
-    table = Table("clip", "state", "frames", "train", "test", "MiB", Column("why", overflow="fold"))
+    table = Table("clip", "state", "frames", "train", "test", "MiB", Column("note", overflow="fold"))
     for name, result in done.items():
         entry = result.entry
         if entry is None:
@@ -275,7 +276,7 @@ def _table(done: dict[str, Done], new: set[str]) -> str:
         else:
             numbers = (str(entry.num_frames), str(entry.split.train), str(entry.split.test))
             mib = f"{sum(entry.files.values()) / 2**20:.1f}"
-            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, "")
+            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, result.note)
     console = Console(highlight=False)
     with console.capture() as capture:
         console.print(table)

@@ -112,7 +112,7 @@ def _heard(wav: np.ndarray, cfg: PackConfig, first: int, num: int) -> np.ndarray
 
 
 def _offset(
-    wav: np.ndarray, cfg: PackConfig, first: int, landmarks: Float32[np.ndarray, "frames 478 3"]
+    wav: np.ndarray, cfg: PackConfig, first: int, landmarks: Float32[np.ndarray, "frames 478 coordinates"]
 ) -> sync.Offset | None:
     """Sound against lips in training frames, the first of them `first`, over a minute in the middle at most; None where there is too little to tell by."""
     low = max(0, (len(landmarks) - SYNC_S * cfg.fps) // 2)

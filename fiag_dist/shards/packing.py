@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -53,6 +54,8 @@ class Done:
     seconds: float = 0.0
     bug: str = ""
     """Traceback of an error that no rule of ours explains."""
+    note: str = ""
+    """What was changed in the clip."""
 
 
 def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
@@ -86,7 +89,15 @@ def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
     except Exception as error:
         reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         return Done(None, reason, time.perf_counter() - began, traceback.format_exc())
-    return Done(entry, "", time.perf_counter() - began)
+    return Done(entry, "", time.perf_counter() - began, note=_moved(meta.report.get("sound")))
+
+
+def _moved(sound: dict[str, Any] | None) -> str:
+    """What a report says of the sound, where that was moved to the lips."""
+    if not sound or not sound["fixed"]:
+        return ""
+    late_ms = 1e3 * sound["late_s"]
+    return f"sound put right, it was {abs(late_ms):.0f} ms {'late' if late_ms > 0 else 'early'}"
 
 
 def _keeping(frames: Iterator[Frame], count: int, chosen: list[Frame]) -> Iterator[Frame]:

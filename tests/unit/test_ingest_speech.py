@@ -165,32 +165,38 @@ def test_a_wav2vec2_from_a_folder_hears_alike_in_chunks(tmp_path: Path, monkeypa
         speech.dims(f"hf:{tmp_path}/missing")
 
 
-def speaking(late_frames: int, seconds: float = 12.0) -> tuple[np.ndarray, np.ndarray]:
-    """A mouth that opens with each syllable, and its sound, so many frames late."""
-    wav = chirps(seconds)
-    loud = np.abs(wav)[: len(wav) // 640 * 640].reshape(-1, 640).max(1)
-    noise = np.random.default_rng(1).normal(size=len(loud)) * 0.02
-    return np.clip(loud, 0, 1) * 0.3 + noise, np.pad(wav, (late_frames * 640, 0))[: len(wav)]
+def mouth(late_frames: int, seed: int = 1, num: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """How far a mouth opens at 25 Hz while a mood opens it as well, and what is foretold of it by a sound that is so many frames late."""
+    rng = np.random.default_rng(seed)
+    syllables = np.convolve(rng.normal(size=num + 40), np.hanning(7), "valid")
+    lips = syllables[20 : num + 20]
+    return lips + 4 * np.sin(np.arange(num) / 60), syllables[20 - late_frames :][:num] + rng.normal(size=num)
 
 
-@pytest.mark.parametrize("late", [0, 5])
+@pytest.mark.parametrize("late", [-6, -2, 0, 3, 11])
 def test_the_offset_of_sound_and_lips_is_found(late: int) -> None:
-    lips, wav = speaking(late)
-    found = sync.estimate(lips, wav, 25)
-    assert found is not None
+    found = sync.compare(*mouth(late))
     assert found.sure
-    assert found.late_s == pytest.approx(late / 25, abs=0.04)
-    moved = sync.estimate(lips, sync.corrected(wav, found.late_s, RATE), 25)
-    assert moved is not None
-    assert abs(moved.late_s) < 0.03
+    assert found.late_s == pytest.approx(late / 25, abs=0.02)
+    assert found.correlation > 0.6
+
+
+def test_offsets_between_two_frames_are_found() -> None:
+    opening, _ = mouth(0)
+    half = np.interp(np.arange(300) - 2.5, np.arange(300), opening)
+    assert sync.compare(opening, half).late_s == pytest.approx(0.1, abs=0.01)
 
 
 def test_lips_that_do_not_follow_the_sound_give_no_sure_offset() -> None:
-    lips, _ = speaking(0)
-    found = sync.estimate(lips[::-1].copy(), chirps(12, seed=5), 25)
-    assert found is not None
-    assert not found.sure
-    assert sync.estimate(lips[:100], chirps(4), 25) is None, "too short to tell"
+    opening, _ = mouth(0)
+    _, other = mouth(0, seed=2)
+    assert not sync.compare(opening, other).sure
+    assert not sync.compare(np.full(300, 0.1), other).sure, "a still mouth"
+    assert sync.estimate(opening[:70], chirps(4), 25) is None, "too short to tell"
+
+
+def test_offsets_beyond_those_that_are_searched_are_not_sure() -> None:
+    assert not sync.compare(*mouth(18)).sure
 
 
 def test_early_sound_is_moved_back() -> None:

@@ -1,0 +1,51 @@
+"""benchmarks/lips.py: a reading of lips from sound, learnt from people whose sound is late."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_identity
+
+from fiag_dist.errors import DataError
+from fiag_dist.ingest import lips, sync
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import lips as fitting
+
+
+def test_what_lips_follow_is_learnt() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=80)
+    people = [(heard := rng.normal(size=(400, 80)), heard @ weights + rng.normal(size=400)) for _ in range(4)]
+    reading = fitting.fit(people)
+    fresh = rng.normal(size=(400, 80))
+    assert np.corrcoef(fresh @ reading, fresh @ weights)[0, 1] > 0.8
+
+
+def test_the_reading_that_comes_with_the_package_fits_what_is_heard() -> None:
+    reading = np.load(lips.FILE)
+    assert reading.shape == (len(lips.TAPS) * 384,)
+    assert reading.dtype == np.float32
+    assert np.isfinite(reading).all()
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+def test_it_foretells_lips_of_people_whom_it_was_not_fitted_to(clips: Path) -> None:
+    from fiag_dist.video import read_audio
+
+    wav = read_audio(clips / "anchor_a.mp4")[: 10 * 16_000]
+    expected = lips.expected(wav, 250)
+    late = lips.expected(np.pad(wav, (1600, 0)), 250)
+    found = sync.compare(expected, late)
+    assert found.sure
+    assert found.late_s == pytest.approx(0.1, abs=0.02)
+    quiet = lips.expected(np.zeros(160_000, np.float32), 250)
+    assert quiet.std() < 0.3 * expected.std()
+
+
+def test_fewer_than_three_people_are_refused(tmp_path: Path) -> None:
+    data = tiny_identity.pack(tmp_path, "anna", "bert")
+    with pytest.raises(DataError, match="2 people named; three or more"):
+        fitting.main(["--data", data, "--identities", "anna", "bert"])
