@@ -16,7 +16,7 @@ from jaxtyping import Float32, Float64
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fiag_dist.errors import DataError, guarded
 from fiag_dist.ingest import lips, sync
-from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.shards.manifest import IdentityEntry, read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage, open_storage
@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     """Prints one JSON object: offsets after each round, and those of the people tested."""
     command = tyro.cli(LipsCommand, args=list(argv), prog="lips.py")
     storage = open_storage(command.data)
-    people = {name: read(storage, name) for name in command.identities}
+    manifest = read_manifest(storage)
+    people = {name: read(storage, manifest.entry(name)) for name in command.identities}
     if len(people) < 3:
         raise DataError(f"{command.data}: {len(people)} people named; three or more are needed")
     rounds = []
@@ -74,15 +75,14 @@ def main(argv: Sequence[str]) -> int:
         np.save(command.out, reading.astype(np.float32))
     tested = {}
     for name in command.tested:
-        person = read(storage, name, training=True)
+        person = read(storage, manifest.entry(name), training=True)
         tested[name] = asdict(sync.compare(person.opening, person.heard() @ reading))
     print(json.dumps({"rounds": rounds, "tested": tested}, indent=1))
     return 0
 
 
-def read(storage: Storage, name: str, training: bool = False) -> Person:
+def read(storage: Storage, entry: IdentityEntry, training: bool = False) -> Person:
     """One person's sound and openings; training: of the frames to train on alone."""
-    entry = read_manifest(storage).entry(name)
     meta, reader = read_meta(storage, entry), FrameReader(storage, entry)
     num = len(reader.train) if training else len(reader)
     return Person(meta.wav, reader.mouth_open[:num].astype(np.float64))

@@ -52,7 +52,7 @@ def compare(opening: Float[np.ndarray, " frames"], expected: Float[np.ndarray, "
     """Where two tracks at FPS agree best; more than 2 MOST_S long."""
     opening, expected = quick(opening), quick(expected)
     most = round(MOST_S * FPS)
-    found = np.array([_correlation(opening, expected, shift) for shift in range(-most, most + 1)])
+    found = np.array([followed(opening, expected, shift) for shift in range(-most, most + 1)])
     best = int(found.argmax())
     elsewhere = float(found[np.abs(np.arange(len(found)) - best) > _NEAR].max())
     inside = 0 < best < len(found) - 1
@@ -77,9 +77,9 @@ def corrected(wav: Float32[np.ndarray, " samples"], late_s: float, sample_rate: 
     return wav[samples:] if samples > 0 else np.pad(wav, (-samples, 0))
 
 
-def _correlation(opening: np.ndarray, expected: np.ndarray, late: int) -> float:
-    """Of what overlaps when the sound is `late` frames late."""
+def followed(opening: Float[np.ndarray, " frames"], expected: Float[np.ndarray, " frames"], late: int) -> float:
+    """Correlation of what overlaps when the sound is `late` frames late (negative: early); 0 where nothing moves."""
     a = opening[-late:] if late < 0 else opening[: len(opening) - late]
     b = expected[:late] if late < 0 else expected[late:]
-    spread = float(a.std() * b.std())
-    return float(((a - a.mean()) * (b - b.mean())).mean()) / spread if spread > 0 else 0.0
+    both = float(a.std() * b.std())
+    return float(((a - a.mean()) * (b - b.mean())).mean()) / both if both > 1e-12 else 0.0

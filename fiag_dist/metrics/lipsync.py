@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float16, Float64
 
 from fiag_dist.errors import DataError
+from fiag_dist.ingest.sync import followed
 
 EARS = "whisper:3"
 """Speech features that the judge listens to, whatever the model does: by log-mel energies it hears less (0.33 against 0.60 on true videos)."""
@@ -67,7 +68,7 @@ def match(mouth: Float[np.ndarray, " frames"], expected: Float[np.ndarray, " fra
     """The lag within LAG_S at which the mouth follows best."""
     reach = round(LAG_S * fps)
     lags = range(-reach, reach + 1)
-    values = [_correlation(*_shifted(mouth, expected, lag)) for lag in lags]
+    values = [followed(mouth, expected, -lag) for lag in lags]  # a mouth that is late: a sound that is early
     best = int(np.argmax(values))
     return Match(values[best], lags[best] / fps)
 
@@ -79,18 +80,6 @@ def rolled(
     reach = round(LAG_S * fps)
     starts = np.linspace(2 * reach, len(expected) - 2 * reach, ROLLS).round().astype(int)
     return np.array([match(mouth, np.roll(expected, start), fps).score for start in starts])
-
-
-def _shifted(mouth: np.ndarray, expected: np.ndarray, lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """What overlaps when the mouth is `lag` frames late."""
-    if lag < 0:
-        return mouth[:lag], expected[-lag:]
-    return mouth[lag:], expected[: len(expected) - lag]
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    both = float(a.std() * b.std())
-    return float(((a - a.mean()) * (b - b.mean())).mean()) / both if both > 1e-12 else 0.0
 
 
 def _heard(track: Float16[np.ndarray, "frames dim window"]) -> Float64[np.ndarray, "frames features"]:
