@@ -28,8 +28,8 @@ class Bench(Benchmark):
 
     clip: Path
     """A video of one speaking person."""
-    workers: tuple[int, ...] = (1, 2)
-    """Clips at once; one alone is measured in any case."""
+    workers: tuple[int, ...] = ()
+    """Clips at once, beside one alone; none: two, where there are two cores."""
     max_seconds: float = 20.0
     """Of the clip, from its start; 0 takes all."""
     size: int = 256
@@ -38,7 +38,8 @@ class Bench(Benchmark):
     """Rounds whose median counts; in each, all numbers of workers have their turn."""
 
     def measure(self) -> dict[str, Any]:
-        counts, cores = sorted({1, *self.workers}), len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
+        counts = sorted({1, *(self.workers or (min(2, cores),))})
         at_least(1, workers=counts[0])
         if self.threads:
             raise ConfigError(f"--threads {self.threads}: a worker has one thread; leave it out")
