@@ -5,7 +5,7 @@ python benchmarks/lips.py --data SHARDS --identities NAME NAME .. [--tested NAME
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -59,15 +59,11 @@ def main(argv: Sequence[str]) -> int:
     people = {name: read(storage, manifest.entry(name)) for name in command.identities}
     if len(people) < 3:
         raise DataError(f"{command.data}: {len(people)} people named; three or more are needed")
+    if manifest.fps != lips.FPS:
+        raise DataError(f"{command.data}: {manifest.fps} frames a second; pack the clips with --fps {lips.FPS}")
     rounds = []
     for _ in range(ROUNDS):
-        heard = {name: person.heard() for name, person in people.items()}
-        found = {}
-        for name, person in people.items():
-            reading = fit([(heard[other], p.opening) for other, p in people.items() if other != name])
-            found[name] = sync.compare(person.opening, heard[name] @ reading)
-        for name, person in people.items():
-            person.late_s += found[name].late_s if found[name].sure else 0.0
+        move(people)
         rounds.append({name: round(person.late_s, 3) for name, person in people.items()})
         print(rounds[-1], file=sys.stderr, flush=True)
     reading = fit([(person.heard(), person.opening) for person in people.values()])
@@ -81,9 +77,22 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def move(people: Mapping[str, Person]) -> None:
+    """One round: each sound is moved to where its lips are, as far as a reading that all others taught is sure of it."""
+    heard = {name: person.heard() for name, person in people.items()}
+    found = {}
+    for name, person in people.items():
+        reading = fit([(heard[other], p.opening) for other, p in people.items() if other != name])
+        found[name] = sync.compare(person.opening, heard[name] @ reading)
+    for name, person in people.items():
+        person.late_s += found[name].late_s if found[name].sure else 0.0
+
+
 def read(storage: Storage, entry: IdentityEntry, training: bool = False) -> Person:
     """One person's sound and openings; training: of the frames to train on alone."""
     meta, reader = read_meta(storage, entry), FrameReader(storage, entry)
+    if (meta.report.get("sound") or {}).get("fixed"):
+        raise DataError(f"{entry.name}: its sound was moved already; pack the clips with --no-fix-sync")
     num = len(reader.train) if training else len(reader)
     return Person(meta.wav, reader.mouth_open[:num].astype(np.float64))
 

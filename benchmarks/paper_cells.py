@@ -26,6 +26,7 @@ from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.evaluate import embeddings_of, evaluate_identity
 from fiag_dist.examine import Evaluation
+from fiag_dist.ingest.gather import find_clips
 from fiag_dist.metrics.panel import Panel
 from fiag_dist.monitor import peak_mib
 from fiag_dist.pack import pack
@@ -72,24 +73,33 @@ class Plan:
 
 
 class Lab:
-    """Makes cells, or remembers them."""
+    """Makes cells, or remembers them: by all of their settings and by the footage that they see."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self._packed: dict[Path, str] = {}
 
     def shards(self, seconds: float = 0.0, extractor: str = "whisper:3") -> str:
-        """Shards with so many seconds to train on for each person, 0: all there are. Raises ConfigError when shards were given and others are needed."""
+        """Shards with so many seconds to train on for each person, 0: all there are. Clips that changed are packed again.
+
+        Raises ConfigError when what was packed before holds somebody who is not among the clips now.
+        """
         plan = self.plan
         if plan.is_packed:
             return plan.clips
         out = plan.out / "shards" / f"{extractor.replace(':', '_').replace('/', '_')}_{seconds:g}s"
-        if not (out / MANIFEST).is_file():
+        if out not in self._packed:
             settings = PackConfig(extractor=extractor)
             if seconds:
                 whole = seconds + TEST_S
                 settings = replace(settings, max_seconds=whole, test_share=TEST_S / whole)
-            pack([plan.clips], str(out), settings)
-        return str(out)
+            there = pack([plan.clips], str(out), settings).manifest.names
+            if strangers := sorted(set(there) - set(find_clips([Path(plan.clips)]))):
+                raise ConfigError(
+                    f"--out {plan.out}: was made of other clips, {', '.join(strangers[:3])} among them; give another --out, or delete {out}"
+                )
+            self._packed[out] = str(out)
+        return self._packed[out]
 
     def need_clips(self, what: str) -> None:
         """Raises ConfigError when shards were given where clips are needed."""
@@ -106,7 +116,8 @@ class Lab:
         own = {"steps": plan.pretrain_steps, "seed": seed, "frames_per_step": lanes}
         tree = merged(to_dict(base), {"data": _absolute(data), "identities": sorted(people), "train": own})
         tree = merged(tree, settings or {})
-        return self._cell("pretrain", tree, lambda key: _pretrain(plan, key, tree))
+        asked = {**tree, "footage": _footage(data, people)}
+        return self._cell("pretrain", asked, lambda key: _pretrain(plan, key, tree))
 
     def adapted(self, data: str, name: str, start: str, seed: int, settings: Settings | None = None) -> Numbers:
         """An adaptation from a run, or from scratch when `start` is empty: all metrics of its test frames, `folder`, `minutes` and `peak_mib`."""
@@ -118,7 +129,7 @@ class Lab:
         if start:
             storage, folder = checkpoint.resolve(start)
             start = f"{storage.url}/{folder}"
-        job = Job(name, _absolute(data), start, "", config)
+        job = Job(name, _absolute(data), start, "", config, footage=_footage(data, [name])[name])
         asked = {"job": job.key, "name": name, "metrics": list(plan.metrics)}
 
         def work(key: str) -> Numbers:
@@ -165,6 +176,12 @@ def merged(tree: Mapping[str, Any], over: Settings) -> dict[str, Any]:
     """Nested settings, those of `over` first."""
     deeper = {k: merged(tree[k], v) if isinstance(v, Mapping) and k in tree else v for k, v in over.items()}
     return {**tree, **deeper}
+
+
+def _footage(data: str, people: Sequence[str]) -> dict[str, str]:
+    """What the shards hold of each, as one SHA-256."""
+    manifest = read_manifest(data, check=False)
+    return {name: manifest.entry(name).sha256 for name in sorted(people)}
 
 
 def _absolute(url: str) -> str:

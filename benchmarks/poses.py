@@ -52,13 +52,14 @@ def measured(command: Command, poses: Poses) -> dict[str, Any]:
     """How well these poses fit the clip, and metrics of the head that was trained with them."""
     folder = command.out / poses
     shards = folder / "shards"
-    pack([command.clip], str(shards), PackConfig(max_seconds=command.max_seconds, poses=poses), report=say)
+    settings = PackConfig(max_seconds=command.max_seconds, poses=poses)
+    (name,) = pack([command.clip], str(shards), settings, report=say).manifest.names
     plan = Plan(
         clips=str(shards), out=folder, steps=command.steps, pretrain_steps=0, pretrain_config="",
         adapt_config=command.config, ranks=1, metrics=IMAGE,
     )  # fmt: skip
-    numbers = Lab(plan).adapted(str(shards), command.clip.stem, "", seed=0)
-    fit = json.loads((shards / command.clip.stem / "report.json").read_text())["pose"]
+    numbers = Lab(plan).adapted(str(shards), name, "", seed=0)
+    fit = json.loads((shards / name / "report.json").read_text())["pose"]
     return {name: round(numbers[name], 4) for name in SHOWN} | {"minutes": round(numbers["minutes"], 1), "pose": fit}
 
 

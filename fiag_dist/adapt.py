@@ -22,6 +22,7 @@ from fiag_dist.config import AdaptConfig, PackConfig
 from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError, guarded
+from fiag_dist.ingest.speech import FROM_FILE
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.manifest import Manifest, read_manifest
@@ -103,13 +104,19 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
                 f"--consent: {command.clips} is packed already, and consent is kept in shards; give the clips, or: fiag-dist pack CLIPS --consent TEXT"
             )
         return command.clips
+    extractor = formats["extractor"]
+    if extractor.startswith(FROM_FILE):
+        raise ConfigError(
+            f"{command.clips}: the checkpoint hears speech features that another program made ({extractor}); make them for these clips, pack, and adapt "
+            "the shards: fiag-dist pack CLIPS --out SHARDS --extractor 'file:PATTERN'"
+        )
     path = Path(command.clips)
     if not path.exists():
         raise DataError(
             f"{command.clips}: no such folder, clip or shards; give clips (mp4, mov, mkv, webm) or a folder with {MANIFEST}"
         )
     shards = f"{command.out.rstrip('/')}/shards"
-    settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=formats["extractor"])
+    settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=extractor)
     pack([path], shards, settings, consent=command.consent, address=command.address)
     return shards
 

@@ -102,8 +102,8 @@ def evaluate_identity(
     storage = open_storage(evaluation.data_of(info))
     manifest = read_manifest(storage, check=False)
     entry = manifest.entry(info.name)
-    heard = {"size": info.size, "extractor": info.extractor, "audio_dim": info.audio_dim}
-    check_formats(manifest, heard, f"identity {folder}")
+    known = {"size": info.size, "fps": info.fps, "extractor": info.extractor, "audio_dim": info.audio_dim}
+    check_formats(manifest, known, f"identity {folder}")
     meta, reader = read_meta(storage, entry), FrameReader(storage, entry)
     if not len(reader.test):
         raise DataError(

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError, DataError, guarded
-from fiag_dist.ingest import speech
+from fiag_dist.ingest import precomputed, speech
 from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
 from fiag_dist.ingest.layouts import pack_any
 from fiag_dist.shards.manifest import (
@@ -30,12 +30,12 @@ from fiag_dist.shards.manifest import (
     read_manifest,
     write_manifest,
 )
-from fiag_dist.shards.packing import MARK, Done, Packer, Work
+from fiag_dist.shards.packing import MARK, Done, Packer, Work, write_mark
 from fiag_dist.shards.workers import pack_all
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES
 
-RECIPE = 8
+RECIPE = 9
 """Raised whenever the same clip and settings give other shards: everything is then packed again."""
 EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
 SIZES = (32, 2048)
@@ -91,8 +91,8 @@ def pack(
     """Packs clips, and the clips in folders, to a folder or s3:// prefix, and merges them into the manifest there.
 
     `report` gets one line a clip as it finishes, now and then how far all are, and a table at the end; `packer` makes the samples, in Ray's workers.
-    `consent` becomes the note of all these clips; without it, unchanged ones keep theirs. `address` is that of a Ray cluster; a Ray that this process is
-    connected to already is used, and one that is started ends with the process.
+    `consent` becomes the note of all these clips; without it, files that are the same as before keep theirs, also where they are packed anew.
+    `address` is that of a Ray cluster; a Ray that this process is connected to already is used, and one that is started ends with the process.
     Raises ConfigError for settings out of range, DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format
     are there already, DistributedError when the cluster does not answer.
     """
@@ -107,7 +107,7 @@ def pack(
     sizes = storage.sizes()
     formats = _formats(cfg, found)
     _others(storage, formats, set(found))  # another format is refused before the work, not after it
-    notes = {e.name: e.consent for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
+    named = {e.name: e for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
     done: dict[str, Done] = {}
     todo: list[Work] = []
     for name, paths in found.items():
@@ -115,14 +115,18 @@ def pack(
             done[name] = Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
             continue
         try:
-            shape = (formats.audio.dim, formats.audio.window)
-            work = Work(paths[0].absolute(), name, _everywhere(out), cfg, _source(paths[0], cfg), shape)
+            source, shape = _source(paths[0], cfg), (formats.audio.dim, formats.audio.window)
         except DataError as error:
             done[name] = Done(None, str(error))
             continue
-        entry = _finished(storage, sizes, work)
-        if entry:
-            done[name] = Done(dataclasses.replace(entry, consent=consent or notes.get(name, "")))
+        marked = _marked(storage, sizes, name)
+        note = consent or _agreed(named.get(name) or marked, source)
+        work = Work(paths[0].absolute(), name, _everywhere(out), cfg, source, shape, note)
+        if marked and _is_finished(marked, sizes, work):
+            if marked.consent != note:
+                marked = dataclasses.replace(marked, consent=note)
+                write_mark(storage, marked)
+            done[name] = Done(marked)
         else:
             todo.append(work)
     for name, result in done.items():
@@ -131,9 +135,7 @@ def pack(
         _write(storage, formats, set(found), done)
     try:
         for work, result in pack_all(todo, cfg.jobs, packer, say, address):
-            result = _arrived(storage, result)
-            entry = result.entry and dataclasses.replace(result.entry, consent=consent)
-            done[work.name] = dataclasses.replace(result, entry=entry)
+            result = done[work.name] = _arrived(storage, result)
             say(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
     except KeyboardInterrupt:
         say(
@@ -211,23 +213,42 @@ def _source(path: Path, cfg: PackConfig) -> SourceEntry:
     """What the shards of a clip depend on. Raises DataError when it can't be read."""
     settings = dataclasses.asdict(cfg)
     del settings["jobs"]
+    if cfg.extractor.startswith(speech.FROM_FILE):
+        settings["features"] = _digest(precomputed.path_of(cfg.extractor.removeprefix(speech.FROM_FILE), path))
     size, digest = fingerprint(path)
     mark = hashlib.sha256(json.dumps([RECIPE, settings], sort_keys=True).encode()).hexdigest()[:16]
     return SourceEntry(file=path.name, bytes=size, sha256=digest, settings=mark)
 
 
-def _finished(storage: Storage, sizes: dict[str, int], work: Work) -> IdentityEntry | None:
-    """The entry of an identity that was packed completely from the same clip with the same settings."""
-    mark = f"{work.name}/{MARK}"
+def _digest(features: Path) -> str:
+    """Of a file of speech features; empty where it can't be read, which packing says."""
+    with suppress(DataError):
+        return fingerprint(features)[1]
+    return ""
+
+
+def _marked(storage: Storage, sizes: dict[str, int], name: str) -> IdentityEntry | None:
+    """The entry in an identity's folder: it was packed completely, from whatever clip."""
+    mark = f"{name}/{MARK}"
     if mark not in sizes:
         return None
     try:
-        entry = from_json(IdentityEntry, json.loads(storage.read(mark)), f"{storage.url}/{mark}")
+        return from_json(IdentityEntry, json.loads(storage.read(mark)), f"{storage.url}/{mark}")
     except (ValueError, DataError):
         return None  # made by another version, or damaged: pack again
+
+
+def _is_finished(entry: IdentityEntry, sizes: dict[str, int], work: Work) -> bool:
+    """Whether an identity was packed from the same clip with the same settings, and all of it is there."""
     whole = all(sizes.get(file) == size for file, size in entry.files.items())
     same = entry.source and dataclasses.replace(entry.source, file=work.source.file) == work.source
-    return entry if whole and same else None
+    return bool(whole and same)
+
+
+def _agreed(before: IdentityEntry | None, source: SourceEntry) -> str:
+    """The note of consent that was given for this very file."""
+    same = before and before.source and before.source.sha256 == source.sha256
+    return before.consent if before and same else ""
 
 
 def _everywhere(out: str) -> str:

@@ -101,8 +101,10 @@ def check_formats(manifest: Manifest, formats: Mapping[str, Any], who: str) -> N
     """Raises CheckpointError unless shards hold what `who`, a checkpoint or an identity, was trained on, as far as `formats` says it."""
     found = {
         "size": manifest.size,
+        "fps": manifest.fps,
         "extractor": manifest.audio.extractor,
         "audio_dim": manifest.audio.dim,
+        "audio_window": manifest.audio.window,
         "id_model": manifest.id_embedding.model,
         "id_dim": manifest.id_embedding.dim,
     }

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from fiag_dist import video
+from fiag_dist import video, weights
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import backdrop, expression, footage, pose, span, speech, summary, sync, tracks
@@ -25,6 +25,7 @@ from fiag_dist.ingest.face import find_crop
 from fiag_dist.ingest.footage import Progress, Reel, Stopwatch, Tracked, shrunk
 from fiag_dist.ingest.masks import PersonMatte
 from fiag_dist.ingest.spool import Spool, handed_on
+from fiag_dist.ingest.whisper import WHISPER
 from fiag_dist.types import Frame, IdentityMeta
 
 SEARCH_STEP = 10
@@ -33,7 +34,6 @@ LEAST_FPS = 12.0
 """Slower clips miss most of what lips do between their frames."""
 LEAST_SIDE = 64
 """Smaller pictures hold no face that could be tracked, pixels."""
-SILENCE = 1e-4
 SYNC_S = 60
 """So much of a clip decides on the offset of its sound, seconds."""
 
@@ -79,14 +79,18 @@ def _watch_and_solve(
     use = span.longest(found.looks)
     span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, reel.path.name)
     tracked = footage.select(found, use, reel.path.name)
-    del found
     clock.stage("speech features", 0.5)
-    num_train = len(use) - max(1, round(len(use) * cfg.test_share))
-    offset = _offset(wav, cfg, use.first, tracked.landmarks[:num_train])
-    movable = cfg.fix_sync and not cfg.extractor.startswith(speech.FROM_FILE)
-    fixed = movable and offset is not None and offset.sure and abs(offset.late_s) > sync.WORTH_S
+    offset = _offset(wav, cfg, use.first, tracked.landmarks[: _num_train(use, cfg)])
+    fixed = _is_movable(cfg) and offset is not None and offset.sure and abs(offset.late_s) > sync.WORTH_S
     if fixed and offset is not None:
         wav = sync.corrected(wav, offset.late_s, video.SAMPLE_RATE)
+        use = span.within(
+            use, *sync.covered(wav, offset.late_s, video.SAMPLE_RATE, cfg.fps), reason="without their sound"
+        )
+        span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, reel.path.name)
+        tracked = footage.select(found, use, reel.path.name)
+    del found
+    num_train = _num_train(use, cfg)
     wav = _heard(wav, cfg, use.first, len(use))
     heard, silence = speech.of_clip(cfg.extractor, wav, len(use), cfg.fps, reel.path, use.first)
     seen = _poses(reel, cfg, use, tracked, clock)
@@ -106,6 +110,16 @@ def _watch_and_solve(
     return assemble(name, cfg, reel, tracked, solved, clock)
 
 
+def _num_train(use: span.Span, cfg: PackConfig) -> int:
+    """Of the used frames, the first that are trained on."""
+    return max(1, len(use) - max(1, round(len(use) * cfg.test_share)))
+
+
+def _is_movable(cfg: PackConfig) -> bool:
+    """Whether sound may be moved: what another program heard in it stays where it is."""
+    return cfg.fix_sync and not cfg.extractor.startswith(speech.FROM_FILE)
+
+
 def _heard(wav: np.ndarray, cfg: PackConfig, first: int, num: int) -> np.ndarray:
     """The sound of `num` frames from `first` on."""
     return wav[round(first / cfg.fps * video.SAMPLE_RATE) :][: round(num / cfg.fps * video.SAMPLE_RATE)]
@@ -114,7 +128,12 @@ def _heard(wav: np.ndarray, cfg: PackConfig, first: int, num: int) -> np.ndarray
 def _offset(
     wav: np.ndarray, cfg: PackConfig, first: int, landmarks: Float32[np.ndarray, "frames 478 coordinates"]
 ) -> sync.Offset | None:
-    """Sound against lips in training frames, the first of them `first`, over a minute in the middle at most; None where there is too little to tell by."""
+    """Sound against lips in training frames, the first of them `first`, over a minute in the middle at most; None where there is too little to tell by.
+
+    Where sound stays as it is the offset is for the report alone, and None without Whisper's file.
+    """
+    if not _is_movable(cfg) and not weights.present(WHISPER):
+        return None
     low = max(0, (len(landmarks) - SYNC_S * cfg.fps) // 2)
     opening = [expression.mouth_open(points) for points in landmarks[low : low + SYNC_S * cfg.fps]]
     return sync.estimate(np.array(opening), _heard(wav, cfg, first + low, len(opening)), cfg.fps)
@@ -139,12 +158,7 @@ def _sound(path: Path) -> Float32[np.ndarray, " samples"]:
         raise DataError(
             f"{path.name}: {info.fps:.3g} frames a second, {LEAST_FPS:g} needed to see the lips move; give the clip at its full rate"
         )
-    wav = video.read_audio(path)
-    if max(float(wav.max(initial=0.0)), -float(wav.min(initial=0.0))) < SILENCE:
-        raise DataError(
-            f"{path.name}: its audio track is silent; the mouth is driven by speech, so give a clip with sound"
-        )
-    return wav
+    return speech.heard_in(path, path.name)
 
 
 def _poses(reel: Reel, cfg: PackConfig, use: span.Span, tracked: Tracked, clock: Stopwatch) -> _Seen:

@@ -51,7 +51,7 @@ def pack_prepared(
     clock = Stopwatch(progress)
     clock.stage("sound", 0.0)
     folder = prepared.read(Path(path))
-    wav = video.read_audio(Path(path) / "aud.wav")
+    wav = speech.heard_in(Path(path) / "aud.wav", folder.folder.name)
     with handed_on(cfg.size) as mattes:
         return _import(folder, cfg, name, wav, mattes, clock)
 
@@ -112,6 +112,8 @@ def _import(
 ) -> tuple[IdentityMeta, Iterator[Frame]]:
     found = footage.watch(folder, cfg, _Parsed(folder), mattes, len(folder.numbers), clock, (0.02, 0.7))
     use = span.longest(_without_gaps(found.looks, folder.numbers))
+    missing = folder.numbers[use.first] - use.first  # of the frames that were filmed before them
+    use = span.within(use, 0, int(len(wav) / video.SAMPLE_RATE * cfg.fps + 1e-6) - missing, "without their sound")
     span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, folder.folder.name)
     tracked = footage.select(found, use, folder.folder.name)
     del found
@@ -144,13 +146,15 @@ def _import(
         wav=np.ascontiguousarray(wav),
         speech=heard,
         silence=silence,
-        report=summary.imported(folder.folder, Crop(0, 0, folder.side), cfg, use, tracked, viewmats, K, place[2]),
+        report=summary.imported(
+            folder.folder, Crop(0, 0, folder.side), cfg, use, first_frame, tracked, viewmats, K, place[2]
+        ),
     )
     return assemble(name, cfg, folder, tracked, solved, clock, lambda i: _masks(folder, use.first + i, tracked, i))
 
 
 def _split(folder: Prepared, use: span.Span) -> list[Split]:
-    """Of the used frames. Raises DataError when none is left to train with, or none to test with."""
+    """Of the used frames. Raises DataError when none is left to train with, or none to test with, or they alternate: the first are trained on."""
     split = folder.split[use.first : use.stop]
     for wanted, file in prepared.TRANSFORMS:
         if wanted not in split:
@@ -158,6 +162,11 @@ def _split(folder: Prepared, use: span.Span) -> list[Split]:
                 f"{folder.folder.name}: none of the {len(use)} used frames, {folder.numbers[use.first]} to {folder.numbers[use.stop - 1]}, is in {file}, "
                 f"at least one for {wanted} needed; name some of them there"
             )
+    if sorted(split, key=("train", "test").index) != split:
+        raise DataError(
+            f"{folder.folder.name}: frames of {prepared.TRANSFORMS[1][1]} lie between those of {prepared.TRANSFORMS[0][1]}, whose neighbours give them "
+            "away; name the last ones of the clip there"
+        )
     return split
 
 

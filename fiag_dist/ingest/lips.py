@@ -4,11 +4,12 @@ lips.npy beside this file is that reading: `python benchmarks/lips.py` fitted it
 says when lips move, which is the same for everybody, and not how far this person's do (docs/decisions.md, 40).
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float16, Float32, Float64
 
 from fiag_dist.ingest import speech
 
@@ -22,9 +23,13 @@ FILE = Path(__file__).with_suffix(".npy")
 
 def heard(wav: Float32[np.ndarray, " samples"], num_frames: int) -> Float64[np.ndarray, "frames 1920"]:
     """What the reading is of: the features around each of `num_frames` frames at FPS; wav at 16 kHz. Raises WeightsError when Whisper's file is missing."""
-    means = speech.features(wav, num_frames, FPS, EARS).astype(np.float64).mean(2)
-    around = np.arange(num_frames)[:, None] + np.array(TAPS)
-    return means[around.clip(0, num_frames - 1)].reshape(num_frames, -1)
+    return around(speech.features(wav, num_frames, FPS, EARS), TAPS)
+
+
+def around(track: Float16[np.ndarray, "frames dim window"], taps: Sequence[int]) -> Float64[np.ndarray, "frames heard"]:
+    """The mean window of each frame at `taps` from it, one after the other; the first or the last one beyond the ends."""
+    means, num = track.astype(np.float64).mean(2), len(track)
+    return means[(np.arange(num)[:, None] + np.array(taps)).clip(0, num - 1)].reshape(num, -1)
 
 
 def expected(wav: Float32[np.ndarray, " samples"], num_frames: int) -> Float64[np.ndarray, " frames"]:

@@ -80,6 +80,15 @@ def longest(looks: list[Look]) -> Span:
     return Span(first, stop, {reason: count for reason, count in left_out.items() if count}, splices)
 
 
+def within(use: Span, first: int, stop: int, reason: str) -> Span:
+    """What of a run lies in frames first .. stop - 1; the rest is left out for this reason."""
+    low = max(use.first, first)
+    high = max(low, min(use.stop, stop))
+    lost = len(use) - (high - low)
+    left_out = use.left_out | ({reason: lost} if lost else {})
+    return Span(low, high, left_out, tuple(i for i in use.splices if low < i < high))
+
+
 def check(use: Span, num_frames: int, fps: float, min_seconds: float, name: str) -> None:
     """Raises DataError, with the reasons, when less than min_seconds of a clip's num_frames can be used."""
     if len(use) / fps < min_seconds:

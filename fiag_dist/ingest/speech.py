@@ -15,15 +15,20 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float16, Float32
 
-from fiag_dist.errors import ConfigError
+from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.ingest import precomputed
 from fiag_dist.ingest.huggingface import HuggingFace
 from fiag_dist.ingest.logmel import SAMPLE_RATE, LogMel
 from fiag_dist.ingest.whisper import LAYERS, Whisper
+from fiag_dist.sound import read_audio
 from fiag_dist.types import AUDIO_FRAMES
 
 FROM_LIBRARY, FROM_FILE = "hf:", "file:"
 _WHISPER = {f"whisper:{layer}": layer for layer in range(1, LAYERS + 1)} | {"whisper": 2}
+
+
+SILENCE = 1e-4
+"""The largest sample of a silent track."""
 
 
 @runtime_checkable
@@ -37,6 +42,14 @@ class Extractor(Protocol):
     def vectors(self, wav: Float32[np.ndarray, " samples"]) -> Iterator[Float32[np.ndarray, "vectors dim"]]:
         """All vectors of a wav (16 kHz) in order, a piece at a time; vector k is that of the sound around k / rate_hz."""
         ...
+
+
+def heard_in(path: Path, name: str) -> Float32[np.ndarray, " samples"]:
+    """The sound of a file, mono at 16 kHz, -1..1. name: whose it is. Raises DataError where there is none, or silence alone."""
+    wav = read_audio(path)
+    if max(float(wav.max(initial=0.0)), -float(wav.min(initial=0.0))) < SILENCE:
+        raise DataError(f"{name}: its audio track is silent; the mouth is driven by speech, so give a clip with sound")
+    return wav
 
 
 def extractor(name: str) -> Extractor:

@@ -33,13 +33,15 @@ def report(
 
 
 def imported(
-    path: Path, crop: Crop, cfg: PackConfig, use: span.Span, tracked: Tracked, viewmats: np.ndarray, K: np.ndarray, scale: float
+    path: Path, crop: Crop, cfg: PackConfig, use: span.Span, number: int, tracked: Tracked, viewmats: np.ndarray,
+    K: np.ndarray, scale: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """Plain values of a prepared folder. K: of the samples; scale: units of its world to a metre."""
+    """Plain values of a prepared folder. number: of the first used frame, in the folder; K: of the samples; scale: units of its world to a metre."""
     rest_landmarks = rest.rest_shape(tracked.landmarks, viewmats, K)[list(pose.STABLE)]
     seen = rest.project(np.tile(rest_landmarks, (len(tracked), 1, 1)), viewmats, K) * POSE_SIZE / cfg.size
     error = np.linalg.norm(seen - tracked.landmarks[:, pose.STABLE] * POSE_SIZE / cfg.size, axis=-1)
     return _footage(path, crop, cfg, use, tracked) | {
+        "start_s": round(number / cfg.fps, 2),
         "pose": {
             "landmark_rms_px_at_256": round(float(np.sqrt(np.square(error).mean())), 3),
             "jitter": pose.jitter(viewmats, float(K[0, 0]) * POSE_SIZE / cfg.size),

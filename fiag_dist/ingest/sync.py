@@ -3,6 +3,7 @@
 Sound that is a tenth of a second off teaches a mouth to move at the wrong time, and clips from the web often are (docs/decisions.md, 40).
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,11 @@ def corrected(wav: Float32[np.ndarray, " samples"], late_s: float, sample_rate: 
     """The sound moved to where the lips are: its start cut off when it is late, silence before it when it is early."""
     samples = round(late_s * sample_rate)
     return wav[samples:] if samples > 0 else np.pad(wav, (-samples, 0))
+
+
+def covered(wav: Float32[np.ndarray, " moved"], late_s: float, sample_rate: int, fps: int) -> tuple[int, int]:
+    """Frames first .. stop - 1 have sound after it was moved by `late_s`: what came early lacks its start, what came late its end."""
+    return max(0, math.ceil(-late_s * fps)), int(len(wav) / sample_rate * fps + 1e-6)
 
 
 def followed(opening: Float[np.ndarray, " frames"], expected: Float[np.ndarray, " frames"], late: int) -> float:

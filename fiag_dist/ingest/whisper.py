@@ -16,6 +16,8 @@ from fiag_dist import weights
 from fiag_dist.errors import WeightsError
 from fiag_dist.ingest import logmel
 
+WHISPER = "whisper-tiny-en"
+"""Its file, among fiag_dist.weights.REGISTRY."""
 LAYERS, HEADS = 4, 6
 
 _CHUNK_S, _OVERLAP_S = 30, 4
@@ -32,7 +34,7 @@ class Whisper:
 
     def vectors(self, wav: Float32[np.ndarray, " samples"]) -> Iterator[Float32[np.ndarray, "vectors 384"]]:
         """Encoder states for a wav of any length, joined from overlapping chunks of 30 s; only one is held."""
-        model = str(weights.path("whisper-tiny-en"))
+        model = str(weights.path(WHISPER))
         parameters = _parameters(model)
         chunk, hop, margin = (s * logmel.RATE_HZ for s in (_CHUNK_S, _CHUNK_S - _OVERLAP_S, _OVERLAP_S // 2))
         # One loudness reference for the whole wav, so that chunks agree where they meet; silence pads the last chunk.

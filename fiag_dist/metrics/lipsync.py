@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float, Float16, Float64
 
 from fiag_dist.errors import DataError
+from fiag_dist.ingest.lips import EARS, around
 from fiag_dist.ingest.sync import followed
 
-EARS = "whisper:3"
-"""Speech features that the judge listens to, whatever the model does: by log-mel energies it hears less (0.33 against 0.60 on true videos)."""
+__all__ = ["EARS", "Judge", "Match", "match", "rolled"]
+
 LAG_S = 0.4
 ROLLS = 12
 """How many rolled sounds the true one is compared with."""
@@ -45,7 +46,7 @@ class Judge:
         openings: Sequence[Float[np.ndarray, " frames"]],
     ) -> None:
         """speech, openings: of each person's true video; openings are taken as deviations of that person's own."""
-        X_ND = np.concatenate([_heard(track) for track in speech])
+        X_ND = np.concatenate([around(track, _TAPS) for track in speech])
         y_N = np.concatenate([(o - o.mean()) / max(float(o.std()), 1e-6) for o in openings])
         if len(y_N) < _FEWEST_FRAMES:
             raise DataError(
@@ -61,7 +62,7 @@ class Judge:
 
     def openings(self, track: Float16[np.ndarray, "frames dim window"]) -> Float64[np.ndarray, " frames"]:
         """How far lips should be open at each frame of a sound, in deviations."""
-        return (_heard(track) - self._mean) / self._deviation @ self._weights
+        return (around(track, _TAPS) - self._mean) / self._deviation @ self._weights
 
 
 def match(mouth: Float[np.ndarray, " frames"], expected: Float[np.ndarray, " frames"], fps: float) -> Match:
@@ -80,9 +81,3 @@ def rolled(
     reach = round(LAG_S * fps)
     starts = np.linspace(2 * reach, len(expected) - 2 * reach, ROLLS).round().astype(int)
     return np.array([match(mouth, np.roll(expected, start), fps).score for start in starts])
-
-
-def _heard(track: Float16[np.ndarray, "frames dim window"]) -> Float64[np.ndarray, "frames features"]:
-    """The means of the windows around each frame; the first or the last one beyond the ends."""
-    means, num = track.astype(np.float64).mean(2), len(track)
-    return np.concatenate([means[np.clip(np.arange(num) + tap, 0, num - 1)] for tap in _TAPS], 1)

@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 
 from fiag_dist import weights
 from fiag_dist.errors import ConfigError, WeightsError
+from fiag_dist.ingest.whisper import WHISPER
 from fiag_dist.metrics import action_units, likeness, motion
 from fiag_dist.metrics.faces import FaceFinder, Seen
 from fiag_dist.metrics.likeness import Embedding, Recogniser
@@ -81,7 +82,7 @@ class Panel:
             finder = self._tool(OF_FACES, FaceFinder)
             self._finder = opening.enter_context(finder) if finder else None
             self._recogniser = self._tool(("identity",), Recogniser)
-            self._tool(("speech",), lambda: weights.path("whisper-tiny-en"))
+            self._tool(("speech",), lambda: weights.path(WHISPER))
             self.syncnet = SyncNet(syncnet) if syncnet and "sync" in self.names else None
             """The judge of the metric `sync`, when it is chosen."""
             self._open = opening.pop_all()

@@ -19,7 +19,7 @@ from fiag_dist.errors import DataError, FiagError
 from fiag_dist.ingest.sheet import contact_sheet
 from fiag_dist.shards.manifest import IdentityEntry, SourceEntry
 from fiag_dist.shards.writer import write_identity
-from fiag_dist.storage import open_storage
+from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import Frame, IdentityMeta
 
 SHEET_FRAMES = 8
@@ -43,6 +43,8 @@ class Work:
     source: SourceEntry
     speech: tuple[int, int]
     """Channels and window of the speech features that all clips share."""
+    consent: str = ""
+    """Its note."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
         chosen: list[Frame] = []
         stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k != TIMINGS})
         entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
-        entry = dataclasses.replace(entry, source=work.source)
+        entry = dataclasses.replace(entry, source=work.source, consent=work.consent)
         storage.write(f"{work.name}/report.json", (json.dumps(meta.report, indent=1) + "\n").encode())
         storage.write(f"{work.name}/contact_sheet.png", _png(contact_sheet(meta, chosen)))
-        storage.write(f"{work.name}/{MARK}", (json.dumps(dataclasses.asdict(entry), indent=1) + "\n").encode())
+        write_mark(storage, entry)
     except DataError as error:
         with suppress(DataError):  # what is there of it takes room, and nothing names it
             storage.delete(work.name)
@@ -90,6 +92,11 @@ def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
         reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         return Done(None, reason, time.perf_counter() - began, traceback.format_exc())
     return Done(entry, "", time.perf_counter() - began, note=_moved(meta.report.get("sound")))
+
+
+def write_mark(storage: Storage, entry: IdentityEntry) -> None:
+    """Says in an identity's folder that it is finished, and what it holds."""
+    storage.write(f"{entry.name}/{MARK}", (json.dumps(dataclasses.asdict(entry), indent=1) + "\n").encode())
 
 
 def _moved(sound: dict[str, Any] | None) -> str:

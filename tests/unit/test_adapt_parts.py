@@ -14,6 +14,7 @@ import tiny_identity as tiny
 from rich.console import Console
 
 from fiag_dist.actor import TENSORS, load_info
+from fiag_dist.adapt import AdaptCommand, _packed
 from fiag_dist.adaptation import search, trial
 from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write_done
 from fiag_dist.adaptation.page import PAGE, write_page
@@ -275,3 +276,11 @@ def test_the_tables_have_every_identity(results: list[Result], tmp_path: Path) -
     text = capture.get()
     assert "the 30 worst of 80" in text
     assert "good" not in text
+
+
+def test_clips_for_a_checkpoint_that_hears_what_others_made_are_to_be_packed_first(tmp_path: Path) -> None:
+    command = AdaptCommand(clips=str(tmp_path / "clips"), checkpoint="run", out=str(tmp_path / "out"))
+    with pytest.raises(
+        ConfigError, match=r"speech features that another program made \(file:aud_ds.npy\).*fiag-dist pack CLIPS"
+    ):
+        _packed(command, {"size": 256, "fps": 25, "extractor": "file:aud_ds.npy"})

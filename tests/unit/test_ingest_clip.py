@@ -101,9 +101,29 @@ def test_sound_that_is_late_is_found_and_moved(clips: Path, tmp_path: Path, fps:
 
 @pytest.mark.weights
 @pytest.mark.clips
-def test_sound_stays_where_it_is_when_asked(clips: Path) -> None:
-    settings = PackConfig(size=128, extractor="mel", max_seconds=4, fix_sync=False)
-    meta, frames = pack_clip(clips / "speaker_c.mp4", settings, "c")
+@pytest.mark.parametrize("early", [3200, -3200])
+def test_frames_that_lose_their_sound_when_it_is_moved_are_left_out(clips: Path, tmp_path: Path, early: int) -> None:
+    images = list(video.read_frames(clips / "speaker_h.mp4", 25))
+    wav = video.read_audio(clips / "speaker_h.mp4")
+    moved = wav[early:] if early > 0 else np.pad(wav, (-early, 0))[: len(images) * 640]
+    path = record(tmp_path / "moved.mp4", images, moved)
+    meta, frames = pack_clip(path, PackConfig(size=128, extractor="mel"), "moved")
+    frames.close()  # type: ignore[attr-defined]
+    assert meta.report["sound"]["fixed"]
+    assert meta.report["seconds_left_out"]["without their sound"] == pytest.approx(0.2, abs=0.05)
+    assert (meta.report["start_s"] > 0.1) == (early > 0), "early sound lacks its start, late sound its end"
+    assert len(meta.wav) == len(meta.split) * 640
+    assert np.abs(meta.wav[:640]).max() > 0
+
+
+@pytest.mark.weights
+@pytest.mark.clips
+@pytest.mark.parametrize("extractor", ["mel", "file:{folder}/{stem}.npy"])
+def test_sound_stays_where_it_is_when_asked_or_heard_by_others(clips: Path, tmp_path: Path, extractor: str) -> None:
+    (tmp_path / "speaker_c.mp4").symlink_to(clips / "speaker_c.mp4")
+    np.save(tmp_path / "speaker_c.npy", np.ones((100, 16, 29), np.float32))
+    settings = PackConfig(size=128, extractor=extractor, max_seconds=4, fix_sync=extractor != "mel")
+    meta, frames = pack_clip(tmp_path / "speaker_c.mp4", settings, "c")
     frames.close()  # type: ignore[attr-defined]
     found = meta.report["sound"]
     assert found["sure"]

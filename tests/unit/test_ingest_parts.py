@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from fiag_dist import landmarks
-from fiag_dist.ingest import backdrop, expression, masks, span
+from fiag_dist.ingest import backdrop, expression, masks, span, sync
 from fiag_dist.ingest.face import Crop, Face
 from fiag_dist.ingest.identity import nearest_in_time
 from fiag_dist.ingest.spool import Spool
@@ -232,3 +232,22 @@ def test_a_crop_is_the_same_square_resampled() -> None:
     image[20:40, 30:50] = 200
     assert (Crop(30, 20, 20).cut(image, 64) == 200).all()
     assert Crop(20, 10, 40).cut(image, 20).mean() == pytest.approx(50, abs=1)
+
+
+def test_of_a_run_what_lies_elsewhere_is_left_out_with_its_reason() -> None:
+    use = span.Span(10, 60, {"no face": 10}, splices=(12, 30))
+    assert span.within(use, 0, 100, "without their sound") == use
+    less = span.within(use, 13, 55, "without their sound")
+    assert (less.first, less.stop, less.splices) == (13, 55, (30,))
+    assert less.left_out == {"no face": 10, "without their sound": 8}
+    nothing = span.within(use, 70, 90, "without their sound")
+    assert len(nothing) == 0
+    assert nothing.left_out["without their sound"] == 50
+
+
+def test_frames_keep_their_sound_where_it_is_moved() -> None:
+    wav = np.ones(4 * 16_000, np.float32)
+    assert sync.covered(sync.corrected(wav, 0.1, 16_000), 0.1, 16_000, 25) == (0, 97)
+    assert sync.covered(sync.corrected(wav, -0.1, 16_000), -0.1, 16_000, 25) == (3, 102)
+    assert sync.corrected(wav, -0.1, 16_000)[3 * 640] == 1
+    assert sync.corrected(wav, -0.1, 16_000)[2 * 640] == 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import wave
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +84,35 @@ def test_what_is_kept_must_have_frames_to_train_and_to_test(
     with handed_on(cfg.size) as mattes, pytest.raises(DataError, match=says) as caught:
         importing._import(prepared.read(folder), cfg, "anna", wav, mattes, clock)
     assert "\n" not in str(caught.value)
+
+
+def test_test_frames_between_training_frames_are_refused(folder: Path) -> None:
+    trees = {name: json.loads((folder / f"transforms_{name}.json").read_text()) for name in ("train", "val")}
+    trees["val"]["frames"].append(trees["train"]["frames"].pop(3))
+    for name, tree in trees.items():
+        (folder / f"transforms_{name}.json").write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"anna: frames of transforms_val\.json lie between those of transforms_train"):
+        importing._split(prepared.read(folder), importing.span.Span(0, FRAMES, {}))
+
+
+@pytest.mark.parametrize(("seconds", "volume", "says"), [
+    (1.0, 0.0, "anna: its audio track is silent"),
+    (0.1, 0.5, r"anna: 0\.1 s usable, 0\.4 s needed: of 0\.4 s 0\.4 s without their sound"),
+])  # fmt: skip
+def test_frames_need_their_sound(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, volume: float, says: str
+) -> None:
+    """As if a face were found in each frame."""
+    with wave.open(str(folder / "aud.wav"), "wb") as stream:
+        stream.setnchannels(1)
+        stream.setsampwidth(2)
+        stream.setframerate(16_000)
+        samples = volume * 32767 * np.sin(np.arange(round(seconds * 16_000)) * 0.2)
+        stream.writeframes(samples.astype("<i2").tobytes())
+    seen = SimpleNamespace(looks=[importing.span.Look()] * FRAMES)
+    monkeypatch.setattr(importing.footage, "watch", lambda *_: seen)
+    with pytest.raises(DataError, match=says):
+        importing.pack_prepared(folder, PackConfig(layout="instag", min_seconds=0.4), "anna")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fiag_dist.errors import ConfigError, DataError, WeightsError
 from fiag_dist.ingest.gather import find_clips, identity_name
 from fiag_dist.pack import main, pack
 from fiag_dist.shards import progress as progress_module
-from fiag_dist.shards.manifest import SourceEntry, read_manifest
+from fiag_dist.shards.manifest import SourceEntry, read_manifest, write_manifest
 from fiag_dist.shards.packing import Done, Work, pack_one
 from fiag_dist.shards.progress import Far
 from fiag_dist.shards.writer import NAME
@@ -158,6 +158,38 @@ def test_changed_and_unfinished_ones_are_packed_again_and_a_dead_worker_takes_no
     assert again.entry("bert").shards != result.manifest.entry("bert").shards
     assert "died twice" in refused["fritz"]
     assert "2 clips have this name" in refused["gerd"]
+
+
+def test_what_somebody_agreed_to_stays_with_the_footage(tmp_path: Path) -> None:
+    folder, out = clips(tmp_path / "clips", anna="ok", bert="fine"), str(tmp_path / "out")
+
+    def notes(consent: str = "", **settings: object) -> list[str]:
+        done = pack([folder], out, dataclasses.replace(CFG, **settings), lambda _: None, told, consent=consent)
+        return [entry.consent for entry in done.manifest.identities]
+
+    assert notes("by letter") == ["by letter"] * 2
+    assert notes(frames_per_shard=9) == ["by letter"] * 2, "packed anew, the same people in the same clips"
+    assert notes("by phone", frames_per_shard=9) == ["by phone"] * 2, "nothing is packed, the note is new"
+    storage = open_storage(out)
+    manifest = read_manifest(storage)
+    write_manifest(
+        storage, dataclasses.replace(manifest, identities=[])
+    )  # as where somebody stops while all are packed
+    clips(folder, bert="another clip")
+    assert notes(frames_per_shard=8) == ["by phone", ""], "nobody agreed to a clip that was put in place of the old one"
+
+
+def test_features_that_another_program_made_anew_are_packed_again(tmp_path: Path) -> None:
+    folder, out = clips(tmp_path / "clips", anna="ok"), str(tmp_path / "out")
+    settings = dataclasses.replace(CFG, extractor="file:{folder}/{stem}.npy")
+
+    def packed_again(value: float) -> bool:
+        np.save(folder / "anna.npy", np.full((FRAMES, 4, 80), value, np.float32))
+        lines: list[str] = []
+        pack([folder], out, settings, lines.append, told)
+        return not any("unchanged, skipped" in line for line in lines)
+
+    assert [packed_again(value) for value in (1.0, 1.0, 2.0)] == [True, False, True]
 
 
 def test_what_is_there_stays_and_must_have_the_same_format(packed, tmp_path: Path) -> None:

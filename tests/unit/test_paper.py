@@ -1,8 +1,10 @@
 """The paper's experiments: pages say what they should, what was run is not run again, and what makes no sense is refused."""
 
+import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from fiag_dist.adaptation import trial
 from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict
 from fiag_dist.errors import ConfigError
+from fiag_dist.pack import PackResult
+from fiag_dist.shards.manifest import read_manifest, write_manifest
 from fiag_dist.start import refuse_contradictions
+from fiag_dist.storage import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import paper
@@ -137,6 +142,51 @@ class Imagined(Lab):
 
     def rendered(self, folder: str) -> dict[str, Any]:
         return {"frames_per_s": 30.0, "peak_mib": 400.0}
+
+
+class Asked(Lab):
+    """Makes no cells, but notes by which key each would be remembered."""
+
+    def _cell(self, kind: str, asked: Any, work: Any) -> dict[str, Any]:
+        return {"key": (kind, json.dumps(asked, sort_keys=True))}
+
+
+def plan_of(clips: str, out: Path) -> Plan:
+    return Plan(
+        clips=clips, out=out, steps=9, pretrain_steps=9, pretrain_config="configs/pretrain_cpu.yaml",
+        adapt_config="configs/adapt_fast.yaml", ranks=1, metrics=(),
+    )  # fmt: skip
+
+
+def test_cells_of_other_footage_under_the_same_names_are_other_cells(tmp_path: Path) -> None:
+    data = tiny_identity.pack(tmp_path / "data", "anna", "bert")
+    lab = Asked(plan_of(data, tmp_path))
+
+    def keys() -> list[Any]:
+        return [lab.pretrained(data, ["bert"], 0)["key"], lab.adapted(data, "anna", "", 0)["key"]]
+
+    before = keys()
+    assert keys() == before
+    manifest = read_manifest(data)
+    others = [replace(e, meta=replace(e.meta, sha256="5e" * 32)) for e in manifest.identities]
+    write_manifest(open_storage(data), replace(manifest, identities=others))
+    assert all(now != then for now, then in zip(keys(), before, strict=True))
+
+
+def test_shards_of_other_clips_in_the_same_folder_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Packing itself is left out: the clips are no videos."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "anna.mp4").touch()
+
+    def packed(clips: Any, out: str, settings: Any) -> PackResult:
+        return PackResult(read_manifest(tiny_identity.pack(Path(out), "anna", *others)), {})
+
+    monkeypatch.setattr(sys.modules["paper_cells"], "pack", packed)
+    others: list[str] = []
+    Lab(plan_of(str(tmp_path / "clips"), tmp_path / "out")).shards()
+    others.append("zoe")
+    with pytest.raises(ConfigError, match="was made of other clips, zoe among them; give another --out"):
+        Lab(plan_of(str(tmp_path / "clips"), tmp_path / "out")).shards()
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "fig10"])

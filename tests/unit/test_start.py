@@ -16,7 +16,7 @@ from fiag_dist.model.field import SH_DC
 from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import read_meta
-from fiag_dist.start import bake_in, check_channels, forget, fresh_head, load_head, roomier, settle
+from fiag_dist.start import bake_in, check_channels, check_formats, forget, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES, Camera, IdentityMeta
 
@@ -173,3 +173,15 @@ def test_a_checkpoint_of_before_gaze_is_refused_in_a_line(packed: tuple[Storage,
         load_head(config, formats, dict(head.state_dict()), averaged=False)
     with pytest.raises(CheckpointError, match=r"^checkpoint runs/old: trained with"):
         check_channels(formats, "runs/old")
+
+
+@pytest.mark.parametrize(
+    ("key", "other"), [("fps", 50), ("audio_window", 2), ("size", 128), ("extractor", "whisper:3")]
+)
+def test_shards_of_other_formats_than_a_checkpoints_are_refused(
+    packed: tuple[Storage, Manifest], key: str, other: object
+) -> None:
+    formats = {"fps": 25, "audio_window": 4, "size": tiny_identity.SIZE, "extractor": "mel"}
+    check_formats(packed[1], formats, "run x")
+    with pytest.raises(CheckpointError, match=f"run x: trained with {key} {other!r}, the shards have"):
+        check_formats(packed[1], formats | {key: other}, "run x")
