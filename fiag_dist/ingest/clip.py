@@ -61,6 +61,8 @@ def pack_clip(
     path, clock = Path(path), Stopwatch(progress)
     clock.stage("sound", 0.0)
     wav = _sound(path)
+    if _is_movable(cfg):
+        weights.path(WHISPER)  # is missed before the work, not in the middle of it
     clock.stage("finding the head", 0.02)
     crop = find_crop(islice(video.read_frames(path, cfg.fps, cfg.max_seconds), 0, None, SEARCH_STEP), path.name)
     heard = len(wav) / video.SAMPLE_RATE
