@@ -89,17 +89,21 @@ class Lab:
             return plan.clips
         out = plan.out / "shards" / f"{extractor.replace(':', '_').replace('/', '_')}_{seconds:g}s"
         if out not in self._packed:
+            self._refuse_strangers(out)
             settings = PackConfig(extractor=extractor)
             if seconds:
                 whole = seconds + TEST_S
                 settings = replace(settings, max_seconds=whole, test_share=TEST_S / whole)
-            there = pack([plan.clips], str(out), settings).manifest.names
-            if strangers := sorted(set(there) - set(find_clips([Path(plan.clips)]))):
-                raise ConfigError(
-                    f"--out {plan.out}: was made of other clips, {', '.join(strangers[:3])} among them; give another --out, or delete {out}"
-                )
+            pack([plan.clips], str(out), settings)
             self._packed[out] = str(out)
         return self._packed[out]
+
+    def _refuse_strangers(self, shards: Path) -> None:
+        there = read_manifest(str(shards), check=False).names if (shards / MANIFEST).is_file() else []
+        if strangers := sorted(set(there) - set(find_clips([Path(self.plan.clips)]))):
+            raise ConfigError(
+                f"--out {self.plan.out}: was made of other clips, {', '.join(strangers[:3])} among them; give another --out, or delete {shards}"
+            )
 
     def need_clips(self, what: str) -> None:
         """Raises ConfigError when shards were given where clips are needed."""

@@ -17,6 +17,7 @@ from paper_cells import Lab, Plan
 from fiag_dist.bench.benchmark import say
 from fiag_dist.config import PackConfig, Poses
 from fiag_dist.errors import guarded
+from fiag_dist.ingest.gather import identity_name
 from fiag_dist.metrics.panel import IMAGE
 from fiag_dist.pack import pack
 
@@ -53,7 +54,8 @@ def measured(command: Command, poses: Poses) -> dict[str, Any]:
     folder = command.out / poses
     shards = folder / "shards"
     settings = PackConfig(max_seconds=command.max_seconds, poses=poses)
-    (name,) = pack([command.clip], str(shards), settings, report=say).manifest.names
+    pack([command.clip], str(shards), settings, report=say)
+    name = identity_name(command.clip.stem)
     plan = Plan(
         clips=str(shards), out=folder, steps=command.steps, pretrain_steps=0, pretrain_config="",
         adapt_config=command.config, ranks=1, metrics=IMAGE,

@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from fiag_dist import video
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError, DataError
-from fiag_dist.ingest import expression, footage, masks, pose, prepared, span, speech, summary
+from fiag_dist.ingest import expression, footage, masks, pose, prepared, span, speech, summary, sync
 from fiag_dist.ingest.assemble import Solved, assemble
 from fiag_dist.ingest.face import Crop
 from fiag_dist.ingest.face_model import canonical_vertices
@@ -113,7 +113,8 @@ def _import(
     found = footage.watch(folder, cfg, _Parsed(folder), mattes, len(folder.numbers), clock, (0.02, 0.7))
     use = span.longest(_without_gaps(found.looks, folder.numbers))
     missing = folder.numbers[use.first] - use.first  # of the frames that were filmed before them
-    use = span.within(use, 0, int(len(wav) / video.SAMPLE_RATE * cfg.fps + 1e-6) - missing, "without their sound")
+    _, heard_stop = sync.covered(wav, 0.0, video.SAMPLE_RATE, cfg.fps)
+    use = span.within(use, 0, heard_stop - missing, "without their sound")
     span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, folder.folder.name)
     tracked = footage.select(found, use, folder.folder.name)
     del found

@@ -18,7 +18,6 @@ from fiag_dist.adaptation import trial
 from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict
 from fiag_dist.errors import ConfigError
-from fiag_dist.pack import PackResult
 from fiag_dist.shards.manifest import read_manifest, write_manifest
 from fiag_dist.start import refuse_contradictions
 from fiag_dist.storage import open_storage
@@ -173,20 +172,13 @@ def test_cells_of_other_footage_under_the_same_names_are_other_cells(tmp_path: P
     assert all(now != then for now, then in zip(keys(), before, strict=True))
 
 
-def test_shards_of_other_clips_in_the_same_folder_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Packing itself is left out: the clips are no videos."""
+def test_shards_of_other_clips_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "anna.mp4").touch()
-
-    def packed(clips: Any, out: str, settings: Any) -> PackResult:
-        return PackResult(read_manifest(tiny_identity.pack(Path(out), "anna", *others)), {})
-
-    monkeypatch.setattr(sys.modules["paper_cells"], "pack", packed)
-    others: list[str] = []
-    Lab(plan_of(str(tmp_path / "clips"), tmp_path / "out")).shards()
-    others.append("zoe")
+    lab = Lab(plan_of(str(tmp_path / "clips"), tmp_path / "out"))
+    tiny_identity.pack(tmp_path / "out" / "shards" / "whisper_3_5s", "anna", "zoe")
     with pytest.raises(ConfigError, match="was made of other clips, zoe among them; give another --out"):
-        Lab(plan_of(str(tmp_path / "clips"), tmp_path / "out")).shards()
+        lab.shards(5.0)
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name != "fig10"])
