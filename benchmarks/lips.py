@@ -56,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
     command = tyro.cli(LipsCommand, args=list(argv), prog="lips.py")
     storage = open_storage(command.data)
     manifest = read_manifest(storage)
+    if manifest.fps != lips.FPS:
+        raise DataError(f"{command.data}: {manifest.fps} frames a second; pack the clips with --fps {lips.FPS}")
     people = {name: read(storage, manifest.entry(name)) for name in command.identities}
     if len(people) < 3:
         raise DataError(f"{command.data}: {len(people)} people named; three or more are needed")
-    if manifest.fps != lips.FPS:
-        raise DataError(f"{command.data}: {manifest.fps} frames a second; pack the clips with --fps {lips.FPS}")
     rounds = []
     for _ in range(ROUNDS):
         move(people)

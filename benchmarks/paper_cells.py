@@ -77,7 +77,7 @@ class Lab:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self._packed: dict[Path, str] = {}
+        self._packed: set[Path] = set()
 
     def shards(self, seconds: float = 0.0, extractor: str = "whisper:3") -> str:
         """Shards with so many seconds to train on for each person, 0: all there are. Clips that changed are packed again.
@@ -95,8 +95,8 @@ class Lab:
                 whole = seconds + TEST_S
                 settings = replace(settings, max_seconds=whole, test_share=TEST_S / whole)
             pack([plan.clips], str(out), settings)
-            self._packed[out] = str(out)
-        return self._packed[out]
+            self._packed.add(out)
+        return str(out)
 
     def _refuse_strangers(self, shards: Path) -> None:
         there = read_manifest(str(shards), check=False).names if (shards / MANIFEST).is_file() else []

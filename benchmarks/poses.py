@@ -55,13 +55,13 @@ def measured(command: Command, poses: Poses) -> dict[str, Any]:
     shards = folder / "shards"
     settings = PackConfig(max_seconds=command.max_seconds, poses=poses)
     pack([command.clip], str(shards), settings, report=say)
-    name = identity_name(command.clip.stem)
+    person = identity_name(command.clip.stem)
     plan = Plan(
         clips=str(shards), out=folder, steps=command.steps, pretrain_steps=0, pretrain_config="",
         adapt_config=command.config, ranks=1, metrics=IMAGE,
     )  # fmt: skip
-    numbers = Lab(plan).adapted(str(shards), name, "", seed=0)
-    fit = json.loads((shards / name / "report.json").read_text())["pose"]
+    numbers = Lab(plan).adapted(str(shards), person, "", seed=0)
+    fit = json.loads((shards / person / "report.json").read_text())["pose"]
     return {name: round(numbers[name], 4) for name in SHOWN} | {"minutes": round(numbers["minutes"], 1), "pose": fit}
 
 

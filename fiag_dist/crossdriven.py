@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from fiag_dist.errors import DataError
-from fiag_dist.ingest import speech
+from fiag_dist.ingest import lips, speech
 from fiag_dist.metrics import lipsync, motion
 from fiag_dist.metrics.faces import Seen
 from fiag_dist.metrics.panel import Numbers
@@ -121,7 +121,7 @@ class SpeechTest:
         teachers = [entry.name for entry in self._manifest.identities if entry.name != speaker][:_MOST_PEOPLE]
         metas = [self._meta(teacher) for teacher in teachers]
         judge = lipsync.Judge([self._heard(m) for m in metas], [self._openings(m.name) for m in metas])
-        expected = judge.openings(speech.features(wav, num, fps, lipsync.EARS))
+        expected = judge.openings(speech.features(wav, num, fps, lips.EARS))
         true = None
         if speaker is not None:
             true = lipsync.match(self._openings(speaker)[:num], expected, fps).score
@@ -132,9 +132,9 @@ class SpeechTest:
 
     def _heard(self, meta: IdentityMeta) -> np.ndarray:
         """Speech features of a packed clip as the judge hears them."""
-        if self._manifest.audio.extractor == lipsync.EARS:
+        if self._manifest.audio.extractor == lips.EARS:
             return meta.speech
-        return speech.features(meta.wav, len(meta.split), self._manifest.fps, lipsync.EARS)
+        return speech.features(meta.wav, len(meta.split), self._manifest.fps, lips.EARS)
 
     def _openings(self, name: str) -> np.ndarray:
         return FrameReader(self._storage, self._manifest.entry(name)).mouth_open

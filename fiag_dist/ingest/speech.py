@@ -25,8 +25,6 @@ from fiag_dist.types import AUDIO_FRAMES
 
 FROM_LIBRARY, FROM_FILE = "hf:", "file:"
 _WHISPER = {f"whisper:{layer}": layer for layer in range(1, LAYERS + 1)} | {"whisper": 2}
-
-
 SILENCE = 1e-4
 """The largest sample of a silent track."""
 

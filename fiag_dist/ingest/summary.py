@@ -20,7 +20,7 @@ def report(
     fixed: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Plain values of a clip. fixed: whether the sound was moved by the offset."""
-    return _footage(path, crop, cfg, use, tracked) | {
+    return _footage(path, crop, cfg, use, use.first, tracked) | {
         "sound": None if offset is None else dataclasses.asdict(offset) | {"fixed": fixed},
         "pose": {
             "landmark_rms_px_at_256": round(poses.landmark_rms_px, 3),
@@ -40,8 +40,7 @@ def imported(
     rest_landmarks = rest.rest_shape(tracked.landmarks, viewmats, K)[list(pose.STABLE)]
     seen = rest.project(np.tile(rest_landmarks, (len(tracked), 1, 1)), viewmats, K) * POSE_SIZE / cfg.size
     error = np.linalg.norm(seen - tracked.landmarks[:, pose.STABLE] * POSE_SIZE / cfg.size, axis=-1)
-    return _footage(path, crop, cfg, use, tracked) | {
-        "start_s": round(number / cfg.fps, 2),
+    return _footage(path, crop, cfg, use, number, tracked) | {
         "pose": {
             "landmark_rms_px_at_256": round(float(np.sqrt(np.square(error).mean())), 3),
             "jitter": pose.jitter(viewmats, float(K[0, 0]) * POSE_SIZE / cfg.size),
@@ -51,12 +50,12 @@ def imported(
     }
 
 
-def _footage(path: Path, crop: Crop, cfg: PackConfig, use: span.Span, tracked: Tracked) -> dict[str, Any]:
-    """What was used and what was left out."""
+def _footage(path: Path, crop: Crop, cfg: PackConfig, use: span.Span, number: int, tracked: Tracked) -> dict[str, Any]:
+    """What was used and what was left out. number: of the first used frame, in the footage."""
     heights = np.linalg.norm(tracked.landmarks[:, FOREHEAD_TOP] - tracked.landmarks[:, CHIN], axis=1)
     return {
         "clip": path.name,
-        "start_s": round(use.first / cfg.fps, 2),
+        "start_s": round(number / cfg.fps, 2),
         "seconds_used": round(len(use) / cfg.fps, 2),
         "seconds_left_out": {reason: round(count / cfg.fps, 2) for reason, count in use.left_out.items()},
         "splices_s": [round(i / cfg.fps, 2) for i in use.splices],

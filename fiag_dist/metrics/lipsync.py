@@ -11,10 +11,8 @@ import numpy as np
 from jaxtyping import Float, Float16, Float64
 
 from fiag_dist.errors import DataError
-from fiag_dist.ingest.lips import EARS, around
+from fiag_dist.ingest.lips import around
 from fiag_dist.ingest.sync import followed
-
-__all__ = ["EARS", "Judge", "Match", "match", "rolled"]
 
 LAG_S = 0.4
 ROLLS = 12

@@ -44,7 +44,7 @@ class Work:
     speech: tuple[int, int]
     """Channels and window of the speech features that all clips share."""
     consent: str = ""
-    """Its note."""
+    """What the person agreed to, for the entry."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import tiny_identity as tiny
 from fiag_dist import crossdriven
 from fiag_dist.crossdriven import SpeechTest
 from fiag_dist.errors import DataError
-from fiag_dist.metrics import lipsync
+from fiag_dist.ingest import lips
 from fiag_dist.metrics.faces import Seen
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader
@@ -28,7 +28,7 @@ FPS, SECONDS, LATE = 25, 4.4, 2
 @pytest.fixture(autouse=True)
 def ears(monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge hears what the shards hold: log-mel energies say enough of a made-up voice, and need no weights."""
-    monkeypatch.setattr(lipsync, "EARS", "mel")
+    monkeypatch.setattr(lips, "EARS", "mel")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import tiny_identity
 
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import lips, sync
-from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.shards.manifest import read_manifest, write_manifest
 from fiag_dist.shards.reader import read_meta
 from fiag_dist.storage import open_storage
 
@@ -75,6 +75,13 @@ def test_fewer_than_three_people_are_refused(tmp_path: Path) -> None:
     data = tiny_identity.pack(tmp_path, "anna", "bert")
     with pytest.raises(DataError, match="2 people named; three or more"):
         fitting.main(["--data", data, "--identities", "anna", "bert"])
+
+
+def test_people_of_another_frame_rate_are_refused(tmp_path: Path) -> None:
+    data = tiny_identity.pack(tmp_path, "anna", "bert", "carl")
+    write_manifest(open_storage(data), dataclasses.replace(read_manifest(data), fps=30))
+    with pytest.raises(DataError, match="30 frames a second; pack the clips with --fps 25"):
+        fitting.main(["--data", data, "--identities", "anna", "bert", "carl"])
 
 
 def test_a_sound_that_was_moved_already_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
