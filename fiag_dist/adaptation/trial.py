@@ -208,7 +208,7 @@ def build(job: Job) -> Training:
     device = torch.device("cuda" if torch.cuda.is_available() and job.config.gpus_per_trial != 0 else "cpu")
     owners = assign([job.name], {job.name: entry.split.train}, 1, 1)
     torch.manual_seed(config.seed)  # a new IM-Net is drawn
-    feed = feed_of(config, data, manifest, owners, 0, device, job.config.plateau.frames)
+    feed = feed_of(config, data, manifest, owners, 0, device, job.config.plateau.frames, as_baked=True)
     if job.start:
         storage, name = checkpoint.resolve(job.start)
         stored = checkpoint.load(storage, name)

@@ -111,6 +111,7 @@ def test_learnt_embeddings_start_apart_are_learnt_and_whoever_is_new_starts_from
     mean = torch.stack([tensors["embedding"] for tensors in kept.values()]).mean(0)
     with closing(new.feed):
         torch.testing.assert_close(new.embedding("ball"), mean)
+        assert torch.equal(new.feed.test_shots("ball", 1)[0].embedding, new.feed.embedding("ball"))  # as it is baked
         for step in range(2):  # IE-Net's last layer starts from 0, so the first step is that layer's alone
             new.learn(new.feed.next(step))
         assert float((new.embedding("ball") - mean).abs().max()) > 0
