@@ -1,4 +1,4 @@
-"""Which frame is trained when: each identity's own endless stream, ready a step ahead."""
+"""What is trained when: the lessons of each step, ready a step ahead."""
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.shut_lips import ShutLips
 from fiag_dist.storage import Storage
+from fiag_dist.stream import Stream
 from fiag_dist.types import Camera, Frame, IdentityMeta, Label, Shot
 
 
@@ -107,52 +108,6 @@ def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu"
     return resident_of(frame, meta, device, as_baked=as_baked).shot()
 
 
-SWEPT_SHARE = 0.1
-"""Of an identity's frames: the window within which a frame of the curriculum is drawn."""
-
-
-class IdentityStream:
-    """Training positions of one identity: every frame once an epoch, in an order that only (seed, name, epoch) decides.
-
-    every: each so-many-th draw is one of the curriculum's beside these, 0: none. openings: how far mouth and eyes are open at each of `positions`.
-    """
-
-    def __init__(
-        self, positions: np.ndarray, seed: int, name: str, every: int = 0, openings: Sequence[np.ndarray] = ()
-    ):
-        self._positions, self._seed, self._name = positions, seed, list(name.encode())
-        self._epoch, self._order = -1, positions
-        self._every = every
-        self._by_opening = [positions[np.argsort(opening, kind="stable")] for opening in openings]
-
-    def position(self, count: int) -> int:
-        """The frame of draw number `count`."""
-        if self._every:
-            turn, place = divmod(count, self._every)
-            if place == self._every - 1:
-                return self._swept(turn)
-            count -= turn
-        epoch, place = divmod(count, len(self._positions))
-        if epoch != self._epoch:
-            self._epoch, self._order = (
-                epoch,
-                np.random.default_rng((self._seed, epoch, *self._name)).permutation(self._positions),
-            )
-        return int(self._order[place])
-
-    def _swept(self, turn: int) -> int:
-        """Draw number `turn` of the curriculum: any frame of a window that slides from closed to open and back, over the mouth's openings, then the eyes'.
-
-        Windows are of ranks, not of degrees of opening: a clip without a blink has them as well.
-        """
-        num = len(self._positions)
-        sweep, place = divmod(turn, num)
-        ordered = self._by_opening[sweep // 2 % len(self._by_opening)]
-        width = max(round(SWEPT_SHARE * num), 1)
-        first = round((num - width) * (place if sweep % 2 == 0 else num - 1 - place) / max(num - 1, 1))
-        return int(ordered[first + np.random.default_rng((self._seed, turn, 0, *self._name)).integers(width)])
-
-
 RESIDENT_MIB = 2048
 """Frames that stay on a GPU, as bytes; a CPU decodes the next step's while it computes this one's."""
 
@@ -191,9 +146,9 @@ class Feed:
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
         self.readers = {name: FrameReader(storage, manifest.entry(name)) for name in self.names}
         parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
-        swept = {name: _openings(self.readers[name]) if curriculum_every else () for name in self.names}
+        openings = {name: (reader.mouth_open, -reader.blink) for name, reader in self.readers.items()}
         self._streams = {
-            name: IdentityStream(learnt, seed, name, curriculum_every, [opening[learnt] for opening in swept[name]])
+            name: Stream(learnt, seed, name, curriculum_every, [opening[learnt] for opening in openings[name]])
             for name, (learnt, _) in parted.items()
         }
         self._shut = {name: ShutLips(self.readers[name], learnt, device) for name, (learnt, _) in parted.items()}
@@ -296,11 +251,6 @@ def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarra
     kept = np.zeros(len(positions), bool)
     kept[((np.arange(num) + 0.5) * len(positions) / max(num, 1)).astype(int)] = True
     return positions[~kept], positions[kept]
-
-
-def _openings(reader: FrameReader) -> tuple[np.ndarray, np.ndarray]:
-    """How far mouth and eyes are open in each frame."""
-    return reader.mouth_open, -reader.blink
 
 
 def feed_of(

@@ -10,14 +10,11 @@ from made_shards import FRAMES, SIZE, write_two
 
 from fiag_dist.backdrop import surroundings
 from fiag_dist.dist.ownership import assign
-from fiag_dist.feed import (
-    Feed,
-    IdentityStream,
-    Lesson,
-)
+from fiag_dist.feed import Feed, Lesson
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shut_lips import HARDLY_SHUT
 from fiag_dist.storage import open_storage
+from fiag_dist.stream import Stream
 
 TRAINED = FRAMES - 3
 
@@ -95,8 +92,8 @@ def test_no_more_stays_than_there_is_room_for(shards: str) -> None:
 def test_a_curriculum_adds_a_bounded_share_that_sweeps_from_closed_to_open() -> None:
     positions = np.arange(40)
     opening, never = np.linspace(0, 1, 40)[::-1], np.zeros(40)  # this clip has no blink
-    plain = IdentityStream(positions, 3, "anna")
-    swept = IdentityStream(positions, 3, "anna", 4, [opening, never])
+    plain = Stream(positions, 3, "anna")
+    swept = Stream(positions, 3, "anna", 4, [opening, never])
     drawn = [swept.position(count) for count in range(4 * 160)]
     chosen, others = drawn[3::4], [place for count, place in enumerate(drawn) if count % 4 != 3]
     assert others == [plain.position(count) for count in range(len(others))]
@@ -104,7 +101,7 @@ def test_a_curriculum_adds_a_bounded_share_that_sweeps_from_closed_to_open() -> 
     assert openings[:4].max() < 0.2 < 0.8 < openings[36:44].min()
     assert openings[76:80].max() < 0.2
     assert len(set(chosen[80:160])) > 20  # over the eyes: any order, and no end of searching
-    assert [IdentityStream(positions, 3, "anna", 4, [opening, never]).position(c) for c in (3, 77, 639)] == [
+    assert [Stream(positions, 3, "anna", 4, [opening, never]).position(c) for c in (3, 77, 639)] == [
         drawn[c] for c in (3, 77, 639)
     ]
 

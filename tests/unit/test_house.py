@@ -35,7 +35,7 @@ ROWS = (
     ("losses", "density", "rehearsal", "provenance", "credentials"),
     ("dist",),
     ("board", "progress"),
-    ("monitor", "mirror", "status", "shut_lips", "hearing", "backdrop"),
+    ("monitor", "mirror", "status", "shut_lips", "stream", "hearing", "backdrop"),
     ("feed",),
     ("staging",),
     ("baselines", "metrics", "pack", "start", "training"),
