@@ -104,7 +104,7 @@ class AudioConfig:
     dim: int = 64
     """Principal components."""
     noise: float = 0.3
-    """Standard deviation of the noise added in training to whitened components, or to what lips do, which is in deviations of whoever speaks."""
+    """Standard deviation of the noise added to the whitened components in training."""
     silence: bool = True
     """Windows without a voice are heard as one silence, whatever the room: told from speech features by a linear map, learnt from how loud clips are."""
 

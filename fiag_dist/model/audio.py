@@ -133,17 +133,13 @@ class Listener(nn.Module):
         self.lips.add(self._known(audio_T8CW), motions_TM, weight)
 
     def forward(self, audio_8CW: Float[Tensor, "8 dim window"]) -> Tensor:
-        """[pca dim] for code `pca`; for `lips` [1 + motions]: how much of a voice, and what lips do; [8, dim, window] for `net`. In training with noise."""
+        """[pca dim] for code `pca`, in training with noise; for `lips` [1 + motions]: how much of a voice, and what lips do; [8, dim, window] for `net`."""
         windows_8CW = held(audio_8CW)
-        if self.lips is None:
-            heard = self._code(self._clean(windows_8CW))
-            return heard if self.config.code == "net" else self._noisy(heard)
-        presence, motions = self._read(self._known(windows_8CW)).tensor_split([1])
-        return torch.cat([presence, self._noisy(motions)])
-
-    def _noisy(self, code: Tensor) -> Tensor:
-        """A code of frames that were learnt from is surer than that of any others will be: networks must not take it at its word."""
-        return code + self.config.noise * torch.randn_like(code) if self.training else code
+        if self.lips is not None:
+            return self._read(self._known(windows_8CW))
+        code = self._code(self._clean(windows_8CW))
+        noisy = self.training and self.config.code == "pca"
+        return code + self.config.noise * torch.randn_like(code) if noisy else code
 
     def silence(self) -> Tensor:
         """What is heard where nobody speaks, always without noise: every silence is the same."""
@@ -156,11 +152,11 @@ class Listener(nn.Module):
         return torch.cat([known[-1:], self.lips(known)])
 
     def _known(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch known"]:
-        """What lips are read from: the code, and how much of a voice there is in the clearest window: a gap between two words is no silence."""
+        """What lips are read from: the code, and how much of a voice there is."""
         deviation_8CW = audio_8CW - self.center[:, None]
         presence_8 = self._presence(deviation_8CW)
         code = self._code(deviation_8CW * presence_8[..., None, None])
-        return torch.cat([code, presence_8.amax(-1, keepdim=True)], -1)
+        return torch.cat([code, presence_8[..., TAPS].mean(-1, keepdim=True)], -1)
 
     def _code(self, clean_8CW: Float[Tensor, "*batch 8 dim window"]) -> Tensor:
         if self.config.code == "net":
