@@ -67,13 +67,9 @@ def _floats(image: UInt8[Tensor, "3 size size"]) -> Tensor:
 
 
 def resident_of(
-    frame: Frame,
-    meta: IdentityMeta,
-    device: torch.device | str = "cpu",
-    with_surroundings: bool = False,
-    as_baked: bool = False,
+    frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu", with_surroundings: bool = False
 ) -> Resident:
-    """A packed frame brought to `device`. as_baked: with its person's mean embedding instead of its own."""
+    """A packed frame brought to `device`."""
 
     def tensor(array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, np.float32)).to(device)
@@ -84,7 +80,7 @@ def resident_of(
         "index": frame.index,
         "labels": torch.from_numpy(frame.labels).to(device),
         "audio": tensor(frame.audio),
-        "embedding": tensor(meta.embedding if as_baked else frame.embedding),
+        "embedding": tensor(frame.embedding),
         "expression": tensor(frame.expression),
         "swing": tensor(frame.swing),
         "landmarks": tensor(frame.landmarks),
@@ -103,9 +99,9 @@ def resident_of(
     return Resident(picture(frame.image), torch.from_numpy(frame.alpha).to(device)[None], others, around)
 
 
-def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu", as_baked: bool = False) -> Shot:
-    """A packed frame as tensors on `device`. as_baked: with its person's mean embedding instead of its own."""
-    return resident_of(frame, meta, device, as_baked=as_baked).shot()
+def shot_of(frame: Frame, meta: IdentityMeta, device: torch.device | str = "cpu") -> Shot:
+    """A packed frame as tensors on `device`."""
+    return resident_of(frame, meta, device).shot()
 
 
 RESIDENT_MIB = 2048
@@ -129,21 +125,20 @@ class Feed:
         curriculum_every: int = 0,
         hush: float = 0.0,
         in_place: float = 0.0,
-        as_baked: bool = False,
     ):
         """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
 
         held_out: training frames of each identity, spread over its clip, that are kept back to judge training by; a tenth of them at most.
         positives: whether lessons bring another frame's embedding.
         curriculum_every, hush, in_place: as in TrainConfig.
-        as_baked: each frame with its person's mean embedding, as it will be baked, instead of its own.
         """
         self.ownership, self.fps = ownership, manifest.fps
         self._seed, self._device, self._positives = seed, device, positives
-        self._hush, self._in_place, self._as_baked = hush, in_place, as_baked
+        self._hush, self._in_place = hush, in_place
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
+        self._embeddings = {name: torch.from_numpy(meta.embedding).to(device) for name, meta in self.metas.items()}
         self.readers = {name: FrameReader(storage, manifest.entry(name)) for name in self.names}
         parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
         openings = {name: (reader.mouth_open, -reader.blink) for name, reader in self.readers.items()}
@@ -182,7 +177,7 @@ class Feed:
 
     def embedding(self, name: str) -> Tensor:
         """Mean embedding of an identity of this rank, [id_dim]."""
-        return torch.from_numpy(self.metas[name].embedding).to(self._device)
+        return self._embeddings[name]
 
     def watched(self, limit: int) -> list[str]:
         """Those of this rank's identities that are among `limit` spread evenly over all by name, whatever the number of ranks."""
@@ -209,8 +204,7 @@ class Feed:
         self._worker.shutdown(cancel_futures=True)
 
     def _shots(self, name: str, positions: np.ndarray) -> list[Shot]:
-        reader, meta = self.readers[name], self.metas[name]
-        return [shot_of(reader.frame(int(p)), meta, self._device, self._as_baked) for p in positions]
+        return [shot_of(self.readers[name].frame(int(p)), self.metas[name], self._device) for p in positions]
 
     def _lessons(self, step: int, counts: dict[str, int]) -> list[Lesson]:
         return [self._lesson(step, lane, self.ownership.lanes[lane], counts) for lane in self.lanes]
@@ -237,7 +231,7 @@ class Feed:
         found = self._residents.pop((name, position), None)
         if found is None:
             frame = self.readers[name].frame(position)
-            found = resident_of(frame, self.metas[name], self._device, self._in_place > 0, self._as_baked)
+            found = resident_of(frame, self.metas[name], self._device, self._in_place > 0)
             self._room -= found.bytes
         self._residents[name, position] = found
         while self._room < 0 and self._residents:
@@ -261,9 +255,8 @@ def feed_of(
     rank: int,
     device: torch.device | str,
     held_out: int = 0,
-    as_baked: bool = False,
 ) -> Feed:
-    """The feed that a training asks for. held_out, as_baked: as in Feed."""
+    """The feed that a training asks for."""
     return Feed(
         storage,
         manifest,
@@ -276,5 +269,4 @@ def feed_of(
         curriculum_every=config.curriculum_every,
         hush=config.hush,
         in_place=config.in_place,
-        as_baked=as_baked,
     )

@@ -20,7 +20,7 @@ class Stream:
         self._positions, self._seed, self._name = positions, seed, list(name.encode())
         self._epoch, self._order = -1, positions
         self._every = every
-        self._by_opening = [positions[np.argsort(opening, kind="stable")] for opening in openings]
+        self._by_opening = [positions[np.argsort(opening, kind="stable")] for opening in openings if every]
 
     def position(self, count: int) -> int:
         """The frame of draw number `count`."""

@@ -208,7 +208,7 @@ def build(job: Job) -> Training:
     device = torch.device("cuda" if torch.cuda.is_available() and job.config.gpus_per_trial != 0 else "cpu")
     owners = assign([job.name], {job.name: entry.split.train}, 1, 1)
     torch.manual_seed(config.seed)  # a new IM-Net is drawn
-    feed = feed_of(config, data, manifest, owners, 0, device, job.config.plateau.frames, as_baked=True)
+    feed = feed_of(config, data, manifest, owners, 0, device, job.config.plateau.frames)
     if job.start:
         storage, name = checkpoint.resolve(job.start)
         stored = checkpoint.load(storage, name)
@@ -236,7 +236,9 @@ def build(job: Job) -> Training:
         head = fresh_head(config, data, manifest, [job.name], config.seed, device)
         pool = _pool(job.name, head, first_embeddings(config.model.identity, [job.name], config.seed))
     engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
-    return Training(config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device))
+    return Training(
+        config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device), as_baked=True
+    )
 
 
 def _pool(name: str, head: Head, embeddings: Mapping[str, torch.Tensor]) -> PersonalPool:

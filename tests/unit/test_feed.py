@@ -46,20 +46,6 @@ def test_each_frame_comes_once_an_epoch(shards: str) -> None:
         assert len(set(indices[:TRAINED])) == TRAINED
 
 
-def test_frames_come_with_their_own_embedding_or_with_the_one_that_is_baked(shards: str) -> None:
-    storage, manifest = open_storage(shards), read_manifest(shards)
-    name = manifest.names[0]
-    ownership = assign([name], {name: TRAINED}, 1, 1)
-    own, baked = (Feed(storage, manifest, ownership, 0, seed=3, as_baked=answer) for answer in (False, True))
-    for shot, other in zip(own.test_shots(name, 2), baked.test_shots(name, 2), strict=True):
-        assert torch.equal(other.embedding, baked.embedding(name))
-        assert not torch.equal(shot.embedding, other.embedding)
-    for lesson, other in zip(lessons(own, 4), lessons(baked, 4), strict=True):
-        assert torch.equal(lesson.shot.image, other.shot.image)
-        assert torch.equal(other.shot.embedding, baked.embedding(name))
-        assert not torch.equal(lesson.shot.embedding, other.shot.embedding)
-
-
 def test_frames_that_stay_are_the_same_and_are_read_once(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
     passing, staying = feed_of(shards, 0.0), feed_of(shards, 100.0)
     reads = {id(feed): 0 for feed in (passing, staying)}

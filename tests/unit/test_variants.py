@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -111,11 +112,32 @@ def test_learnt_embeddings_start_apart_are_learnt_and_whoever_is_new_starts_from
     mean = torch.stack([tensors["embedding"] for tensors in kept.values()]).mean(0)
     with closing(new.feed):
         torch.testing.assert_close(new.embedding("ball"), mean)
-        assert torch.equal(new.feed.test_shots("ball", 1)[0].embedding, new.feed.embedding("ball"))  # as it is baked
         for step in range(2):  # IE-Net's last layer starts from 0, so the first step is that layer's alone
             new.learn(new.feed.next(step))
         assert float((new.embedding("ball") - mean).abs().max()) > 0
         assert new.pool.tensors("ball")["embedding"].shape == (12,)
+
+
+def test_an_adaptation_trains_with_the_embedding_that_is_baked_and_pretraining_with_each_frames_own(
+    shards: str, tmp_path: Path
+) -> None:
+    settings = from_dict(AdaptConfig, {"train": {"steps": 4, "stages": {"landmark_steps": 0}, "loss": {"lpips": 0}}})
+    new = trial.build(Job("ball", shards, "", str(tmp_path / "ball"), settings))
+    with closing(new.feed), training(shards, {}) as made:
+        own = [replace(shot, embedding=shot.embedding.roll(1)) for shot in made.feed.test_shots("ball", 2)]
+        assert not torch.equal(own[0].embedding, made.embedding("ball"))
+        for shot, (adapted, _, _), (pretrained, _, _) in zip(
+            own, new.compare("ball", own)[1], made.compare("ball", own)[1], strict=True
+        ):
+            assert torch.equal(adapted.embedding, new.embedding("ball"))
+            assert torch.equal(pretrained.embedding, shot.embedding)
+        seen = []
+        new.head.face_identity.register_forward_pre_hook(lambda _, given: seen.append(given[1]))
+        new.learn(
+            [replace(lesson, shot=replace(lesson.shot, embedding=own[0].embedding)) for lesson in new.feed.next(0)]
+        )
+        assert seen
+        assert all(torch.equal(embedding, new.embedding("ball")) for embedding in seen)
 
 
 def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path) -> None:
