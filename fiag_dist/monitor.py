@@ -14,7 +14,7 @@ from rich.console import Console
 from fiag_dist.board import Board
 from fiag_dist.dist.process import Process, all_gather_object
 from fiag_dist.memory import peak_resident_mib
-from fiag_dist.progress import Bar, clock_text
+from fiag_dist.progress import Bar, Pace
 from fiag_dist.stages import due
 
 LINE = (
@@ -74,15 +74,17 @@ def peak_mib() -> float:
 class Monitor:
     """Collects numbers and pictures of a run. `add` is called by all ranks; rank 0 alone prints and keeps the record."""
 
-    def __init__(self, run_dir: str | Path, process: Process, resume_step: int = 0, steps: int = 0) -> None:
-        """run_dir: a local folder. resume_step: what was recorded after it is dropped. steps: the run's length, for progress."""
+    def __init__(
+        self, run_dir: str | Path, process: Process, resume_step: int = 0, steps: int = 0, unrendered: int = 0
+    ) -> None:
+        """run_dir: a local folder. resume_step: what was recorded after it is dropped. steps, unrendered: the run's length and how many of its
+        first steps are without images, for progress."""
         self._folder = Path(run_dir)
         self._process = process
-        self._resume_step = resume_step
         self._steps = steps
         self._sums: dict[str, tuple[float, int]] = {}
         self._last: dict[str, int] = {}
-        self._began = time.monotonic()
+        self._pace = Pace(steps, resume_step, unrendered)
         (self._folder / "logs").mkdir(parents=True, exist_ok=True)
         self._log = (self._folder / "logs" / f"rank{process.rank}.log").open("a", buffering=1)
         self._console = Console(highlight=False, soft_wrap=True)
@@ -147,17 +149,18 @@ class Monitor:
         with self._record.open("a") as record:
             record.write(json.dumps({"step": step, **values}) + "\n")
         self._board.scalars(step, values)
-        line = self._line(step, values)
+        left = self._pace.left(step)
+        line = self._line(step, values, left)
         if self._bar and "loss/total" in values:
             self._write(line)
-            self._bar.report(" ".join(_numbers(values, LINE[:1] + LINE[-2:])))
+            self._bar.report(" ".join([f"left {left or '-:--:--'}", *_numbers(values, LINE[:1] + LINE[-2:])]))
         else:
             self.say(line)
 
     def _write(self, text: str) -> None:
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
-    def _line(self, step: int, values: Mapping[str, Any]) -> str:
+    def _line(self, step: int, values: Mapping[str, Any], left: str) -> str:
         parts = [f"step {step}" + (f"/{self._steps} {100 * step // self._steps}%" if self._steps else "")]
         parts += _numbers(values, LINE)
         scores = [value for tag, value in values.items() if tag.startswith(SCORE)]
@@ -165,10 +168,8 @@ class Monitor:
             parts.append(
                 f"psnr_db {_short(sum(scores) / len(scores))} in the mean of {len(scores)} people's test frames"
             )
-        done = step - self._resume_step
-        if self._steps and done > 0:
-            left_s = (time.monotonic() - self._began) / done * max(0, self._steps - step)
-            parts.append(f"left {clock_text(left_s)}")
+        if left:
+            parts.append(f"left {left}")
         return " | ".join(parts)
 
 

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     steps = total_steps(config.train)
     train, first_s = config.train, config.first_step_timeout_s
     with (
-        closing(Monitor(mirror.folder, here, training.step, steps)) as monitor,
+        closing(Monitor(mirror.folder, here, training.step, steps, train.stages.landmark_steps)) as monitor,
         told(run_storage, here, training.step, steps) as status,
         closing(process.StopSignal()) as stop,
         closing(Heartbeat(here, first_s, config.step_timeout_s, training.step)) as heartbeat,

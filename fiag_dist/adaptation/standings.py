@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fiag_dist.adaptation.job import Progress
+from fiag_dist.progress import Pace, clock_text
 
 WAITING, STARTING, AGAIN, BEHIND, DONE, FAILED = (
     "waiting",
@@ -37,8 +38,11 @@ class Row:
     state: str = WAITING
     progress: Progress | None = None
     began: float = 0.0
-    """When its trial started, and the step that it started from."""
-    first_step: int = 0
+    """When its trial started."""
+    pace: Pace | None = None
+    """Of its training, once that has said which step it goes on from."""
+    ends: float | None = None
+    """When that will be at its end."""
     ended: float = 0.0
     note: str = ""
 
@@ -75,13 +79,15 @@ class Standings:
             del self.rows[name]
 
     def started(self, name: str) -> None:
-        self.rows[name] = Row(STARTING, began=time.monotonic(), first_step=-1)
+        self.rows[name] = Row(STARTING, began=time.monotonic())
 
     def moved(self, name: str, progress: Progress) -> None:
-        row = self.rows[name]
-        first_step = progress.step if row.first_step < 0 else row.first_step
-        self.rows[name] = replace(row, state=progress.state, progress=progress, first_step=first_step)
-        if time.monotonic() - self._spoke.get(name, row.began) > LINE_EVERY_S:
+        row, now = self.rows[name], time.monotonic()
+        pace = row.pace or Pace(progress.steps, progress.step)
+        left_s = pace.left_s(progress.step)
+        ends = None if left_s is None else now + left_s
+        self.rows[name] = replace(row, state=progress.state, progress=progress, pace=pace, ends=ends)
+        if now - self._spoke.get(name, row.began) > LINE_EVERY_S:
             score = "" if progress.psnr_db is None else f", {progress.psnr_db:.2f} dB on held-out frames"
             self._say(name, f"{progress.state}, step {progress.step} of {progress.steps}{score}")
 
@@ -90,7 +96,7 @@ class Standings:
         row, now = self.rows[name], time.monotonic()
         state = BEHIND if row.progress and row.progress.step < row.progress.steps else DONE
         self.rows[name] = replace(row, state=state, ended=now)
-        self._say(name, f"{state} after {_clock(now - row.began)} ({self._counts()})")
+        self._say(name, f"{state} after {clock_text(now - row.began)} ({self._counts()})")
 
     def failed(self, name: str, why: str, again: bool) -> None:
         """Its trial died; `again`: it has another try before it."""
@@ -130,17 +136,5 @@ def _cells(name: str, row: Row) -> list[str]:
     step = f"{progress.step}/{progress.steps}" if progress else ""
     state = f"{row.state}: {row.note}" if row.state in (FAILED, AGAIN) else row.state
     score = f"{progress.psnr_db:.2f}" if progress and progress.psnr_db is not None else ""
-    return [name, state, step, score, _left(row)]
-
-
-def _left(row: Row) -> str:
-    """Time until the end of training, by the speed of this trial so far."""
-    if not row.is_running or not row.progress or row.progress.step <= row.first_step:
-        return ""
-    speed = (row.progress.step - row.first_step) / (time.monotonic() - row.began)
-    return _clock((row.progress.steps - row.progress.step) / speed)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    left = clock_text(max(0, row.ends - time.monotonic())) if row.is_running and row.ends is not None else ""
+    return [name, state, step, score, left]

@@ -170,7 +170,8 @@ def train(job: Job, report: Report, threads: int = 1) -> Trained:
         tell()
 
     tell()
-    with closing(Monitor(mirror.folder, here, training.step, steps)) as monitor:
+    unrendered = training.config.stages.landmark_steps
+    with closing(Monitor(mirror.folder, here, training.step, steps, unrendered)) as monitor:
         run(training, monitor, save, between=look)
     return trained
 

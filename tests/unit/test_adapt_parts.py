@@ -219,8 +219,23 @@ class TestBoard:
             standings.ended("anna")
             standings.failed("ben", "a reason that is longer than the line is wide", again=True)
         lines = stream.getvalue().splitlines()
-        assert lines[0] == "  anna: done after 0:00 (1 done, 1 waiting; 2 in all)"
+        assert lines[0] == "  anna: done after 0:00:00 (1 done, 1 waiting; 2 in all)"
         assert lines[1] == "  ben: to be tried again: a reason that is longer than the line is wide"
+
+    def test_what_is_left_is_counted_down_between_reports(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 100.0
+        monkeypatch.setattr("time.monotonic", lambda: now)
+        console = Console(width=100, color_system=None)
+        standings = Standings(["anna"], console)
+        standings.started("anna")
+        now += 7  # to start costs no speed
+        standings.moved("anna", Progress("training", 20, 100))
+        assert ":" not in shown(standings, console)
+        now += 40
+        standings.moved("anna", Progress("training", 60, 100))
+        assert "0:00:40" in shown(standings, console)
+        now += 15
+        assert "0:00:25" in shown(standings, console)
 
     def test_samples_come_and_go(self) -> None:
         standings = Standings(["anna"], Console(file=io.StringIO()))

@@ -145,6 +145,19 @@ def test_the_line_shows_progress_and_what_matters(tmp_path: Path, capsys: pytest
     assert all(line in log for line in said)
 
 
+def test_what_steps_without_images_take_is_said_to_be_the_least(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = Monitor(tmp_path, Process(), steps=200, unrendered=100)
+    for step in (50, 100, 150):
+        watch.add(step, {"loss/total": 1.0}, 50)
+    watch.close()
+    light, first, later = capsys.readouterr().out.splitlines()
+    assert "left over 0:00:0" in light
+    assert "left" not in first
+    assert "left 0:00:0" in later
+
+
 def test_another_rank_keeps_its_log_and_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     watch = Monitor(tmp_path, Process(rank=1, world=2))
     watch.say("rank 1 was here")
