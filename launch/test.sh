@@ -10,15 +10,24 @@ step() { echo "== $1 ($((SECONDS / 60)) min $((SECONDS % 60)) s)"; }
 step "weights of the pretrained extractors"
 fiag-dist weights fetch || echo "test: not all weights could be had; tests that need them are skipped with the reason"
 failed=()
+fail() {
+  failed+=("$1")
+  echo "test: failed: $1 (the tests run all the same; the exit status will be 1)" >&2
+}
 step "ruff"
-ruff check . || failed+=("ruff check")
-ruff format --check . || failed+=("ruff format --check")
-step "pyright"
-pyright --pythonpath .venv/bin/python || failed+=("pyright")
-for check in ${failed[@]+"${failed[@]}"}; do
-  echo "test: failed: $check (the tests run all the same; the exit status will be 1)" >&2
-done
-step "pytest"
+ruff check . || fail "ruff check"
+ruff format --check . || fail "ruff format --check"
+step "pytest, and pyright beside it"
+types=$(mktemp)
+pyright --pythonpath .venv/bin/python >"$types" 2>&1 &
+checking=$!
+trap 'rm -f "$types"; kill "$checking" 2>/dev/null || true' EXIT
 cores=$(nproc)
-pytest -m "not slow and not gpu" -n $((cores < 4 ? cores : 4)) --dist loadfile "$@" || exit
+pytest -m "not slow and not gpu" -n $((cores < 4 ? cores : 4)) --dist loadfile "$@" || failed+=("pytest")
+wait "$checking" || failed+=("pyright")
+step "pyright said"
+cat "$types"
+for check in ${failed[@]+"${failed[@]}"}; do
+  echo "test: failed: $check" >&2
+done
 [ ${#failed[@]} = 0 ]

@@ -1,7 +1,10 @@
-"""Demo shards and runs that the end-to-end tests share, made through the command line as a user would."""
+"""Demo shards and runs that the end-to-end tests share, made through the command line as a user would, once for all processes of a test run."""
 
+import fcntl
 import json
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,36 +26,44 @@ train:
 
 
 @pytest.fixture(scope="session")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four small demo identities."""
-    out = tmp_path_factory.mktemp("demo")
-    command(
-        sys.executable,
-        ROOT / "shards" / "make_demo.py",
-        "--out",
-        out,
-        "--identities",
-        "4",
-        "--seconds",
-        "2.4",
-        "--size",
-        "64",
-    )
-    return out
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this test run have in common."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+def once(path: Path, make: Callable[[], object]) -> Path:
+    """`path`, which `make` makes in the process that comes first; the others wait for it."""
+    made = path.with_name(f"{path.name}.made")
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            make()
+            made.touch()
+    return path
 
 
 @pytest.fixture(scope="session")
-def config(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shards(together: Path) -> Path:
+    """Four small demo identities."""
+    out = together / "demo"
+    words = ("--identities", "4", "--seconds", "2.4", "--size", "64")
+    return once(out, lambda: command(sys.executable, ROOT / "shards" / "make_demo.py", "--out", out, *words))
+
+
+@pytest.fixture(scope="session")
+def config(shards: Path, together: Path) -> Path:
     """A run of 48 steps on three of them."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder = together / "runs"
     names = sorted(i["name"] for i in json.loads((shards / "manifest.json").read_text())["identities"])[:3]
+    folder.mkdir(exist_ok=True)
     path = folder / "tiny.yaml"
-    path.write_text(f"data: {shards}\nruns: {folder}\nname: two\nidentities: {json.dumps(names)}\n{TINY}")
+    text = f"data: {shards}\nruns: {folder}\nname: two\nidentities: {json.dumps(names)}\n{TINY}"
+    once(path, lambda: path.write_text(text))
     return path
 
 
 @pytest.fixture(scope="session")
 def pretrained(config: Path) -> Path:
     """The run folder after two ranks trained it to its end."""
-    command(*torchrun(2), config)
-    return config.parent / "two"
+    return once(config.parent / "two", lambda: command(*torchrun(2), config))

@@ -86,7 +86,7 @@ def test_sound_that_is_late_is_found_and_moved(clips: Path, tmp_path: Path, fps:
     images = list(video.read_frames(clips / "speaker_h.mp4", 25))
     wav = video.read_audio(clips / "speaker_h.mp4")
     late = record(tmp_path / "late.mp4", images, np.pad(wav, (3200, 0))[: len(wav)])
-    meta, frames = pack_clip(late, PackConfig(size=128, extractor="mel", fps=fps), "late")
+    meta, frames = pack_clip(late, PackConfig(size=128, extractor="mel", fps=fps, poses="detected"), "late")
     frames.close()  # type: ignore[attr-defined]
     found = meta.report["sound"]
     assert found["fixed"]
@@ -107,7 +107,7 @@ def test_frames_that_lose_their_sound_when_it_is_moved_are_left_out(clips: Path,
     wav = video.read_audio(clips / "speaker_h.mp4")
     moved = wav[early:] if early > 0 else np.pad(wav, (-early, 0))[: len(images) * 640]
     path = record(tmp_path / "moved.mp4", images, moved)
-    meta, frames = pack_clip(path, PackConfig(size=128, extractor="mel"), "moved")
+    meta, frames = pack_clip(path, PackConfig(size=128, extractor="mel", poses="detected"), "moved")
     frames.close()  # type: ignore[attr-defined]
     assert meta.report["sound"]["fixed"]
     assert meta.report["seconds_left_out"]["without their sound"] == pytest.approx(0.2, abs=0.05)
@@ -122,7 +122,8 @@ def test_frames_that_lose_their_sound_when_it_is_moved_are_left_out(clips: Path,
 def test_sound_stays_where_it_is_when_asked_or_heard_by_others(clips: Path, tmp_path: Path, extractor: str) -> None:
     (tmp_path / "speaker_c.mp4").symlink_to(clips / "speaker_c.mp4")
     np.save(tmp_path / "speaker_c.npy", np.ones((100, 16, 29), np.float32))
-    settings = PackConfig(size=128, extractor=extractor, max_seconds=4, fix_sync=extractor != "mel")
+    asked = extractor == "mel"
+    settings = PackConfig(size=128, extractor=extractor, max_seconds=4, fix_sync=not asked, poses="detected")
     meta, frames = pack_clip(tmp_path / "speaker_c.mp4", settings, "c")
     frames.close()  # type: ignore[attr-defined]
     found = meta.report["sound"]
