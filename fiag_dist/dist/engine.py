@@ -11,7 +11,8 @@ import math
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,9 +187,10 @@ class ZeroEngine(Engine):
             "steps_per_print": None,
         }
         self._zero = zero_stage > 0
-        self._engine, self._sharded, _, _ = deepspeed.initialize(
-            model=module, optimizer=self._optimizer, config=config, dist_init_required=False
-        )
+        with _without_compiler():
+            self._engine, self._sharded, _, _ = deepspeed.initialize(
+                model=module, optimizer=self._optimizer, config=config, dist_init_required=False
+            )
         # Moments exist from the start and are linked to their parameters: they can be read and set before the first step.
         self._optimizer.make_state()
         if self._zero:
@@ -297,3 +299,18 @@ def _deepspeed() -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it; only a world of one lacks it
     assert dist.is_initialized(), "process.start() comes before the engine"
     return deepspeed
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """torch.compile compiles nothing here. To look at an optimiser DeepSpeed imports one of its own, whose functions are never called but are decorated
+    for the compiler: 1.4 s and 44 MiB of every rank."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before

@@ -4,6 +4,8 @@ Tolerance: float32 sums in another order; after 20 steps parameters and moments 
 """
 
 import math
+import os
+import sys
 
 import pytest
 import torch
@@ -40,6 +42,16 @@ def test_equals_one_process_and_ranks_agree_bit_for_bit(two: Ranks, stage: int, 
     assert (largest_difference(reference.gather(), make(None).gather())) > 0.05, (
         "nothing was learnt: the test proves nothing"
     )
+
+
+def compilers(me: Process, stage: int) -> tuple[bool, str | None]:
+    make(stage)
+    return "torch._inductor.compile_fx" in sys.modules, os.environ.get("TORCHDYNAMO_DISABLE")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_rank_loads_no_compiler_and_leaves_its_switch_alone(one: Ranks, stage: int) -> None:
+    assert one.run(compilers, stage) == [(False, None)]
 
 
 def module_after(me: Process, stage: int) -> dict[str, torch.Tensor]:
