@@ -90,8 +90,6 @@ class Training:
     """Compares patches in the second half of the fusion stage."""
     neighbours: Neighbours | None = None
     """Whom those are told from who are alone in a lane."""
-    as_baked: bool = False
-    """People are trained with the embedding that they are baked with, not each frame with its own (docs/decisions.md, 43)."""
     step: int = 0
     averages: dict[str, Tensor] = field(default_factory=dict)
     statistics: dict[str, density.Statistics] = field(default_factory=dict)
@@ -174,9 +172,8 @@ class Training:
         return self.pool.embedding(name, self.feed.embedding(name)).detach()
 
     def _known(self, shot: Shot) -> Shot:
-        """The shot with the embedding that its person is trained with: a learnt one, if there is one."""
-        recognised = self.feed.embedding(shot.identity) if self.as_baked else shot.embedding
-        return replace(shot, embedding=self.pool.embedding(shot.identity, recognised))
+        """The shot with the embedding that its person is baked with: a learnt one, or the mean over the clip (docs/decisions.md, 43)."""
+        return replace(shot, embedding=self.pool.embedding(shot.identity, self.feed.embedding(shot.identity)))
 
     def _rival(self, lesson: Lesson) -> Rival | None:
         """Whom the lesson's person is told from: another one of the lane, else a neighbour's frozen copy, if there is anybody."""

@@ -237,9 +237,7 @@ def build(job: Job) -> Training:
         head = fresh_head(config, data, manifest, [job.name], config.seed, device)
         pool = _pool(job.name, head, first_embeddings(config.model.identity, [job.name], config.seed))
     engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
-    return Training(
-        config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device), as_baked=True
-    )
+    return Training(config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device))
 
 
 def _pool(name: str, head: Head, embeddings: Mapping[str, torch.Tensor]) -> PersonalPool:
