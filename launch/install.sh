@@ -45,6 +45,7 @@ if ! .venv/bin/python -c '' 2>/dev/null; then
 fi
 rm -f "$stamp"
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
+get=("${pip[@]}" install --no-compile -q) # all cores compile below; pip would take one, a minute long
 
 # torch goes first and exactly: a range would let pip take a newer build for CUDA, several GB. The CPU build is taken where there is no NVIDIA GPU: from
 # a folder of wheels that pip is set up with, if it has one, else from PyTorch's own index. With a GPU, or with the extra cuda (an image is built, and a
@@ -60,13 +61,14 @@ if ! .venv/bin/python -c "import importlib.metadata as m, sys; v = m.version('to
   echo "install: $torch"
   if [ "$cuda" = 1 ] || nvidia-smi -L >/dev/null 2>&1 || [ "$(uname -s)" != Linux ]; then
     "${pip[@]}" uninstall -q -y torch # pip takes a CPU build of the same version for what is asked
-    "${pip[@]}" install -q "$torch"
-  elif ! "${pip[@]}" install -q --no-index --no-deps "$torch" 2>/dev/null; then
-    "${pip[@]}" install -q --extra-index-url https://download.pytorch.org/whl/cpu "$torch"
+    "${get[@]}" "$torch"
+  elif ! "${get[@]}" --no-index --no-deps "$torch" 2>/dev/null; then
+    "${get[@]}" --extra-index-url https://download.pytorch.org/whl/cpu "$torch"
   fi
 fi
 echo "install: fiag_dist with [$extras]"
-"${pip[@]}" install -q -c launch/constraints.txt -e ".[$extras]"
+"${get[@]}" -c launch/constraints.txt -e ".[$extras]"
+.venv/bin/python -m compileall -qq -j 0 .venv/lib || true # some packages carry templates that are no Python
 
 if [[ ",$extras," == *,ingest,* ]]; then
   .venv/bin/python -c 'import cv2, dlib, mediapipe' ||

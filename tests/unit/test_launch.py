@@ -94,10 +94,10 @@ def test_install_names_the_interpreter_that_was_asked_for(checkout: Path) -> Non
 @pytest.mark.parametrize(
     ("extras", "there", "expected"),
     [
-        ("ingest", "", "install -q --no-index --no-deps torch=="),
+        ("ingest", "", "install --no-compile -q --no-index --no-deps torch=="),
         ("ingest", "+cpu", None),
-        ("ingest,cuda", "+cpu", "install -q torch=="),
-        ("ingest,cuda", "", "install -q torch=="),
+        ("ingest,cuda", "+cpu", "install --no-compile -q torch=="),
+        ("ingest,cuda", "", "install --no-compile -q torch=="),
         ("ingest,cuda", "+cu130", None),
     ],
 )
