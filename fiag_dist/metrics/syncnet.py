@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
-from scipy.signal import medfilt
+from scipy.ndimage import median_filter
 from torch import Tensor, nn
 
 from fiag_dist.errors import ConfigError, WeightsError
@@ -191,7 +191,8 @@ def _crops(pictures: Sequence[Image], faces: Sequence[Seen | None]) -> UInt8[np.
         return None
     boxes = np.array([_box(face) for face in faces if face is not None])
     x, y, half = (
-        medfilt(np.interp(np.arange(len(pictures)), known, track), _SMOOTHED) for track in np.transpose(boxes)
+        median_filter(np.interp(np.arange(len(pictures)), known, track), _SMOOTHED, mode="constant")
+        for track in np.transpose(boxes)
     )
     return np.stack([_crop(*frame) for frame in zip(pictures, x, y, half, strict=True)])
 
