@@ -81,5 +81,7 @@ def bake_run(run: str, below: str = "identities", change: Callable[[Head], None]
         personal = head.universal.new_personal()
         tensors = stored.identities[name]
         personal.load_state_dict({key: tensors[key] for key in personal.state_dict()})
-        write_identity_folder(done, head, personal, data, manifest, name, start, stored.step, tensors["embedding"])
+        write_identity_folder(
+            done, head, personal, data, manifest, name, start, stored.step, tensors[checkpoint.EMBEDDING]
+        )
     return out

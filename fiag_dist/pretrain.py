@@ -149,7 +149,7 @@ def build(
 
 def identity_tensors(training: Training, name: str) -> dict[str, torch.Tensor]:
     """One identity's part of a checkpoint: its personal net, how many of its frames were drawn, its embedding, and its frozen neighbour."""
-    own = {"count": torch.tensor(training.feed.counts[name]), "embedding": training.embedding(name).cpu()}
+    own = {"count": torch.tensor(training.feed.counts[name]), checkpoint.EMBEDDING: training.embedding(name).cpu()}
     neighbour = training.neighbours.tensors(name) if training.neighbours else {}
     return training.pool.tensors(name) | own | neighbour
 

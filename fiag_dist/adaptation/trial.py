@@ -219,7 +219,7 @@ def build(job: Job) -> Training:
         embeddings: dict[str, torch.Tensor] = {}
         known = feed.embedding(job.name).cpu()
         if config.model.identity.embedding == "table":  # nobody knows yet whom the new one is like
-            known = torch.stack([t["embedding"] for t in stored.identities.values()]).mean(0)
+            known = torch.stack([*stored.embeddings.values()]).mean(0)
             embeddings = {job.name: known}
         if job.config.own_field:
             take_field(head, fresh_head(config, data, manifest, [job.name], config.seed, device))
@@ -249,8 +249,5 @@ def _pool(name: str, head: Head, embeddings: Mapping[str, torch.Tensor]) -> Pers
 
 def _nearest(stored: checkpoint.Checkpoint, embedding: torch.Tensor) -> str | None:
     """The pretrained identity whose embedding is nearest."""
-    similar = {
-        name: float(F.cosine_similarity(stored.identities[name]["embedding"], embedding, dim=0))
-        for name in stored.identities
-    }
+    similar = {name: float(F.cosine_similarity(e, embedding, dim=0)) for name, e in stored.embeddings.items()}
     return max(similar, key=lambda name: similar[name]) if similar else None

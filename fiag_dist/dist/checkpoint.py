@@ -3,6 +3,7 @@
 step-00001000/shared.safetensors              parameters of the shared model
               shared_optim.safetensors        its optimiser's moments and counters
               identities/<name>.safetensors   what one identity owns, written by the rank that owns it
+              embeddings/<rank>.safetensors   the embeddings among it once more, by name: who is alike is asked of everybody
               COMMIT.json                     step, world size, info, and bytes and SHA-256 of every file
 """
 
@@ -25,6 +26,9 @@ FORMAT = 1
 COMMIT = "COMMIT.json"
 SHARED = "shared.safetensors"
 OPTIM = "shared_optim.safetensors"
+EMBEDDINGS = "embeddings"
+EMBEDDING = "embedding"
+"""The tensor of an identity that is also kept with everybody's."""
 FOLDER = "checkpoints"
 """Folder of a run that holds its checkpoints."""
 
@@ -60,6 +64,14 @@ class Checkpoint:
     def identities(self) -> Mapping[str, Tensors]:
         """Each identity's tensors by name; a look-up reads that identity alone, anew each time."""
         return _Identities(self)
+
+    @cached_property
+    def embeddings(self) -> Tensors:
+        """Everybody's, sorted by name. A checkpoint of before they were kept together has them read one by one."""
+        files = [self._read(path) for path in self.files if path.startswith(f"{EMBEDDINGS}/")]
+        if not files:
+            return {name: tensors[EMBEDDING] for name, tensors in self.identities.items()}
+        return dict(sorted(item for file in files for item in file.items()))
 
     def _read(self, path: str) -> Tensors:
         where = _where(self.storage, f"{self.folder}/{path}")

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fiag_dist.config import IdentityConfig
+from fiag_dist.dist.checkpoint import EMBEDDING
 from fiag_dist.errors import CheckpointError
 from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import PersonalNet
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-EMBEDDING = "embedding"
 
 
 class PersonalPool:

@@ -15,7 +15,7 @@ from typing import Any
 
 import safetensors.torch
 
-from fiag_dist.dist.checkpoint import COMMIT, FORMAT, OPTIM, SHARED, Tensors, folders, join
+from fiag_dist.dist.checkpoint import COMMIT, EMBEDDING, EMBEDDINGS, FORMAT, OPTIM, SHARED, Tensors, folders, join
 from fiag_dist.dist.process import Process, all_gather_object, all_true
 from fiag_dist.errors import CheckpointError, DataError, DistributedError
 from fiag_dist.stages import due
@@ -78,6 +78,9 @@ class Saver:
         began = time.perf_counter()
         self._step = step
         parts = {f"identities/{name}.safetensors": _copy(tensors) for name, tensors in identities.items()}
+        embeddings = {name: tensors[EMBEDDING] for name, tensors in identities.items() if EMBEDDING in tensors}
+        if embeddings:
+            parts[f"{EMBEDDINGS}/{self._process.rank}.safetensors"] = _copy(embeddings)
         copied = _copy(shared)
         if self._process.is_first:
             parts |= {SHARED: copied, OPTIM: _copy(optim)}

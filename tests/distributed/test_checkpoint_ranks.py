@@ -28,7 +28,7 @@ class NoRoom(LocalStorage):
 def save_own(me: Process, url: str, step: int, full: bool = False) -> str:
     storage = NoRoom(url) if full and me.rank == 1 else open_storage(url)
     own = {"rank": torch.tensor([me.rank])}
-    people = {name: {"owner": torch.tensor([me.rank])} for name in NAMES[me.rank]}
+    people = {name: {"owner": torch.tensor([me.rank]), "embedding": torch.ones(2)} for name in NAMES[me.rank]}
     try:
         return save(storage, "checkpoints", step, SHARED, own, people, {"note": "x"}, me, keep=1)
     except CheckpointError as error:
@@ -42,6 +42,7 @@ def test_every_rank_writes_its_own_and_anyone_reads_all(two: Ranks, tmp_path: Pa
     assert torch.equal(found.shared["weight"], SHARED["weight"])
     assert found.optim["rank"] == 0
     assert {name: int(found.identities[name]["owner"]) for name in found.identities} == {"anna": 0, "carl": 0, "bob": 1}
+    assert [*found.embeddings] == ["anna", "bob", "carl"]
 
 
 def test_one_rank_without_room_is_an_error_on_all_and_costs_nothing(two: Ranks, tmp_path: Path) -> None:

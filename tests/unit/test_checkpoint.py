@@ -62,6 +62,28 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
         found.identities["anna"]
 
 
+def test_embeddings_of_all_are_read_from_one_file(tmp_path: Path) -> None:
+    people = {name: tensors | {"embedding": torch.randn(4)} for name, tensors in PEOPLE.items()}
+    storage = open_storage(tmp_path)
+    folder = save(storage, "", 1, SHARED, OPTIM, dict(reversed(people.items())), {}, Process())
+    for name in people:
+        (tmp_path / folder / f"identities/{name}.safetensors").write_bytes(b"not asked for")
+    found = load(storage, folder).embeddings
+    assert [*found] == [*people]
+    assert all(torch.equal(found[name], people[name]["embedding"]) for name in people)
+
+
+def test_embeddings_of_an_older_checkpoint_are_read_one_by_one(tmp_path: Path) -> None:
+    people = {name: tensors | {"embedding": torch.randn(4)} for name, tensors in PEOPLE.items()}
+    storage = open_storage(tmp_path)
+    folder = save(storage, "", 1, SHARED, OPTIM, people, {}, Process())
+    commit = json.loads(storage.read(f"{folder}/COMMIT.json"))
+    del commit["files"]["embeddings/0.safetensors"]
+    storage.write(f"{folder}/COMMIT.json", json.dumps(commit).encode())
+    found = load(storage, folder).embeddings
+    assert all(torch.equal(found[name], people[name]["embedding"]) for name in people)
+
+
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     folder = save_at(tmp_path, 1)
     file = tmp_path / folder / "shared.safetensors"
