@@ -84,7 +84,7 @@ class Monitor:
         self._steps = steps
         self._sums: dict[str, tuple[float, int]] = {}
         self._last: dict[str, int] = {}
-        self._pace = Pace(steps, resume_step, unrendered)
+        self._pace = Pace(steps, unrendered)
         (self._folder / "logs").mkdir(parents=True, exist_ok=True)
         self._log = (self._folder / "logs" / f"rank{process.rank}.log").open("a", buffering=1)
         self._console = Console(highlight=False, soft_wrap=True)

@@ -7,21 +7,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 
 
 class Pace:
-    """How long a run still takes, at the speed of its steps so far.
+    """How long a run still takes, at the speed of its steps since it was first asked: what comes before the first report is mostly start and compiling.
 
     The first steps of a training may render nothing, and what they take says little of those that follow: until these come, what is said
     is a lower bound, and then speed is theirs alone.
     """
 
-    def __init__(self, steps: int, done: int = 0, unrendered: int = 0) -> None:
-        """steps: of the whole run. done: behind it as the clock starts. unrendered: how many of its first steps are without images."""
+    def __init__(self, steps: int, unrendered: int = 0) -> None:
+        """steps: of the whole run. unrendered: how many of its first steps are without images."""
         self._steps, self._unrendered = steps, unrendered
-        self._from, self._began = done, time.monotonic()
+        self._from, self._began = -1, 0.0
 
     def left_s(self, step: int) -> float | None:
         """Seconds, or None before there is a speed and when `steps` is 0, not known. step: how many are done."""
         now = time.monotonic()
-        if self._from < self._unrendered <= step:
+        if self._from < 0 or self._from < self._unrendered <= step:
             self._from, self._began = step, now
         if step <= self._from or not self._steps:
             return None

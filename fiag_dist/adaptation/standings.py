@@ -83,7 +83,7 @@ class Standings:
 
     def moved(self, name: str, progress: Progress) -> None:
         row, now = self.rows[name], time.monotonic()
-        pace = row.pace or Pace(progress.steps, progress.step)
+        pace = row.pace or Pace(progress.steps)
         left_s = pace.left_s(progress.step)
         ends = None if left_s is None else now + left_s
         self.rows[name] = replace(row, state=progress.state, progress=progress, pace=pace, ends=ends)
