@@ -209,7 +209,7 @@ class Training:
             seen = self.statistics[name]
             process.all_reduce(seen.sums, "sum")
             process.all_reduce(seen.opacity, "max")
-            regrowth = density.regrow(
+            own = density.regrow(
                 gaussians,
                 seen,
                 self.config.density,
@@ -217,6 +217,7 @@ class Training:
                 prune_threshold(self.step, self.config),
                 generator,
             )
+            regrowth = process.broadcast_object(own)  # another kind of CPU rounds differently
             edits |= _row_edits(f"{name}_field", gaussians.capacity, regrowth)
             gaussians.live.fill_(len(regrowth.source))
             self._regrown = {
@@ -275,6 +276,7 @@ class Training:
 
     def shared(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The shared tensors of a checkpoint, and the optimiser's: the same on all ranks, which all call it."""
+        process.broadcast(self.averages.values())  # each rank's own sums, which kinds of CPU round differently
         shared, optim = flatten(self.engine.gather())
         shared |= {
             name: buffer.detach().cpu() for name, buffer in self.head.named_buffers() if name in self.head.state_dict()

@@ -203,7 +203,7 @@ class ZeroEngine(Engine):
 
     def backward_and_step(self, loss: Tensor) -> StepReport:
         # Agreed before the backward pass: a rank that left it out would leave the others waiting in a collective.
-        with self.talk.watch():
+        with self.talk.watch(), process.talking():
             finite = process.all_reduce(torch.isfinite(loss.detach()).float(), "min").item()
         if not finite:
             return self._refuse()
@@ -214,8 +214,9 @@ class ZeroEngine(Engine):
                     self._engine.backward(loss)
                 finally:
                     _fill_missing(self._trained)
-            self._engine.step()
-            norm = float(self._engine.get_global_grad_norm())
+            with process.talking():
+                self._engine.step()
+                norm = float(self._engine.get_global_grad_norm())
             finite = self._engine.was_step_applied()
         else:
             self._engine.backward(loss)

@@ -1,7 +1,7 @@
 """A run that stands still is ended, in a line that says which rank, at which step, where: nobody waits overnight for a rank that hangs.
 
 Each rank has a thread that watches its main thread's steps. When one takes too long, the thread looks where the main thread is. If that computes,
-reads or sleeps, it is what the others wait for: its line is said and the process ends at once, first of all. If it waits in torch.distributed, the
+reads or sleeps, it is what the others wait for: its line is said and the process ends at once, first of all. If it waits for the others, the
 thread lets the culprit go first, finds out which ranks give no sign of life any more, says so and ends the process too. torchrun then starts all again.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from fiag_dist.dist.process import Process, new_store
+from fiag_dist.dist.process import Process, is_talking, new_store
 
 NO_ANSWER = "the first node does not answer: it is down, or the network between is cut"
 LEAVE_S = 2.0
@@ -127,8 +127,8 @@ class Heartbeat:
 
 
 def _place(frame: FrameType | None) -> tuple[bool, str]:
-    """Whether a thread at `frame` waits for other ranks, and the line of this package that it is at."""
-    waits = False
+    """Whether the training thread, at `frame`, waits for other ranks, and the line of this package that it is at."""
+    waits = is_talking()
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         waits = waits or module.startswith("torch.distributed.")

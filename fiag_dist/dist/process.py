@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -104,6 +104,14 @@ def broadcast_object(value: T, source: int = 0) -> T:
     return box[0]
 
 
+def broadcast(tensors: Iterable[torch.Tensor], source: int = 0) -> None:
+    """Gives every rank `source`'s values, in place; shapes are the same on all. Raises DistributedError when a rank is lost."""
+    if _world() > 1:
+        with _collective("broadcast"):
+            for tensor in tensors:
+                dist.broadcast(tensor, source)
+
+
 def all_gather_object(value: T) -> list[T]:
     """Every rank's value, in the order of ranks. Raises DistributedError when a rank is lost."""
     if _world() == 1:
@@ -136,7 +144,10 @@ def exchange(outgoing: Sequence[tuple[int, torch.Tensor]], incoming: Sequence[tu
 
 def all_true(value: bool, device: torch.device | None = None) -> bool:
     """Whether `value` holds on every rank: the same answer on all of them. Raises DistributedError when a rank is lost."""
-    return value if _world() == 1 else bool(all_reduce(torch.tensor(float(value), device=device), "min").item())
+    if _world() == 1:
+        return value
+    with talking():
+        return bool(all_reduce(torch.tensor(float(value), device=device), "min").item())
 
 
 def new_store(name: str, timeout_s: float) -> dist.Store | None:
@@ -207,11 +218,34 @@ def _share_cores(local_rank: int, local_world: int, device: torch.device, asked:
     use_threads(threads)
 
 
+_talks = 0
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Around what other ranks have a part in, up to where its result is read: on a GPU a collective returns at once, and whoever reads waits.
+
+    Only for the thread that trains, the only one that calls collectives.
+    """
+    global _talks
+    _talks += 1
+    try:
+        yield
+    finally:
+        _talks -= 1
+
+
+def is_talking() -> bool:
+    """Whether this process is at a place where it may wait for other ranks."""
+    return _talks > 0
+
+
 @contextmanager
 def _collective(name: str) -> Iterator[None]:
     """Says which collective failed. Nothing may be swallowed here: after a failure no collective works."""
     try:
-        yield
+        with talking():
+            yield
     except RuntimeError as error:
         raise DistributedError(
             f"rank {dist.get_rank()} of {dist.get_world_size()}: {name} failed ({_first_line(error)}); a rank died or is "

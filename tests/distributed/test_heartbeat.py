@@ -29,12 +29,17 @@ def train(me: Process, fault: str) -> int:
     process.barrier()
     with closing(Heartbeat(me, first_s=30.0, later_s=1.0, period_s=0.1, grace_s=1.5)) as heartbeat:
         for step in range(5):
-            if me.rank == 1 and step == 2 and fault == "reads for ever":
+            if me.rank == 1 and step == 2 and fault.startswith("reads for ever"):
+                time.sleep(0.4)
+                heartbeat.beat(step)  # so its time is up after that of the one who waits
                 persist("s3://far/away", "reading", lambda: time.sleep(60), judge_local)
             if me.rank == 1 and step == 2 and fault == "stopped":
                 os.kill(os.getpid(), signal.SIGSTOP)
             if me.rank == 1 and step == 2 and fault == "late, but within what is allowed":
                 time.sleep(0.5)
+            if me.rank == 0 and step == 2 and fault == "reads for ever, and the other waits for its GPU":
+                with process.talking():  # as where NCCL has returned, and the result is read
+                    time.sleep(60)
             process.all_gather_object(step)
             heartbeat.beat(step + 1)
     assert not [thread for thread in threading.enumerate() if thread.name == "heartbeat"]
@@ -57,8 +62,11 @@ def lines_of(pair: Ranks, fault: str, capfd: pytest.CaptureFixture[str], count: 
     return [line for line in said.splitlines() if line.startswith("fiag-dist: rank")]
 
 
-def test_a_rank_that_hangs_is_the_first_to_say_where(pair: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
-    first = lines_of(pair, "reads for ever", capfd, 1)[0]
+@pytest.mark.parametrize("fault", ["reads for ever", "reads for ever, and the other waits for its GPU"])
+def test_a_rank_that_hangs_is_the_first_to_say_where(
+    pair: Ranks, fault: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first = lines_of(pair, fault, capfd, 1)[0]
     assert first.startswith("fiag-dist: rank 1 of 2: step 3 takes 1 s, 1 s are allowed: it is at retry.py:")
     assert "(persist)" in first
 

@@ -83,6 +83,23 @@ def test_one_rank_trains_the_same_global_batch_as_two(pretrained: Path, config: 
     np.testing.assert_allclose(curves[0], curves[1], rtol=2e-3)
 
 
+OTHER_CPU = """
+import os, runpy
+if os.environ["LOCAL_RANK"] == "1":
+    os.environ |= {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE"}
+runpy.run_module("fiag_dist.pretrain", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_machines_with_other_kinds_of_cpu_train_one_field(config: Path, tmp_path: Path):
+    """What a rank works out for itself, such as children and averages, ends the run where ranks differ by a bit when they save."""
+    (tmp_path / "other_cpu.py").write_text(OTHER_CPU)
+    words = [*torchrun(2)[:-2], str(tmp_path / "other_cpu.py")]
+    command(*words, config, "--name", "mixed", "--train.steps", "16")
+    assert (config.parent / "mixed/checkpoints/step-00000024/COMMIT.json").exists()
+    assert max(line.get("field/grown", 0) for line in records(config.parent / "mixed")) > 0
+
+
 def test_a_stopped_run_goes_on_to_the_same_bits(pretrained: Path, config: Path):
     """SIGTERM ends the step, saves, and exits; run again, the end is that of the run that was never stopped."""
     run = config.parent / "stopped"
