@@ -125,7 +125,9 @@ def build(
     else:
         names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
         head = fresh_head(config.train, data, manifest, sorted(names), config.train.seed, here.device)
-        process.broadcast(head.state_dict().values())  # what is fitted and drawn differs in last bits between kinds of CPU
+        process.broadcast(
+            head.state_dict().values()
+        )  # what is fitted and drawn differs in last bits between kinds of CPU
     feed = feed_of(config.train, data, manifest, ownership, here.rank, here.device)
     personals = {name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names}
     embeddings = first_embeddings(config.train.model.identity, feed.names, config.train.seed)

@@ -7,19 +7,22 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [ $# -gt 0 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
-gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
-nproc=${NPROC:-$((gpus > 0 ? gpus : 2))}
 nodes=${NNODES:-1}
 rank=${NODE_RANK:-0}
 if [ "$nodes" -gt 1 ] && [ -z "${MASTER_ADDR:-}" ]; then
   echo "pretrain: NNODES=$nodes needs MASTER_ADDR, the name or address of node 0 as the other nodes see it" >&2
   exit 2
 fi
+towards=""
+[ "$nodes" = 1 ] || [ "$rank" = 0 ] || towards=$MASTER_ADDR
+here=$(python -m fiag_dist.dist.node ${towards:+"$towards"})
+read -r gpus address <<<"$here"
+nproc=${NPROC:-$((gpus > 0 ? gpus : 2))}
 rendezvous=(--standalone)
 if [ "$nodes" -gt 1 ]; then
   host=$([ "$rank" = 0 ] && echo 1 || echo 0)
-  rendezvous=(--node-rank="$rank" --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-fiag-dist}" --rdzv-conf="is_host=$host"
-    --rdzv-endpoint="$MASTER_ADDR:${MASTER_PORT:-29500}")
+  rendezvous=(--node-rank="$rank" --local-addr="${address:-$MASTER_ADDR}" --rdzv-backend=c10d --rdzv-id="${RDZV_ID:-fiag-dist}"
+    --rdzv-conf="is_host=$host" --rdzv-endpoint="$MASTER_ADDR:${MASTER_PORT:-29500}")
 fi
 # torchrun knows nothing of SIGUSR1 and would die of it: it ignores the signal, which its workers, who answer it, get from here.
 (

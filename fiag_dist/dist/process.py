@@ -195,7 +195,7 @@ def _device(local_rank: int, local_world: int) -> torch.device:
     if local_world > torch.cuda.device_count():
         raise DistributedError(
             f"{local_world} ranks on this machine, {torch.cuda.device_count()} GPUs: one GPU serves one rank; "
-            f"use --nproc-per-node={torch.cuda.device_count()}, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+            f"use --nproc-per-node={torch.cuda.device_count()} (NPROC={torch.cuda.device_count()} launch/pretrain.sh), or CUDA_VISIBLE_DEVICES= to run on the CPU"
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

@@ -54,6 +54,12 @@ def executable(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def with_torchrun(checkout: Path, text: str = 'echo "$@"') -> None:
+    """Installs torchrun, and a python that answers for fiag_dist.dist.node: no GPU, and an address."""
+    executable(checkout / "bin" / "torchrun", text)
+    executable(checkout / "bin" / "python", "echo 0 ${3:+10.0.0.9}")
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True, timeout=30)
@@ -156,26 +162,28 @@ def test_pretrain_on_two_nodes_needs_an_address(checkout: Path) -> None:
         ),
         (
             {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "node0"},
-            "--node-rank=1 --rdzv-backend=c10d --rdzv-id=fiag-dist --rdzv-conf=is_host=0 --rdzv-endpoint=node0:29500 -m",
+            "--node-rank=1 --local-addr=10.0.0.9 --rdzv-backend=c10d --rdzv-id=fiag-dist --rdzv-conf=is_host=0 --rdzv-endpoint=node0:29500 -m",
         ),
     ],
 )
 def test_pretrain_calls_torchrun(checkout: Path, environment: dict[str, str], expected: str) -> None:
-    executable(checkout / "bin" / "torchrun", 'echo "$@"')
+    with_torchrun(checkout)
     result = run(checkout, "pretrain.sh", "x.yaml", "--train.steps", "9", **environment)
     assert result.returncode == 0, result.stderr
     assert expected in result.stdout
 
 
 def test_pretrain_ends_as_torchrun_does(checkout: Path) -> None:
-    executable(checkout / "bin" / "torchrun", "exit 7")
+    with_torchrun(checkout, "exit 7")
     assert run(checkout, "pretrain.sh", "x.yaml").returncode == 7
 
 
 def test_the_slurm_job_gives_each_node_its_number_and_the_first_ones_address(checkout: Path) -> None:
-    executable(checkout / "bin" / "torchrun", 'echo "$@"')
+    with_torchrun(checkout)
     executable(checkout / "bin" / "scontrol", "printf 'gpu-17\\ngpu-18\\n'")
-    executable(checkout / "bin" / "srun", 'shift; for n in 0 1; do SLURM_NODEID=$n "$@"; done')
+    executable(
+        checkout / "bin" / "srun", 'while [ "$1" != bash ]; do shift; done; for n in 0 1; do SLURM_NODEID=$n "$@"; done'
+    )
     job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_NODELIST": "gpu-[17-18]", "SLURM_JOB_NUM_NODES": "2"}
     result = run(checkout, "slurm.sbatch", "x.yaml", "--name", "two words", **job, SLURM_JOB_ID="12")
     assert result.returncode == 0, result.stderr
@@ -184,7 +192,14 @@ def test_the_slurm_job_gives_each_node_its_number_and_the_first_ones_address(che
     assert "--node-rank=0" in first
     assert "--rdzv-id=12" in first
     assert "--rdzv-endpoint=gpu-17:20012" in first
-    assert first.replace("--node-rank=0", "--node-rank=1").replace("is_host=1", "is_host=0") == second
+    of_second = {
+        "--node-rank=0": "--node-rank=1",
+        "is_host=1": "is_host=0",
+        "--local-addr=gpu-17": "--local-addr=10.0.0.9",
+    }
+    for own, other in of_second.items():
+        first = first.replace(own, other)
+    assert first == second
 
 
 def test_the_slurm_job_wants_to_be_submitted_in_the_checkout(checkout: Path) -> None:
@@ -194,14 +209,14 @@ def test_the_slurm_job_wants_to_be_submitted_in_the_checkout(checkout: Path) -> 
 
 
 def test_skypilot_starts_the_same_on_its_nodes(checkout: Path) -> None:
-    executable(checkout / "bin" / "torchrun", 'echo "$@"')
+    with_torchrun(checkout)
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     (checkout / "launch" / "run.sh").write_text(task["run"])
     sky = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1", "SKYPILOT_NUM_GPUS_PER_NODE": "8"}
     asked = task["envs"] | {"ARGS": "--data s3://b/shards --runs s3://b/runs"}
     result = run(checkout, "run.sh", **sky, SKYPILOT_NODE_IPS="10.0.0.4\n10.0.0.5", **asked)
     assert result.returncode == 0, result.stderr
-    assert "--nnodes=2 --nproc-per-node=8 --max-restarts=3 --node-rank=1" in result.stdout
+    assert "--nnodes=2 --nproc-per-node=8 --max-restarts=3 --node-rank=1 --local-addr=10.0.0.9" in result.stdout
     assert "--rdzv-endpoint=10.0.0.4:29500" in result.stdout
     words = result.stdout.split()
     assert words[-4:] == ["--data", "s3://b/shards", "--runs", "s3://b/runs"]
