@@ -7,9 +7,10 @@ from typing import Any
 
 from fiag_dist.errors import DistributedError
 
-QUIET = {
+SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own table
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task that asked for no GPU sees none
 }
 """What Ray reads from the environment when it is imported."""
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -24,7 +25,7 @@ def start_ray(address: str = "") -> None:
 
     A Ray of its own has the cores that this process may use, and ends with it. Raises DistributedError when nothing answers at the address.
     """
-    for name, value in QUIET.items():
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray  # here: it reads the environment, and takes seconds that other commands need not wait for
 
@@ -38,7 +39,8 @@ def start_ray(address: str = "") -> None:
         "include_dashboard": False,
         "object_store_memory": OBJECT_STORE_BYTES,
     }
-    options: dict[str, Any] = {"address": address} if address else own
+    there: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": SETTINGS}}
+    options = there if address else own
     try:
         _init(ray, options, 1 if address else STARTS)
     except Exception as error:  # no connection, no home to keep its token in, a start of more than 30 s: Ray has no type of its own for these

@@ -200,6 +200,12 @@ class Feed:
         """The training frames of an identity that are kept back."""
         return self._shots(name, self.held_out[name])
 
+    def yet_to_stay_mib(self) -> float:
+        """What frames that were not drawn so far will take of the device where frames stay."""
+        each = max((resident.bytes for resident in self._residents.values()), default=0)
+        others = sum(len(reader.train) for reader in self.readers.values()) - len(self._residents)
+        return max(0, min(others * each, self._room)) / 2**20
+
     def close(self) -> None:
         self._worker.shutdown(cancel_futures=True)
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from fiag_dist import __version__, dryrun
+from fiag_dist import __version__, dryrun, raster
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load, to_dict, to_yaml
 from fiag_dist.dist import checkpoint, process
@@ -114,6 +114,9 @@ def build(
     make_engine: Callable[[Head, Sequence[Group]], Engine] | None = None,
 ) -> Training:
     """The training of this rank: fresh, or as the newest checkpoint left it. make_engine: None for ZeRO as configured."""
+    raster.choose(
+        config.train.raster, here.device
+    )  # where gsplat never ran it compiles now, and not in a step that others wait for
     manifest = read_manifest(data)
     ownership = _assign(config, manifest, here.world)
     newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)

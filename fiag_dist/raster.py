@@ -1,10 +1,13 @@
 """Gaussians seen by a camera become an image: CPU kernels or gsplat, the same numbers from both. Nothing else imports gsplat."""
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -14,6 +17,7 @@ from fiag_dist.backend import Choice, fault_of, must_agree
 from fiag_dist.config import RasterBackend
 from fiag_dist.errors import ConfigError
 from fiag_dist.kernels.falloff import MIN_ALPHA
+from fiag_dist.kernels.launch import alone
 from fiag_dist.kernels.projection import BLUR_PX2, FAR_M, NEAR_M, project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.types import Camera, Rendering
@@ -113,8 +117,26 @@ def _gsplat_fault(device: torch.device) -> str:
     version = metadata.version("gsplat")
     if not version.startswith("1.5."):  # 1.6 blends otherwise
         return f"version {version}, the rule is >=1.5.3,<1.6; run: pip install 'fiag-dist[cuda]'"
-    fault = fault_of(lambda: try_out("gsplat", device))
+
+    def trial() -> None:
+        lock = _builds() / ".fiag-gsplat"
+        writable = not lock.parent.exists() or os.access(
+            lock.parent, os.W_OK
+        )  # where it is not, gsplat must have been compiled before
+        with (
+            alone(lock) if writable else nullcontext()
+        ):  # its first import clears away what another process has not finished compiling
+            try_out("gsplat", device)
+
+    fault = fault_of(trial)
     return f"{fault}; it needs nvcc and g++ at its first start: see `nvcc --version`" if fault else ""
+
+
+def _builds() -> Path:
+    """Where torch compiles extensions, which machines may share."""
+    from torch.utils import cpp_extension  # takes a second: only where there is a device
+
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
 
 
 def _draw_cpu(splats: Sequence[Splats], cameras: Sequence[Camera], background: Tensor) -> list[Rendering]:

@@ -1,4 +1,4 @@
-"""What one trial needs, by a look at the first: memory, and as many threads as make it faster. Ray then fills machines and GPUs, and over-fills none."""
+"""What one trial needs, by a look at one: memory, and as many threads as make it faster. Ray then fills machines and GPUs, and over-fills none."""
 
 import json
 import time
@@ -17,6 +17,7 @@ from fiag_dist.configfile import to_dict
 from fiag_dist.errors import ConfigError, FiagError
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.memory import peak_resident_mib
+from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import first_of_fusion
 from fiag_dist.storage import open_storage
 
@@ -92,7 +93,7 @@ class Room:
 
 
 def needs_of(jobs: Sequence[Job], num_trials: int, room: Room, out: str) -> Needs:
-    """What a trial of these jobs takes: measured on the first that can be, on a machine of the cluster, and kept in `out` for the next time.
+    """What a trial of these jobs takes: measured on the one with the most footage, on a machine of the cluster, and kept in `out` for the next time.
 
     num_trials: how many want to run; the fewer, the more threads each may have. Raises ConfigError when the settings ask for more than any machine has.
     """
@@ -147,20 +148,22 @@ def look_at(job: Job, threads: Sequence[int]) -> Seen:
     is_on_gpu = next(training.head.parameters()).is_cuda
     return Seen(
         host_mib=peak_resident_mib(),
-        gpu_mib=torch.cuda.max_memory_reserved() / 2**20 if is_on_gpu else 0.0,
+        gpu_mib=torch.cuda.max_memory_reserved() / 2**20 + training.feed.yet_to_stay_mib() if is_on_gpu else 0.0,
         gpu_total_mib=torch.cuda.get_device_properties(0).total_memory / 2**20 if is_on_gpu else 0.0,
         step_ms=step_ms,
     )
 
 
 def _measured(jobs: Sequence[Job], threads: Sequence[int], room: Room) -> Seen | None:
-    """A look at the first job that can be looked at; none when the first few all fail, as they will when they are adapted."""
+    """A look at the job with the most footage that can be looked at; none when the first few all fail, as they will when they are adapted."""
     import ray
     from ray.exceptions import RayError
 
     gpus = min(1.0, _asked_gpus(jobs[0].config, room))
     look = ray.remote(num_cpus=max(threads), num_gpus=1 if gpus else 0, max_calls=1, max_retries=1)(look_at)
-    for job in jobs[:LOOKED_AT]:
+    manifests = {url: read_manifest(open_storage(url), check=False) for url in {job.data for job in jobs}}
+    by_footage = sorted(jobs, key=lambda job: -manifests[job.data].entry(job.name).num_frames)
+    for job in by_footage[:LOOKED_AT]:
         with suppress(RayError, FiagError):
             return ray.get(look.remote(job, threads))
     return None

@@ -56,7 +56,7 @@ def _load(kernel: Any, arguments: tuple) -> None:
     """
     types = tuple(map(numba.typeof, arguments))
     if CACHE_FILLER not in os.environ and not _stored(kernel, types):
-        with _alone(Path(kernel._cache.cache_path)):
+        with alone(Path(kernel._cache.cache_path) / ".compiling"):
             if not _stored(kernel, types):  # another process may have filled it meanwhile
                 _fill_cache()
             if not _stored(kernel, types):  # what the warm-up doesn't know: another number of channels, say
@@ -65,10 +65,10 @@ def _load(kernel: Any, arguments: tuple) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of the machine at a time: of many ranks that start at once, the first compiles, and the others read what it wrote."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".compiling").open("w") as stream:
+def alone(lock: Path) -> Iterator[None]:
+    """One process at a time: of many ranks that start at once, the first compiles, and the others read what it wrote."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 

@@ -33,6 +33,10 @@ def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own, at start and end
 def test_who_is_tried_again(ray_here: None, tmp_path: Path) -> None:
+    import ray
+
+    seen = ray.remote(num_cpus=0)(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    assert ray.get(seen.remote()) == "", "who asks for no GPU sees none"
     jobs = {name: Job(name, "", "", str(tmp_path / name), AdaptConfig(retries=2)) for name in TRIES}
     stream = io.StringIO()
     with Standings(list(jobs), Console(file=stream, width=200)) as standings:

@@ -1,8 +1,10 @@
 """Which backend does the work: chosen once, said in words, refused with the fix; and one call of gsplat a step."""
 
+import fcntl
 import inspect
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,8 +267,9 @@ def test_each_function_takes_the_backend_it_is_told() -> None:
 
 
 @pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, torch.device]]]:
+def trials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[tuple[str, torch.device]]]:
     """Trials pass, and are counted."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "builds"))
     made: list[tuple[str, torch.device]] = []
     for module in (raster, grid):
         monkeypatch.setattr(module, "try_out", lambda name, device: made.append((name, device)))
@@ -293,6 +296,17 @@ def test_auto_on_cuda_is_decided_once_for_each_device(trials: list[tuple[str, to
     assert trials == [("gsplat", CUDA), ("tcnn", CUDA)]
     raster.choose("auto", torch.device("cuda", 6))
     assert len(trials) == 3
+
+
+def test_ranks_try_gsplat_one_after_the_other(monkeypatch: pytest.MonkeyPatch, trials: list, tmp_path: Path) -> None:
+    def see(name: str, device: torch.device) -> None:
+        with (tmp_path / "builds" / ".fiag-gsplat").open() as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        trials.append(name)
+
+    monkeypatch.setattr(raster, "try_out", see)
+    assert raster.choose("auto", CUDA).name == "gsplat"
+    assert trials == ["gsplat"]
 
 
 def test_a_trial_that_fails_decides_too(monkeypatch: pytest.MonkeyPatch, trials: list) -> None:

@@ -113,6 +113,20 @@ def test_silence_is_heard_over_shut_mouths_as_often_as_asked_and_takes_no_frame_
     assert shut <= {(lesson.shot.identity, lesson.shot.index) for lesson in some if not lesson.shot.hushed}
 
 
+@pytest.mark.parametrize("room", [0.15, 100.0])
+def test_what_has_yet_to_stay_on_the_device_is_known_before_it_does(shards: str, room: float) -> None:
+    """An adaptation is given its share of a GPU after a few steps."""
+    feed = feed_of(shards, room)
+    lessons(feed, 3)
+    there, trained = len(feed._residents), sum(len(reader.train) for reader in feed.readers.values())
+    assert 3 <= there < trained
+    each = next(iter(feed._residents.values())).bytes
+    frames = (trained - there) * each / 2**20
+    left = room - there * each / 2**20
+    assert feed.yet_to_stay_mib() == pytest.approx(min(frames, left), rel=1e-3)
+    assert frames > left or room > 1
+
+
 @pytest.mark.parametrize("resident_mib", [0.0, 100.0])
 def test_heads_stay_in_place_as_often_as_asked_and_the_frames_are_the_same(shards: str, resident_mib: float) -> None:
     asked, steps = 0.3, 20 * TRAINED
