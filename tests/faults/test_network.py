@@ -82,12 +82,11 @@ def network() -> Iterator[Network]:
 
 
 def start(network: Network, node: int, config: Path, log: Path) -> subprocess.Popen[bytes]:
-    """One node's torchrun with one rank."""
-    words = ["ip", "netns", "exec", network.names[node], sys.executable, "-m", "torch.distributed.run"]
-    words += ["--nnodes=2", "--nproc-per-node=1", f"--node-rank={node}", f"--local-addr={network.addresses[node]}"]
-    words += ["--rdzv-backend=c10d", "--rdzv-id=far", f"--rdzv-endpoint={network.addresses[0]}:29500"]
-    words += [f"--rdzv-conf=is_host={1 - node}", "-m", "fiag_dist.pretrain", str(config)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "cable"}
+    """One node with one rank. The host name, which both have in common, leads to neither from the other."""
+    words = ["ip", "netns", "exec", network.names[node], "bash", str(ROOT / "launch/pretrain.sh"), str(config)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "cable", "NPROC": "1", "RESTARTS": "0"}
+    environment |= {"NNODES": "2", "NODE_RANK": str(node), "MASTER_ADDR": network.addresses[0]}
+    environment |= {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     with log.open("wb") as stream:
         return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True)
 
