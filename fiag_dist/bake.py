@@ -30,7 +30,7 @@ def write_identity_folder(
     steps: int,
     embedding: torch.Tensor | None = None,
 ) -> None:
-    """Bakes identity `name` for its embedding and writes its folder, identity.json last.
+    """Bakes identity `name` for its embedding and writes its folder, identity.json last; one that is there goes first, so that a half-replaced folder is none.
 
     start: the checkpoint that it came from, empty for one trained from scratch. embedding: [id_dim]; None: the mean over the clip.
     """
@@ -54,6 +54,7 @@ def write_identity_folder(
         source=entry.source.file if entry.source else "",
         consent=entry.consent,
     )
+    (folder / INFO).unlink(missing_ok=True)
     write_backdrop(folder, iter_frames(data, entry, "train"), meta, manifest.fps)
     save_actor(folder, actor, info)
 

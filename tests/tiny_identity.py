@@ -127,13 +127,17 @@ def pack(folder: Path, *names: str) -> str:
     return str(folder)
 
 
+def tiny_config(motion_scale: float = 0.01) -> TrainConfig:
+    """A head of a few Gaussians. motion_scale: at 1, networks that have learnt nothing throw them about."""
+    field = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
+    return TrainConfig(model=ModelConfig(field=field, motion=MotionConfig(output_scale=motion_scale)))
+
+
 def make_identity(folder: Path, data: str, name: str = "ball", consent: str = "", motion_scale: float = 0.01) -> Path:
     """An identity folder as adaptation leaves it, but of a head that has learnt nothing beyond its first Gaussians."""
     store = open_storage(data)
     meta, _ = clip(name)
-    field = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
-    still = MotionConfig(output_scale=motion_scale)  # at 1, networks that have learnt nothing throw the Gaussians about
-    config = TrainConfig(model=ModelConfig(field=field, motion=still))
+    config = tiny_config(motion_scale)
     manifest = read_manifest(store)
     head = fresh_head(config, store, manifest, [name])
     actor = Actor.bake(head, head.universal.new_personal(), torch.from_numpy(meta.embedding))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fiag_dist import hearing
 from fiag_dist.actor import INFO, TENSORS
 from fiag_dist.adaptation.hparams import write_hparams
-from fiag_dist.adaptation.job import Job, Progress, Report, Search, is_adapted, write_done
+from fiag_dist.adaptation.job import DONE, Job, Progress, Report, Search, is_adapted, write_done
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.search import chosen_sample, samples
 from fiag_dist.backdrop import POSES, VIDEO
@@ -74,6 +74,7 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
     if is_adapted(job):
         _note_consent(job, report, threads)
         return
+    open_storage(job.folder).delete(DONE)  # from here on the folder is no longer the answer to the job before
     began = time.time()
     sample = chosen_sample(job) if job.search.settings else job
     mirror = Mirror(job.folder, Process())

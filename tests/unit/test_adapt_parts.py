@@ -150,6 +150,18 @@ class TestJob:
             with av.open(str(folder / "preview.mp4")) as video:
                 assert "Consent: Ball, by letter" in video.metadata["comment"]
 
+    def test_another_job_takes_the_mark_of_the_one_before(self, tmp_path: Path, monkeypatch) -> None:
+        job = job_in(tmp_path)
+        write_done(job)
+
+        def interrupted(*_) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(trial, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            trial.adapt_identity(dataclasses.replace(job, footage="5e"), lambda progress: None)
+        assert not is_done(job)
+
     def test_how_it_is_run_is_no_part_of_the_question(self, tmp_path: Path) -> None:
         job = job_in(tmp_path)
         elsewhere = dataclasses.replace(job.config, cpus_per_trial=8, gpus_per_trial=0.5, retries=9)

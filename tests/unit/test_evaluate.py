@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import tiny_identity as tiny
 
-from fiag_dist import evaluate, examine
+from fiag_dist import bake, evaluate, examine
 from fiag_dist.errors import CheckpointError, ConfigError, DataError
 from fiag_dist.metrics.panel import Panel
+from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.start import fresh_head
+from fiag_dist.storage import open_storage
+from fiag_dist.synthesize import Identity
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +139,23 @@ def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path)
         CheckpointError, match=r"^identity \S+ball: trained with extractor 'mel', the shards have 'whisper:2'; pack"
     ):
         evaluate.evaluate_identity(identity)
+
+
+def test_a_folder_that_was_half_replaced_is_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_storage(tiny.pack(tmp_path / "data"))
+    identity, manifest = tiny.make_identity(tmp_path / "ids" / "ball", data.url), read_manifest(data)
+    head = fresh_head(tiny.tiny_config(), data, manifest, ["ball"])
+
+    def interrupted(*_) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bake, "write_backdrop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bake.write_identity_folder(identity, head, head.universal.new_personal(), data, manifest, "ball", "", 1)
+    with pytest.raises(DataError, match="holds no identity folders"):
+        evaluate.main([str(tmp_path / "ids")])
+    with pytest.raises(DataError, match="so it is no finished identity"):
+        Identity.load(identity)
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
