@@ -15,7 +15,7 @@ from fiag_dist.adaptation import search
 from fiag_dist.adaptation.campaign import adapt_all
 from fiag_dist.adaptation.job import Job, is_done
 from fiag_dist.adaptation.page import PAGE, write_page
-from fiag_dist.adaptation.results import CSV, result_of, table, write_csv
+from fiag_dist.adaptation.results import CSV, result_of, results_in, table, write_csv
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig, PackConfig
@@ -131,7 +131,7 @@ def _jobs(command: AdaptCommand, data: str, manifest: Manifest, start: str) -> l
             f"--room {command.settings.room:g}: a field can't be smaller than the checkpoint's; give 1 or more"
         )
     data, start, out = map(_absolute, (data, start, command.out))
-    entries = [manifest.entry(name) for name in command.names or manifest.names]
+    entries = [manifest.entry(name) for name in dict.fromkeys(command.names or manifest.names)]
     return [
         Job(e.name, data, start, f"{out}/{e.name}", command.settings, command.scratch, searched, e.sha256, e.consent)
         for e in entries
@@ -157,10 +157,11 @@ def _termination_as_interrupt():
 
 
 def _report(command: AdaptCommand, jobs: Sequence[Job], failed: Mapping[str, str], console: Console) -> None:
-    """Writes the tables and says where everything is."""
-    results, storage = [result_of(job, failed) for job in jobs], open_storage(command.out)
-    write_csv(storage, results)
-    write_page(storage, results, f"Identities in {Path(command.out).name}")
+    """Writes the table and the page of all identities in --out, shows those of this command, and says where everything is."""
+    results, storage = [result_of(job, failed) for job in jobs], open_storage(_absolute(command.out))
+    everybody = results_in(storage, results)
+    write_csv(storage, everybody)
+    write_page(storage, everybody, f"Identities in {Path(command.out).name}")
     console.print(table(results))
     missing = sum(result.values["state"] == "missing" for result in results)
     if missing:

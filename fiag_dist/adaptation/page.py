@@ -75,7 +75,7 @@ def _article(result: Result, with_picture: bool) -> str:
 def _picture(result: Result) -> str:
     """The strip of an evaluation as a link to the preview; nothing when it is gone."""
     try:
-        data = open_storage(result.job.folder).read(STRIP)
+        data = open_storage(str(result.values["folder"])).read(STRIP)
     except DataError:
         return ""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
@@ -85,6 +85,6 @@ def _picture(result: Result) -> str:
     if width > WIDTH_PX:
         image = cv2.resize(image, (WIDTH_PX, height * WIDTH_PX // width), interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    name = html.escape(result.job.name)
+    name = html.escape(str(result.values["name"]))
     source = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
     return f'<a href="{name}/{PREVIEW}"><img src="{source}" alt="{name}: test frames above, renders below"></a>'

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fiag_dist.adaptation.job import Job, is_done, stored_json
-from fiag_dist.adaptation.trial import SCRATCH
+from fiag_dist.actor import INFO
+from fiag_dist.adaptation.job import DONE, Job, is_done, stored_json
+from fiag_dist.adaptation.trial import SCRATCH, WORK
 from fiag_dist.examine import METRICS
 from fiag_dist.storage import Storage
 
@@ -32,6 +33,8 @@ COLUMNS = (
 SHOWN = COLUMNS[:9]
 """Those that fit a terminal."""
 ROWS_SHOWN = 30
+SIGNS = (DONE, INFO, f"{WORK}/")
+"""What tells a folder of an identity, finished or begun, from others."""
 Value = str | float | int | None
 
 
@@ -39,7 +42,6 @@ Value = str | float | int | None
 class Result:
     """What became of one identity."""
 
-    job: Job
     values: Mapping[str, Value]
     """By COLUMNS."""
 
@@ -52,28 +54,43 @@ class Result:
 
 
 def result_of(job: Job, failed: Mapping[str, str]) -> Result:
-    """What an identity's folder says of itself. failed: reasons by name."""
-    metrics = stored_json(job.folder, METRICS)
+    """What became of a job. failed: reasons by name."""
+    why = failed.get(job.name, "")
+    return _result(job.name, job.folder, "failed" if why else "done" if is_done(job) else "missing", job.scratch, why)
+
+
+def results_in(storage: Storage, known: Sequence[Result]) -> list[Result]:
+    """Everybody who has a folder here, by name: those that are known already, and the others as their own files have them."""
+    results = {str(result.values["name"]): result for result in known}
+    for name in (child.rstrip("/") for child in storage.children() if child.endswith("/")):
+        if name not in results and not set(SIGNS).isdisjoint(storage.children(name)):
+            folder = f"{storage.url}/{name}"
+            state = "done" if stored_json(folder, DONE) else "missing"
+            results[name] = _result(name, folder, state, True)
+    return [results[name] for name in sorted(results)]
+
+
+def _result(name: str, folder: str, state: str, scratch: bool, why: str = "") -> Result:
+    """What an identity's folder says of itself. scratch: whether it may hold one that was trained from scratch."""
+    metrics = stored_json(folder, METRICS)
     head, warped = (
         metrics.get("head_psnr_db"),
         metrics.get("baselines", {}).get("nearest_warped", {}).get("head_psnr_db"),
     )
     found: dict[str, Value] = {
-        "name": job.name,
-        "state": "failed" if job.name in failed else "done" if is_done(job) else "missing",
+        "name": name,
+        "state": state,
         "nearest_warped_head_psnr_db": warped,
         "gain_db": head - warped if head is not None and warped is not None else None,
-        "scratch_head_psnr_db": stored_json(f"{job.folder}/{SCRATCH}", METRICS).get("head_psnr_db")
-        if job.scratch
-        else None,
-        "why": failed.get(job.name, ""),
-        "folder": job.folder,
+        "scratch_head_psnr_db": stored_json(f"{folder}/{SCRATCH}", METRICS).get("head_psnr_db") if scratch else None,
+        "why": why,
+        "folder": folder,
     }
-    return Result(job, {column: found.get(column, metrics.get(column)) for column in COLUMNS})
+    return Result({column: found.get(column, metrics.get(column)) for column in COLUMNS})
 
 
 def write_csv(storage: Storage, results: Sequence[Result]) -> None:
-    """results.csv, in the order of the jobs."""
+    """results.csv, in the order given."""
     stream = io.StringIO(newline="")
     writer: csv.DictWriter[str] = csv.DictWriter(stream, list(COLUMNS))
     writer.writeheader()

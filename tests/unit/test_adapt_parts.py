@@ -14,17 +14,18 @@ import tiny_identity as tiny
 from rich.console import Console
 
 from fiag_dist.actor import TENSORS, load_info
-from fiag_dist.adapt import AdaptCommand, _packed
+from fiag_dist.adapt import AdaptCommand, _jobs, _packed
 from fiag_dist.adaptation import search, trial
 from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.resources import Room, Seen, decided
-from fiag_dist.adaptation.results import CSV, Result, result_of, table, write_csv
+from fiag_dist.adaptation.results import CSV, Result, result_of, results_in, table, write_csv
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.tuning import failure_of
 from fiag_dist.config import AdaptConfig, PlateauConfig, TrainConfig
 from fiag_dist.errors import ConfigError
+from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.storage import open_storage
 
 ROOM = Room(cores=8, most_cores=4, memory_mib=20_000, most_memory_mib=10_000, gpus=0)
@@ -303,6 +304,23 @@ def test_the_tables_have_every_identity(results: list[Result], tmp_path: Path) -
     text = capture.get()
     assert "the 30 worst of 80" in text
     assert "good" not in text
+
+
+def test_those_who_were_not_asked_for_stay_in_the_tables(results: list[Result], tmp_path: Path) -> None:
+    (tmp_path / "begun" / trial.WORK / "checkpoints").mkdir(parents=True)
+    (tmp_path / "shards" / "good").mkdir(parents=True)
+    one = [result_of(job_in(tmp_path, "<b>lost"), {"<b>lost": "damaged"})]
+    everybody = results_in(open_storage(tmp_path), one)
+    names = ["<b>lost", "begun", "fair", "good", "poor"]
+    assert [result.values["name"] for result in everybody] == names
+    assert [result.values["state"] for result in everybody] == ["failed", "missing", "done", "done", "done"]
+    assert everybody[3].values == results[0].values
+
+
+def test_a_name_given_twice_is_one_job(tmp_path: Path) -> None:
+    data = tiny.pack(tmp_path / "data", "anna", "ben")
+    command = AdaptCommand(clips=data, checkpoint="run", out=str(tmp_path / "out"), names=("ben", "anna", "ben"))
+    assert [job.name for job in _jobs(command, data, read_manifest(data), "start")] == ["ben", "anna"]
 
 
 def test_clips_for_a_checkpoint_that_hears_what_others_made_are_to_be_packed_first(tmp_path: Path) -> None:
