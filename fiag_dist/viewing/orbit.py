@@ -3,6 +3,7 @@
 What is behind the head is a flat picture, so nothing can go round it: the head turns instead.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,8 @@ HOME_M = 1.0
 FOV_RAD = 0.5
 """Its vertical field of view: how many pixels of the page a shift of the camera is."""
 ZOOM = (0.25, 8.0)
+FARTHEST_M = 100.0
+"""Where a visitor's camera can be, along each axis, metres."""
 _FACING = np.diag([1.0, -1.0, -1.0])
 """The orientation of a camera that looks into the face: OpenCV's y points down and z forward, the head's up and out of the face."""
 
@@ -30,6 +33,15 @@ class Orbit:
     position: tuple[float, float, float] = (NECK_M[0], NECK_M[1], NECK_M[2] + HOME_M)
     look_at: tuple[float, float, float] = (NECK_M[0], NECK_M[1], NECK_M[2])
     """What the camera goes round, metres."""
+
+    @classmethod
+    def of(cls, wxyz: Iterable[float], position: Iterable[float], look_at: Iterable[float]) -> "Orbit":
+        """As a browser says it, which may say anything: what is no number is straight before the face, what is too far away comes nearer."""
+        said = [float(x) for x in (*wxyz, *position, *look_at)]
+        if not np.isfinite(said).all():
+            return cls()
+        x, y, z, *to = np.clip(said[4:], -FARTHEST_M, FARTHEST_M).tolist()
+        return cls((said[0], said[1], said[2], said[3]), (x, y, z), (to[0], to[1], to[2]))
 
     @property
     def to_world(self) -> Float64[np.ndarray, "3 3"]:

@@ -5,6 +5,8 @@ import contextlib
 import html
 import io
 import logging
+import math
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +27,7 @@ from fiag_dist.viewing.show import Look, Show, Speech
 
 HEIGHTS = (128, 256, 384, 512, 768, 1024)
 """Of the picture, pixels; the page scales it to the window."""
+BACKGROUNDS = ("clip", *COLOURS)
 WIDEST = 2.5
 """Width over height, at most: beside the head there is nothing to be seen."""
 _JPEG_QUALITY = 90
@@ -47,6 +50,9 @@ _MUSCLES = {
     "AU45": "eyes closed",
 }
 """What each of EXPRESSION_NAMES does."""
+_LOWEST = {name: -1.0 if name in GAZE else 0.0 for name in EXPRESSION_NAMES}
+_MOST_PIXELS = 1e5
+"""Of a browser's window, along a side."""
 
 
 class Visit:
@@ -71,9 +77,9 @@ class Visit:
             begun = gui.add_button(_BEGUN, hint="The page presses it when the sound begins; the picture waits for it")
         self._heard = gui.add_html("")
         with gui.add_folder("Picture"):
-            heights = [str(height) for height in sorted({*HEIGHTS, info.size})]
-            self._height = gui.add_dropdown("pixels", heights, initial_value=str(info.size))
-            self._background = gui.add_dropdown("background", ("clip", *COLOURS))
+            self._heights = [str(height) for height in sorted({*HEIGHTS, info.size})]
+            self._height = gui.add_dropdown("pixels", self._heights, initial_value=str(info.size))
+            self._background = gui.add_dropdown("background", BACKGROUNDS)
             straight = gui.add_button(
                 "Straight on", hint="Drag turns the head, the wheel comes nearer, the right button moves"
             )
@@ -81,8 +87,7 @@ class Visit:
             self._moves = gui.add_checkbox("as the clip goes on", True)
             self._pose = gui.add_slider("frame of the clip", 0, len(show.loop) - 1, 1, 0)
             self._by_hand = gui.add_checkbox("expression by hand", False)
-            lowest = {name: -1.0 if name in GAZE else 0.0 for name in EXPRESSION_NAMES}
-            self._muscles = [gui.add_slider(_MUSCLES[name], low, 1.0, 0.05, 0.0) for name, low in lowest.items()]
+            self._muscles = [gui.add_slider(_MUSCLES[name], low, 1.0, 0.05, 0.0) for name, low in _LOWEST.items()]
         for handle in (self._height, self._background, self._moves, self._pose, self._by_hand, *self._muscles):
             handle.on_update(lambda _: wake.set())
         upload.on_upload(lambda event: self._uploaded(event.target.value))
@@ -95,39 +100,50 @@ class Visit:
 
     def draw(self) -> float | None:
         """Sends the picture of this moment, unless the page shows it already. Returns in how many seconds the next is due; None: not before a change."""
-        fps, num = self._show.info.fps, len(self._speech)
-        seconds = self.now_s()
-        if self._began_s is not None and seconds >= num / fps:
+        speech, start_s, began_s = (
+            self._speech,
+            self._start_s,
+            self._began_s,
+        )  # a callback may change them at any moment
+        fps, num = self._show.info.fps, len(speech)
+        seconds = self._at_s(began_s)
+        if began_s is not None and seconds >= num / fps:
             self._stop()
             self._seconds.value = seconds = 0.0
-        elif self._began_s is not None and abs(seconds - self._seconds.value) > _TICK_S:
+        elif began_s is not None and abs(seconds - self._seconds.value) > _TICK_S:
             self._seconds.value = seconds
         t = min(int(seconds * fps + 0.01), num - 1)
         look = self._look(t)
         if look != self._drawn:
-            image = self._show.picture(self._speech, look)
+            image = self._show.picture(speech, look)
             self._client.scene.set_background_image(image, format="jpeg", jpeg_quality=_JPEG_QUALITY)
             self._drawn = look
-        if self._began_s is None:
+        if began_s is None:
             return None
-        return max(self._began_s - self._start_s + (t + 1) / fps - time.monotonic(), 0.0)
+        return max(began_s - start_s + (t + 1) / fps - time.monotonic(), 0.0)
 
     def now_s(self) -> float:
         """Where in the speech the page is."""
-        if self._began_s is None:
-            return self._seconds.value
-        return self._start_s + max(time.monotonic() - self._began_s, 0.0)
+        return self._at_s(self._began_s)
+
+    def _at_s(self, began_s: float | None) -> float:
+        if began_s is None:
+            return _within(self._seconds.value, 0.0, len(self._speech) / self._show.info.fps)
+        return self._start_s + max(time.monotonic() - began_s, 0.0)
 
     def _look(self, t: int) -> Look:
-        camera, height = self._client.camera, int(self._height.value)
-        aspect = min(max(camera.image_width / max(camera.image_height, 1), 1 / WIDEST), WIDEST)
-        wxyz, position, look_at = (tuple(float(x) for x in a) for a in (camera.wxyz, camera.position, camera.look_at))
+        """What the controls say. Their values come from the browser, which may send anything: each is held to its range."""
+        camera, info, last = self._client.camera, self._show.info, len(self._show.loop) - 1
+        height = int(self._height.value) if self._height.value in self._heights else info.size
+        sides = (_within(side, 1, _MOST_PIXELS) for side in (camera.image_width, camera.image_height))
+        aspect = _within(next(sides) / next(sides), 1 / WIDEST, WIDEST)
+        muscles = zip(self._muscles, _LOWEST.values(), strict=True)
         return Look(
             t=t,
-            pose=bounce(t, len(self._show.loop)) if self._moves.value else int(self._pose.value),
-            expression=tuple(handle.value for handle in self._muscles) if self._by_hand.value else (),
-            orbit=Orbit(wxyz, position, look_at),  # type: ignore[arg-type]
-            background=self._background.value,
+            pose=bounce(t, last + 1) if self._moves.value else int(_within(self._pose.value, 0, last)),
+            expression=tuple(_within(slider.value, low, 1.0) for slider, low in muscles) if self._by_hand.value else (),
+            orbit=Orbit.of(camera.wxyz, camera.position, camera.look_at),
+            background=self._background.value if self._background.value in BACKGROUNDS else "clip",
             width=2 * round(height * aspect / 2),
             height=height,
         )
@@ -152,20 +168,21 @@ class Visit:
 
     def _start(self) -> None:
         """Plays on from where the slider is, together with the sound."""
-        self._start_s, self._began_s = self._seconds.value, time.monotonic()
+        start_s, patience_s = self._at_s(None), 0.0
         if self._sound.value and self._speech.samples.any():
-            self._began_s += _PATIENCE_S
-            data = base64.b64encode(self._speech.wav(self._start_s)).decode()
+            patience_s = _PATIENCE_S
+            data = base64.b64encode(self._speech.wav(start_s)).decode()
             self._heard.content = (
                 f'<audio autoplay onplaying="{_PRESS_BEGUN}" src="data:audio/wav;base64,{data}"></audio>'
             )
+        self._start_s, self._began_s = start_s, time.monotonic() + patience_s
         self._play.label = "Pause"
         self._wake.set()
 
     def _begun(self) -> None:
         """The sound is heard from this moment on."""
-        now_s = time.monotonic()
-        if self._began_s is not None and self._began_s > now_s:
+        now_s, began_s = time.monotonic(), self._began_s
+        if began_s is not None and began_s > now_s:
             self._began_s = now_s
             self._wake.set()
 
@@ -194,6 +211,11 @@ class Visit:
             self._client.camera.look_at = home.look_at
 
 
+def _within(value: float, low: float, high: float) -> float:
+    """The nearest in a range; its low end for what is no number."""
+    return low if math.isnan(value) else min(max(value, low), high)
+
+
 class _Server(viser.ViserServer):
     def request_share_url(self, verbose: bool = True) -> str | None:
         """A face is not to be had under a public address because somebody pressed a button."""
@@ -208,6 +230,8 @@ class Page:
         self._show, self._speech, self._host = show, speech, host
         self.visits: dict[int, Visit] = {}
         self._wake, self._over = threading.Event(), False
+        self._faults: set[int] = set()
+        """Visits of which it was said that they can't be drawn."""
         # A browser that opens a connection and thinks better of it, or leaves while a picture is on its way, is no error.
         logging.getLogger("websockets.server").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "Queued a .* on a closed connection")
@@ -243,6 +267,18 @@ class Page:
     def _left(self, client: viser.ClientHandle) -> None:
         self.visits.pop(client.client_id, None)
 
+    def _drawn(self, number: int) -> float | None:
+        """One visit's `draw`. What goes wrong in it is said once, in a line, and leaves the other visits alone."""
+        visit = self.visits.get(number)
+        try:
+            return visit.draw() if visit else None
+        except Exception as error:  # whatever it is: the thread draws for everybody
+            if number not in self._faults:
+                self._faults.add(number)
+                said = " ".join(str(error).split())
+                print(f"fiag-dist: a visitor's picture was left out: {type(error).__name__}: {said}", file=sys.stderr)
+            return None
+
     def _draw(self, num_threads: int) -> None:
         """Draws whatever is due, and sleeps until something is."""
         numba.set_num_threads(num_threads)  # numba counts them for each thread that calls it
@@ -250,5 +286,5 @@ class Page:
         while not self._over:
             self._wake.wait(due_s)
             self._wake.clear()
-            waits = [visit.draw() for visit in list(self.visits.values())]
+            waits = [self._drawn(number) for number in list(self.visits)]
             due_s = min((wait for wait in waits if wait is not None), default=None)

@@ -1,13 +1,17 @@
 """The page in a real browser: a head that turns where it is pulled, that talks when it is given a sound file, and rests otherwise."""
 
+import math
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +24,8 @@ from commands import ROOT
 from scipy.io import wavfile
 
 from fiag_dist.synthesize import Identity
-from fiag_dist.viewing.page import Page
+from fiag_dist.viewing.orbit import Orbit
+from fiag_dist.viewing.page import Page, Visit
 from fiag_dist.viewing.show import Show
 
 HEAD = (slice(100, 420), slice(340, 660))
@@ -108,6 +113,74 @@ def test_a_dropped_sound_is_seen_and_heard_in_step(page: Page, tab: browser.Tab,
     tab.until(lambda: audio(tab, "currentTime"), "sound again")
     assert visit.now_s() >= here
     tab.until(lambda: visit.now_s() == 0, "the end, and from there the beginning")
+
+
+class Gui:
+    """Controls as a visit asks for them, which can be given any value, as by a browser."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, SimpleNamespace] = {}
+
+    def __getattr__(self, kind: str):
+        return lambda label, *given, **named: self._made(kind, label, given, named)
+
+    def _made(self, kind: str, label: str, given: tuple, named: dict):
+        if kind == "add_folder":
+            return nullcontext()
+        initial = named.get("initial_value", given[-1] if given else None)
+        listens = {name: lambda heard: None for name in ("on_update", "on_click", "on_upload")}
+        self.named[label] = SimpleNamespace(value=initial[0] if isinstance(initial, tuple) else initial, **listens)
+        return self.named[label]
+
+
+def test_nonsense_of_one_browser_is_held_to_its_range(page: Page) -> None:
+    shown: list[np.ndarray] = []
+    home, gui = Orbit(), Gui()
+    camera = SimpleNamespace(
+        wxyz=home.wxyz, position=home.position, look_at=home.look_at, image_width=300, image_height=100,
+        on_update=lambda heard: None,
+    )  # fmt: skip
+    scene = SimpleNamespace(set_background_image=lambda image, **options: shown.append(image))
+    client = SimpleNamespace(gui=gui, scene=scene, camera=camera)
+    visit = Visit(client, page._show, page._speech, threading.Event())  # type: ignore[arg-type]
+    visit.draw()
+    gui.named["as the clip goes on"].value = False
+    gui.named["expression by hand"].value = True
+    wrong = {"frame of the clip": 10**9, "time, s": math.nan, "pixels": "99999999", "background": "no colour"}
+    for label, value in (wrong | {"eyes closed": math.inf, "look up": math.nan}).items():
+        gui.named[label].value = value
+    camera.image_height, camera.position = 0, (math.nan,) * 3
+    visit.draw()
+    assert [image.shape for image in shown] == [(64, 160, 3)] * 2
+    visit._start()
+    assert visit.draw() is not None
+    gui.named["time, s"].value = -math.inf
+    visit._stop()
+    assert visit.now_s() == 0
+
+
+def test_what_goes_wrong_in_one_visit_is_said_once_and_stops_no_other(
+    page: Page, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[bool] = []
+
+    def fails() -> None:
+        raise ValueError("of\na browser")
+
+    others = {-1: SimpleNamespace(draw=fails), -2: SimpleNamespace(draw=lambda: drawn.append(True))}
+    page.visits.update(others)  # type: ignore[arg-type]
+    try:
+        for times in (1, 2):
+            page._wake.set()
+            deadline = time.monotonic() + 30
+            while len(drawn) < times and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(drawn) >= times
+    finally:
+        for number in others:
+            page.visits.pop(number)
+    said = capfd.readouterr().err
+    assert said == "fiag-dist: a visitor's picture was left out: ValueError: of a browser\n"
 
 
 def test_a_file_without_sound_is_named_on_the_page(tab: browser.Tab, tmp_path: Path) -> None:

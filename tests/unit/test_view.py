@@ -17,7 +17,7 @@ from fiag_dist.sound import Sound
 from fiag_dist.staging import NECK_M, Staging
 from fiag_dist.synthesize import Identity
 from fiag_dist.viewing import show as viewing
-from fiag_dist.viewing.orbit import FOV_RAD, HOME_M, Orbit
+from fiag_dist.viewing.orbit import FARTHEST_M, FOV_RAD, HOME_M, Orbit
 from fiag_dist.viewing.origin import is_loopback, is_own_page
 from fiag_dist.viewing.show import AROUND, Look, Show
 
@@ -91,6 +91,15 @@ def test_coming_nearer_and_moving_aside_scale_and_shift_the_picture() -> None:
         look_at=(NECK_M[0] + aside / 4, NECK_M[1], NECK_M[2]),
     )
     np.testing.assert_allclose(right.onto(64, 80, 80) @ [32, 32, 1], [20, 40, 1])
+
+
+def test_a_browser_may_say_anything_of_its_camera(show: Show) -> None:
+    home = Orbit()
+    assert Orbit.of(home.wxyz, home.position, home.look_at) == home
+    assert Orbit.of(home.wxyz, (0.0, math.nan, 1.0), home.look_at) == home
+    far = Orbit.of((0.0, 0.0, 0.0, 0.0), (1e300, 0.0, 1.0), (-1e300, 0.0, 0.0))
+    assert far.position == (FARTHEST_M, 0.0, 1.0)
+    assert show.picture(show.silence(), Look(orbit=far, width=64, height=64)).shape == (64, 64, 3)
 
 
 def test_sound_and_hands_move_the_face_and_time_does_not_stand_still(show: Show) -> None:
