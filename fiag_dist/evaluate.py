@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,8 @@ from fiag_dist import report
 from fiag_dist.actor import INFO, load_info
 from fiag_dist.bake import bake_run
 from fiag_dist.dist import checkpoint
-from fiag_dist.errors import ConfigError, DataError, guarded
-from fiag_dist.examine import METRICS, PROTOCOL, STRIP, Evaluation, evaluate_identity
+from fiag_dist.errors import ConfigError, DataError, FiagError, guarded
+from fiag_dist.examine import METRICS, PROTOCOL, STRIP, Evaluation, evaluate_identity, stored_metrics
 from fiag_dist.ingest.identity import MODEL
 from fiag_dist.metrics.panel import Panel, asked
 from fiag_dist.shards.manifest import read_manifest
@@ -58,7 +59,7 @@ class EvaluateCommand:
 
 
 def main(argv: list[str]) -> int:
-    """The command. Returns 0. Raises ConfigError, WeightsError or DataError."""
+    """The command. Returns 0, or 1 when some of several identities can't be scored. Raises ConfigError, WeightsError or DataError."""
     command = tyro.cli(EvaluateCommand, args=argv, prog="fiag-dist evaluate")
     if not command.folders:
         raise ConfigError(
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False)
     strict = bool(command.metrics)
     rows: dict[Path, report.Row] = {}
+    failed: dict[Path, FiagError] = {}
     notes: list[str] = []
     with Panel(command.names, strict, command.syncnet) as panel, _progress(console) as bar:
         scratches = {identity: identity / SCRATCH for identity in todo if (identity / SCRATCH / INFO).is_file()}
@@ -90,10 +92,18 @@ def main(argv: list[str]) -> int:
         for identity in todo:
             home = next(folder for folder, group in groups.items() if identity in group)
             name = identity.resolve().name
-            metrics = scored(identity, home, name)
-            scratch = scored(scratches[identity], home, f"{name} from scratch") if identity in scratches else None
+            after = round(bar.tasks[task].completed) + 1 + (identity in scratches)
+            try:
+                metrics = scored(identity, home, name)
+                scratch = scored(scratches[identity], home, f"{name} from scratch") if identity in scratches else None
+            except FiagError as error:
+                failed[identity] = error
+                bar.update(task, completed=after)
+                continue
             rows[identity] = report.row_of(metrics, scratch)
             notes += [f"{name}: {note}" for note in metrics["notes"]]
+    if not rows:
+        raise next(iter(failed.values()))
     notes += panel.left_out
     for table in report.tables([(identity.resolve().name, row) for identity, row in rows.items()]):
         console.print(table)
@@ -101,12 +111,25 @@ def main(argv: list[str]) -> int:
         console.print(note, soft_wrap=True)
     console.print(f"{METRICS} and {STRIP} (truth above render) are in each identity's folder")
     for folder, group in groups.items():
-        if group != [folder]:
-            remarks = [PROTOCOL, *([METHODS] if panel.sees_faces else []), *notes]
-            text = report.markdown([(identity.name, rows[identity]) for identity in group], remarks)
-            open_storage(folder).write(REPORT, text.encode())
+        scored_ones = [identity for identity in group if identity in rows]
+        if group != [folder] and scored_ones:
+            _write_report(folder, scored_ones, notes)
             console.print(f"table: {folder / REPORT}", soft_wrap=True)
-    return 0
+    for identity, error in failed.items():
+        print(f"fiag-dist: {identity.resolve().name} left out: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _write_report(folder: Path, identities: Sequence[Path], notes: Sequence[str]) -> None:
+    """evaluation.md of all that metrics.json holds, which may be more than this call has measured."""
+    rows = []
+    for identity in identities:
+        scratch = identity / SCRATCH
+        of_scratch = stored_metrics(scratch) if (scratch / INFO).is_file() else None
+        rows.append((identity.name, report.row_of(stored_metrics(identity), of_scratch)))
+    sees_faces = any("faces_found_true_frames" in row for _, row in rows)
+    text = report.markdown(rows, [PROTOCOL, *([METHODS] if sees_faces else []), *notes])
+    open_storage(folder).write(REPORT, text.encode())
 
 
 def identities_in(folder: Path) -> list[Path]:
@@ -126,11 +149,12 @@ def embeddings_of(group: Sequence[Path], evaluation: Evaluation) -> Mapping[str,
         return {}
     people = {}
     for folder in group:
-        info = load_info(folder)
-        storage = open_storage(evaluation.data_of(info))
-        manifest = read_manifest(storage, check=False)
-        if manifest.id_embedding.model == MODEL:
-            people[info.name] = read_meta(storage, manifest.entry(info.name)).embedding
+        with suppress(FiagError):  # whoever is damaged is named when it is that one's turn
+            info = load_info(folder)
+            storage = open_storage(evaluation.data_of(info))
+            manifest = read_manifest(storage, check=False)
+            if manifest.id_embedding.model == MODEL:
+                people[info.name] = read_meta(storage, manifest.entry(info.name)).embedding
     return people
 
 

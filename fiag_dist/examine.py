@@ -152,7 +152,7 @@ def evaluate_identity(
         "tensors_sha256": hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest(),
     }
     _write_strip(folder / STRIP, pairs)
-    stored = json.dumps(_merged(_stored(folder), metrics), indent=1)
+    stored = json.dumps(_merged(stored_metrics(folder), metrics), indent=1)
     open_storage(folder).write(METRICS, stored.encode())
     return metrics
 
@@ -277,7 +277,8 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return {**below, **above, **nested}
 
 
-def _stored(folder: Path) -> dict[str, Any]:
+def stored_metrics(folder: Path) -> dict[str, Any]:
+    """What metrics.json of an identity folder holds; nothing where there is none that can be read."""
     try:
         return json.loads((folder / METRICS).read_text())
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -156,6 +157,48 @@ def test_a_folder_that_was_half_replaced_is_no_identity(tmp_path: Path, monkeypa
         evaluate.main([str(tmp_path / "ids")])
     with pytest.raises(DataError, match="so it is no finished identity"):
         Identity.load(identity)
+
+
+def test_the_table_keeps_what_earlier_calls_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(folder), "--fast"]) == 0
+    metrics = json.loads((folder / "ball" / "metrics.json").read_text())
+    earlier = {"lmd_px_at_512": 7.77, "faces_found_true_frames": 4}
+    (folder / "ball" / "metrics.json").write_text(json.dumps(metrics | earlier))
+    capsys.readouterr()
+    assert evaluate.main([str(folder), "--metrics", "ssim"]) == 0
+    shown, table = capsys.readouterr().out, (folder / "evaluation.md").read_text()
+    for number in ("7.77", f"{metrics['head_psnr_db']:.2f}"):
+        assert number in table
+        assert number not in shown
+    assert evaluate.METHODS in table
+
+
+def test_a_damaged_identity_costs_the_others_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tiny.pack(tmp_path / "data", "anna", "ben")
+    home = tmp_path / "ids"
+    for name in ("anna", "ben"):
+        tiny.make_identity(home / name, data, name)
+    (home / "anna" / "identity.safetensors").write_bytes(b"cut")
+    assert evaluate.main([str(home), "--fast"]) == 1
+    out, said = capsys.readouterr()
+    assert "ben" in out
+    assert said.startswith(
+        f"fiag-dist: anna left out: identity {home}/anna: identity.safetensors is missing or damaged"
+    )
+    assert said.count("\n") == 1
+    table = (home / "evaluation.md").read_text()
+    assert "| ben |" in table
+    assert "anna" not in table
+    (home / "ben" / "identity.json").write_text("{}")
+    with pytest.raises(DataError, match=r"anna: identity\.safetensors"):
+        evaluate.main([str(home), "--fast"])
+
+
+def test_who_can_not_be_read_has_no_embedding(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "MODEL", "none")  # who made up the embeddings of the ball
+    (tmp_path / "identity.json").write_text("{}")
+    asked = SimpleNamespace(panel=SimpleNamespace(names=["identity"]), data_of=lambda info: info.data)
+    assert list(evaluate.embeddings_of([tmp_path, folder / "ball"], asked)) == ["ball"]  # type: ignore[arg-type]
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
