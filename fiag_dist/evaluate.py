@@ -22,6 +22,7 @@ from fiag_dist.ingest.identity import MODEL
 from fiag_dist.metrics.panel import Panel, asked
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import read_meta
+from fiag_dist.sound import Sound
 from fiag_dist.storage import open_storage
 
 __all__ = ["EvaluateCommand", "embeddings_of", "evaluate_identity", "identities_in", "main"]
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             "no folder given; name identity folders, or a folder of them as `fiag-dist adapt --out` wrote it"
         )
+    if command.audio:
+        Sound(command.audio)  # what can't be heard is said now, and not after all else
     folders = dict.fromkeys(bake_run(str(f)) if (f / checkpoint.FOLDER).is_dir() else f for f in command.folders)
     groups = {folder: identities_in(folder) for folder in folders}
     todo = list(dict.fromkeys(identity for group in groups.values() for identity in group))

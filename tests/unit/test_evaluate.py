@@ -208,6 +208,8 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         evaluate.main([str(folder), "--fast", "--metrics", "lmd"])
     with pytest.raises(ConfigError, match="metric 'mouths': unknown"):
         evaluate.main([str(folder), "--metrics", "psnr,mouths"])
+    with pytest.raises(DataError, match=r"typo\.wav: can't be read"):
+        evaluate.main([str(folder), "--fast", "--audio", str(tmp_path / "typo.wav")])
     with pytest.raises(DataError, match="no such folder; make some"):
         evaluate.main([str(tmp_path / "nowhere")])
     with pytest.raises(DataError, match="holds no identity folders"):
