@@ -1,5 +1,6 @@
 """fiag-dist adapt: a folder of clips in, a folder of identities out, one Ray Tune trial a clip."""
 
+import difflib
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from fiag_dist.adaptation import search
 from fiag_dist.adaptation.campaign import adapt_all
-from fiag_dist.adaptation.job import Job, is_done
+from fiag_dist.adaptation.job import Job, Search, is_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.results import CSV, result_of, results_in, table, write_csv
 from fiag_dist.adaptation.standings import Standings
@@ -22,6 +23,7 @@ from fiag_dist.config import AdaptConfig, PackConfig
 from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError, guarded
+from fiag_dist.ingest.gather import find_clips
 from fiag_dist.ingest.speech import FROM_FILE
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
@@ -60,13 +62,14 @@ class AdaptCommand:
 def main(argv: list[str]) -> int:
     """Returns 0 when every identity is done, 1 when some failed."""
     command = _parse(argv)
+    searched = _searched(command)  # what can be refused is refused before the clips are packed
     storage, folder = checkpoint.resolve(command.checkpoint)
     stored = checkpoint.load(storage, folder)
     data = _packed(command, stored.info["formats"])
     manifest = read_manifest(data)
     check_channels(stored.info["formats"], command.checkpoint)
     check_formats(manifest, stored.info["formats"], f"checkpoint {command.checkpoint}")
-    jobs = _jobs(command, data, manifest, f"{storage.url}/{folder}")
+    jobs = _jobs(command, searched, data, manifest, f"{storage.url}/{folder}")
     todo = [job for job in jobs if not is_done(job)]
     console = Console(highlight=False)
     console.print(
@@ -117,12 +120,25 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
         )
     shards = f"{command.out.rstrip('/')}/shards"
     settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=extractor)
-    pack([path], shards, settings, consent=command.consent, address=command.address)
+    pack(_clips(path, command.names), shards, settings, consent=command.consent, address=command.address)
     return shards
 
 
-def _jobs(command: AdaptCommand, data: str, manifest: Manifest, start: str) -> list[Job]:
-    """One for each identity, without what this process alone knows: paths are absolute."""
+def _clips(path: Path, names: Sequence[str]) -> list[Path]:
+    """Those that become the identities asked for. Raises DataError for a name that no clip has."""
+    if not names:
+        return [path]
+    found = find_clips([path])
+    for name in names:
+        if name not in found:
+            near = difflib.get_close_matches(name, found, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join([*found][:20])}"
+            raise DataError(f"--names {name}: no clip in {path} becomes this identity; {hint}")
+    return [clip for name in dict.fromkeys(names) for clip in found[name]]
+
+
+def _searched(command: AdaptCommand) -> Search:
+    """What is searched. Raises ConfigError for settings that can't be meant."""
     searched = search.parse(command.search, command.samples)
     if searched.settings and not command.settings.plateau.frames:
         raise ConfigError("--search with --plateau.frames 0: samples are judged by held-out frames; hold some out")
@@ -130,6 +146,11 @@ def _jobs(command: AdaptCommand, data: str, manifest: Manifest, start: str) -> l
         raise ConfigError(
             f"--room {command.settings.room:g}: a field can't be smaller than the checkpoint's; give 1 or more"
         )
+    return searched
+
+
+def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest, start: str) -> list[Job]:
+    """One for each identity, without what this process alone knows: paths are absolute."""
     data, start, out = map(_absolute, (data, start, command.out))
     entries = [manifest.entry(name) for name in dict.fromkeys(command.names or manifest.names)]
     return [

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ import pytest
 import tiny_identity as tiny
 from rich.console import Console
 
+from fiag_dist import adapt
 from fiag_dist.actor import TENSORS, load_info
 from fiag_dist.adapt import AdaptCommand, _jobs, _packed
 from fiag_dist.adaptation import search, trial
@@ -24,7 +26,7 @@ from fiag_dist.adaptation.results import CSV, Result, result_of, results_in, tab
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.tuning import failure_of
 from fiag_dist.config import AdaptConfig, PlateauConfig, TrainConfig
-from fiag_dist.errors import ConfigError
+from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.storage import open_storage
 
@@ -320,7 +322,40 @@ def test_those_who_were_not_asked_for_stay_in_the_tables(results: list[Result], 
 def test_a_name_given_twice_is_one_job(tmp_path: Path) -> None:
     data = tiny.pack(tmp_path / "data", "anna", "ben")
     command = AdaptCommand(clips=data, checkpoint="run", out=str(tmp_path / "out"), names=("ben", "anna", "ben"))
-    assert [job.name for job in _jobs(command, data, read_manifest(data), "start")] == ["ben", "anna"]
+    assert [job.name for job in _jobs(command, Search(), data, read_manifest(data), "start")] == ["ben", "anna"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--search", "lr,bath"], "--search bath"),
+        (["--search", "lr", "--samples", "1"], "--samples 1"),
+        (["--search", "lr", "--plateau.frames", "0"], "--search with --plateau.frames 0"),
+        (["--room", "0.5"], "--room 0.5: a field can't be smaller"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        adapt.main(["clips", "--from", "/no/run", "--out", "/no/where", *words])
+
+
+def test_of_clips_those_asked_for_are_packed_and_names_are_checked_before(tmp_path: Path, monkeypatch) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name in ("anna", "ben", "cleo"):
+        (clips / f"{name}.mp4").write_bytes(b"")
+    packed: list[Path] = []
+    monkeypatch.setattr(adapt, "pack", lambda found, *_, **__: packed.extend(found))
+    formats = {"size": 64, "fps": 25, "extractor": "mel"}
+
+    def asked(*names: str) -> AdaptCommand:
+        return AdaptCommand(clips=str(clips), checkpoint="run", out=str(tmp_path / "out"), names=names)
+
+    _packed(asked("cleo", "anna", "cleo"), formats)
+    assert packed == [clips / "cleo.mp4", clips / "anna.mp4"]
+    with pytest.raises(DataError, match=r"^--names bne: no clip in \S+ becomes this identity; did you mean 'ben'\?$"):
+        _packed(asked("anna", "bne"), formats)
+    assert len(packed) == 2
 
 
 def test_clips_for_a_checkpoint_that_hears_what_others_made_are_to_be_packed_first(tmp_path: Path) -> None:
