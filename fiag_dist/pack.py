@@ -19,6 +19,7 @@ from fiag_dist.errors import ConfigError, DataError, guarded
 from fiag_dist.ingest import precomputed, speech
 from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
 from fiag_dist.ingest.layouts import pack_any
+from fiag_dist.shards.folder import is_whole, marked, stranger, write_mark
 from fiag_dist.shards.manifest import (
     FILE,
     AudioFormat,
@@ -26,11 +27,10 @@ from fiag_dist.shards.manifest import (
     IdentityEntry,
     Manifest,
     SourceEntry,
-    from_json,
     read_manifest,
     write_manifest,
 )
-from fiag_dist.shards.packing import MARK, Done, Packer, Work, write_mark
+from fiag_dist.shards.packing import Done, Packer, Work
 from fiag_dist.shards.workers import pack_all
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES
@@ -60,7 +60,7 @@ class PackCommand:
 
 @dataclass(frozen=True)
 class PackResult:
-    """`manifest`: as it stands in the folder now. `refused`: why, by clip name."""
+    """`manifest`: as it stands in the folder now. `refused`: why, by clip name; what was packed of such a clip before can still be in the manifest."""
 
     manifest: Manifest
     refused: dict[str, str]
@@ -108,6 +108,7 @@ def pack(
     formats = _formats(cfg, found)
     _others(storage, formats, set(found))  # another format is refused before the work, not after it
     named = {e.name: e for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
+    before = _named(storage, formats)
     done: dict[str, Done] = {}
     todo: list[Work] = []
     for name, paths in found.items():
@@ -119,16 +120,20 @@ def pack(
         except DataError as error:
             done[name] = Done(None, str(error))
             continue
-        marked = _marked(storage, sizes, name)
-        note = consent or _agreed(named.get(name) or marked, source)
+        there = marked(storage, sizes, name)
+        note = consent or _agreed(named.get(name) or there, source)
         work = Work(paths[0].absolute(), name, _everywhere(out), cfg, source, shape, note)
-        if marked and _is_finished(marked, sizes, work):
-            if marked.consent != note:
-                marked = dataclasses.replace(marked, consent=note)
-                write_mark(storage, marked)
-            done[name] = Done(marked)
+        if there and _is_finished(there, sizes, work):
+            if there.consent != note:
+                there = dataclasses.replace(there, consent=note)
+                write_mark(storage, there)
+            done[name] = Done(there)
+        elif other := stranger(sizes, name):
+            reason = f"{storage.url}/{other} lies where its shards would go, and is none of them; give another --out"
+            done[name] = Done(None, reason)
         else:
             todo.append(work)
+    done = _with_earlier(storage, before, done)
     for name, result in done.items():
         say(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
     if todo and FILE in sizes:  # what the manifest names must be complete at every moment
@@ -142,10 +147,13 @@ def pack(
             f"stopped: {len(done)} of {len(found)} clips are finished and stay; the same command goes on with the others"
         )
         raise
+    done = _with_earlier(storage, before | _named(storage, formats), done)
     table = _table({name: done[name] for name in found}, {work.name for work in todo})
     say(table)
     refused = {name: done[name].reason for name in found if done[name].reason}
     if len(refused) == len(found):
+        if any(result.entry for result in done.values()):
+            _write(storage, formats, set(found), done)
         name, reason = next(iter(refused.items()))
         raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
     return PackResult(_write(storage, formats, set(found), done), refused)
@@ -209,6 +217,25 @@ def _others(storage: Storage, formats: Manifest, names: set[str]) -> list[Identi
     return others
 
 
+def _named(storage: Storage, formats: Manifest) -> dict[str, IdentityEntry]:
+    """Identities that the manifest names now; none where it has another format."""
+    there = read_manifest(storage, check=False) if storage.exists(FILE) else formats
+    same = dataclasses.replace(there, identities=[]) == formats
+    return {entry.name: entry for entry in there.identities} if same else {}
+
+
+def _with_earlier(storage: Storage, named: dict[str, IdentityEntry], done: dict[str, Done]) -> dict[str, Done]:
+    """The results, where a refused clip's shards of before, which were `named`, stay as long as they are whole: nothing was written over them."""
+    kept = {}
+    for name, result in done.items():
+        if result.entry is None and name in named:
+            sizes = storage.sizes(name)
+            entry = marked(storage, sizes, name)
+            if entry and entry.sha256 == named[name].sha256 and is_whole(entry, sizes):
+                kept[name] = Done(entry, f"{result.reason}; the shards of before stay", result.seconds)
+    return done | kept
+
+
 def _source(path: Path, cfg: PackConfig) -> SourceEntry:
     """What the shards of a clip depend on. Raises DataError when it can't be read."""
     settings = dataclasses.asdict(cfg)
@@ -227,22 +254,10 @@ def _digest(features: Path) -> str:
     return ""
 
 
-def _marked(storage: Storage, sizes: dict[str, int], name: str) -> IdentityEntry | None:
-    """The entry in an identity's folder: it was packed completely, from whatever clip."""
-    mark = f"{name}/{MARK}"
-    if mark not in sizes:
-        return None
-    try:
-        return from_json(IdentityEntry, json.loads(storage.read(mark)), f"{storage.url}/{mark}")
-    except (ValueError, DataError):
-        return None  # made by another version, or damaged: pack again
-
-
 def _is_finished(entry: IdentityEntry, sizes: dict[str, int], work: Work) -> bool:
     """Whether an identity was packed from the same clip with the same settings, and all of it is there."""
-    whole = all(sizes.get(file) == size for file, size in entry.files.items())
     same = entry.source and dataclasses.replace(entry.source, file=work.source.file) == work.source
-    return bool(whole and same)
+    return bool(same and is_whole(entry, sizes))
 
 
 def _agreed(before: IdentityEntry | None, source: SourceEntry) -> str:
@@ -292,7 +307,7 @@ def _table(done: dict[str, Done], new: set[str]) -> str:
     table = Table("clip", "state", "frames", "train", "test", "MiB", Column("note", overflow="fold"))
     for name, result in done.items():
         entry = result.entry
-        if entry is None:
+        if entry is None or result.reason:
             table.add_row(name, "refused", "", "", "", "", result.reason)
         else:
             numbers = (str(entry.num_frames), str(entry.split.train), str(entry.split.test))

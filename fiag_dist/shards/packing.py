@@ -17,14 +17,13 @@ import numpy as np
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError, FiagError
 from fiag_dist.ingest.sheet import contact_sheet
+from fiag_dist.shards.folder import REPORT, SHEET, clear, write_mark
 from fiag_dist.shards.manifest import IdentityEntry, SourceEntry
 from fiag_dist.shards.writer import write_identity
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import Frame, IdentityMeta
 
 SHEET_FRAMES = 8
-MARK = "entry.json"
-"""Written last into an identity's folder: without it the folder is unfinished."""
 TIMINGS = "timings"
 """What of a clip's report stays out of its shards, so that packing again gives the same bytes."""
 
@@ -49,7 +48,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a clip: its entry, or the reason why there is none."""
+    """What came of a clip: its entry, or the reason why there is none; both where what was packed before stays."""
 
     entry: IdentityEntry | None
     reason: str = ""
@@ -65,26 +64,10 @@ def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
     began = time.perf_counter()
     storage = open_storage(work.out)
     try:
-        if not work.path.exists():
-            raise DataError(
-                f"{work.path}: no such file on {socket.gethostname()}; on a cluster, clips lie where every node finds them by this path"
-            )
-        meta, frames = packer(work.path, work.cfg, work.name, progress)
-        if meta.speech.shape[1:] != work.speech:
-            raise DataError(
-                f"{work.path.name}: speech features [{meta.speech.shape[1]}, {meta.speech.shape[2]}], the other clips have {list(work.speech)}; "
-                "make them by the same program"
-            )
-        chosen: list[Frame] = []
-        stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k != TIMINGS})
-        entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
-        entry = dataclasses.replace(entry, source=work.source, consent=work.consent)
-        storage.write(f"{work.name}/report.json", (json.dumps(meta.report, indent=1) + "\n").encode())
-        storage.write(f"{work.name}/contact_sheet.png", _png(contact_sheet(meta, chosen)))
-        write_mark(storage, entry)
+        with storage.claim(work.name):
+            meta, frames = _made(work, packer, progress)
+            entry = _written(storage, work, meta, frames)
     except DataError as error:
-        with suppress(DataError):  # what is there of it takes room, and nothing names it
-            storage.delete(work.name)
         return Done(None, str(error), time.perf_counter() - began)
     except FiagError:
         raise
@@ -94,9 +77,36 @@ def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
     return Done(entry, "", time.perf_counter() - began, note=_moved(meta.report.get("sound")))
 
 
-def write_mark(storage: Storage, entry: IdentityEntry) -> None:
-    """Says in an identity's folder that it is finished, and what it holds."""
-    storage.write(f"{entry.name}/{MARK}", (json.dumps(dataclasses.asdict(entry), indent=1) + "\n").encode())
+def _made(work: Work, packer: Packer, progress: Progress) -> tuple[IdentityMeta, Iterator[Frame]]:
+    """The clip's identity and its samples. Until these are written, what was packed under the name before stays."""
+    if not work.path.exists():
+        raise DataError(
+            f"{work.path}: no such file on {socket.gethostname()}; on a cluster, clips lie where every node finds them by this path"
+        )
+    meta, frames = packer(work.path, work.cfg, work.name, progress)
+    if meta.speech.shape[1:] != work.speech:
+        raise DataError(
+            f"{work.path.name}: speech features [{meta.speech.shape[1]}, {meta.speech.shape[2]}], the other clips have {list(work.speech)}; "
+            "make them by the same program"
+        )
+    return meta, frames
+
+
+def _written(storage: Storage, work: Work, meta: IdentityMeta, frames: Iterator[Frame]) -> IdentityEntry:
+    """All files of the identity; where that fails, none of them."""
+    chosen: list[Frame] = []
+    stored = dataclasses.replace(meta, report={k: v for k, v in meta.report.items() if k != TIMINGS})
+    try:
+        entry = write_identity(storage, stored, _keeping(frames, len(meta.split), chosen), work.cfg.frames_per_shard)
+        entry = dataclasses.replace(entry, source=work.source, consent=work.consent)
+        storage.write(f"{work.name}/{REPORT}", (json.dumps(meta.report, indent=1) + "\n").encode())
+        storage.write(f"{work.name}/{SHEET}", _png(contact_sheet(meta, chosen)))
+        write_mark(storage, entry)
+    except Exception:
+        with suppress(DataError):  # what is there of it takes room, and nothing names it
+            clear(storage, work.name)
+        raise
+    return entry
 
 
 def _moved(sound: dict[str, Any] | None) -> str:

@@ -4,14 +4,16 @@ import ctypes
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import cv2
 
 from fiag_dist.cluster import living_nodes, start_ray
-from fiag_dist.errors import DistributedError, FiagError
+from fiag_dist.errors import DataError, DistributedError, FiagError
 from fiag_dist.shards.packing import Done, Packer, Work, pack_one
 from fiag_dist.shards.progress import Board, Far
+from fiag_dist.storage import open_storage
 
 WORKER_BYTES = 1_500_000_000
 """Memory that a clip may need, whatever its length: no node takes more clips than it has room for."""
@@ -43,6 +45,9 @@ def pack_all(
     for work in lost:
         ((_, result),) = _run([work], 1, packer, tell)
         died = "its worker process died twice: killed, or out of memory; give a shorter clip (--max-seconds) or fewer --jobs"
+        if result is None:
+            with suppress(DataError), open_storage(work.out).claim(work.name):
+                pass  # the dead worker's folder goes, where it is empty
         yield work, result or Done(None, died)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from fiag_dist.errors import DataError
+from fiag_dist.shards import folder
 from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, SplitEntry
 from fiag_dist.storage import Storage
 from fiag_dist.types import Frame, IdentityMeta
@@ -26,12 +27,12 @@ def write_identity(
 ) -> IdentityEntry:
     """Writes `<name>/<name>-000000.tar ...` and `<name>/meta.tar`, holding one shard in memory at a time; returns the manifest's entry.
 
-    Frames come in time order and as many as `meta.split` says. What lay under the name before is removed first.
+    Frames come in time order and as many as `meta.split` says. What was packed under the name before is removed first, and nothing else that lies there.
     Raises DataError for a name that can't be a folder, no frames, or a storage that can't be written.
     """
     if not NAME.fullmatch(meta.name):
         raise DataError(f"identity name {meta.name!r}: use 1-64 letters, digits, - and _, a letter or digit first")
-    storage.delete(meta.name)
+    folder.clear(storage, meta.name)
     shards: list[ShardEntry] = []
     tracks = _Tracks()
     pending: list[dict] = []
@@ -127,14 +128,14 @@ class _Tracks:
 
 
 def _write_shard(storage: Storage, name: str, number: int, samples: list[dict]) -> ShardEntry:
-    file = f"{name}/{name}-{number:06d}.tar"
+    file = f"{name}/{folder.shard(name, number)}"
     data = _tar(samples)
     storage.write(file, data)
     return ShardEntry(file=file, num_frames=len(samples), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def _write_meta(storage: Storage, meta: IdentityMeta, tracks: _Tracks) -> MetaEntry:
-    file = f"{meta.name}/meta.tar"
+    file = f"{meta.name}/{folder.META}"
     arrays = {
         "embedding": meta.embedding,
         "rest_landmarks": meta.rest_landmarks,

@@ -1,17 +1,20 @@
 """A folder on disk as a storage."""
 
 import errno
+import fcntl
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import TypeVar
 
 from fiag_dist.errors import DataError
 from fiag_dist.storage.protocol import Content, DamagedError, Inspection, Paths, relative
-from fiag_dist.storage.retry import judge_local, persist
+from fiag_dist.storage.retry import Failure, judge_local, persist
 
 T = TypeVar("T")
 
@@ -19,6 +22,8 @@ TEMPORARY = ".part-"
 """Start of the names of files that are still being written; listings leave them out."""
 NOWHERE = (errno.ENOENT, errno.ELOOP)
 """Errors of a file that was deleted by another process meanwhile, and of a link that leads nowhere or to itself."""
+NO_LOCKS = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""Errors of file systems that can't lock a folder, as NFS can't."""
 
 
 class LocalStorage:
@@ -88,9 +93,29 @@ class LocalStorage:
             return []
         return sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith(TEMPORARY))
 
-    def delete(self, prefix: str) -> None:
+    def delete(self, prefix: str, names: re.Pattern[str] | None = None) -> None:
         target = self._at(prefix)
-        self._try("deleting", prefix, lambda: shutil.rmtree(target) if target.is_dir() else target.unlink(True))
+
+        def remove() -> None:
+            if names is None:
+                shutil.rmtree(target) if target.is_dir() else target.unlink(True)
+            elif target.is_dir():
+                for file in target.iterdir():
+                    if names.fullmatch(file.name) or file.name.startswith(TEMPORARY):
+                        file.unlink(missing_ok=True)
+
+        persist(f"{self.url}/{prefix}", "deleting", remove, _judge_deleting)
+
+    @contextmanager
+    def claim(self, prefix: str) -> Iterator[None]:
+        target = self._at(prefix)
+        folder = persist(f"{self.url}/{prefix}", "claiming", lambda: _claimed(target), _judge_claiming)
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # something is in it
+                target.rmdir()
+            os.close(folder)
 
     def open(self, path: str, content: Content | None = None) -> BufferedReader:
         return self._try("reading", path, lambda: self._opened(path, content))
@@ -108,6 +133,38 @@ class LocalStorage:
 
     def _try(self, doing: str, path: str, action: Callable[[], T]) -> T:
         return persist(f"{self.url}/{path}", doing, action, judge_local)
+
+
+def _claimed(folder: Path) -> int:
+    """The folder, opened and locked. Raises BlockingIOError where another holds the lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+        if not os.path.samestat(os.fstat(descriptor), folder.stat()):
+            raise BlockingIOError  # who had it has removed it since, and another made a new one
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _judge_claiming(error: Exception) -> Failure:
+    """Who holds a claim may be about to end, or to be dead."""
+    if isinstance(error, BlockingIOError | FileNotFoundError):
+        return Failure(True, "another process is writing there", "wait until it has ended, or give another place")
+    return judge_local(error)
+
+
+def _judge_deleting(error: Exception) -> Failure:
+    """Another process may write into a folder, or delete it, at the same time."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTEMPTY):
+        return Failure(True, "another process is at work there", "wait until it has ended")
+    return judge_local(error)
 
 
 def _is_circle(folder: Path) -> bool:

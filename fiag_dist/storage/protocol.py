@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+from contextlib import AbstractContextManager
 from io import BufferedReader
 from pathlib import PurePosixPath
 from typing import Protocol, runtime_checkable
@@ -67,8 +69,18 @@ class Storage(Protocol):
         """Names directly in the folder `prefix`, sorted; folders end with a slash."""
         ...
 
-    def delete(self, prefix: str) -> None:
-        """Removes the file, or the folder and all in it; nothing there is fine."""
+    def delete(self, prefix: str, names: re.Pattern[str] | None = None) -> None:
+        """Removes the file, or the folder and all in it; nothing there is fine.
+
+        names: of a folder, only the files directly in it that are called so, and those that somebody left unfinished there.
+        """
+        ...
+
+    def claim(self, prefix: str) -> AbstractContextManager[None]:
+        """A folder that nobody else may claim meanwhile; it is made where it is not there, and goes again where it stays empty.
+
+        Who dies loses the claim. S3, and file systems that know no locks, claim nothing. Raises DataError where another process holds the claim.
+        """
         ...
 
     def open(self, path: str, content: Content | None = None) -> BufferedReader:

@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -105,9 +107,11 @@ class S3Storage:
             names += [item["Key"].rpartition("/")[2] for item in page.get("Contents", [])]
         return sorted(name for name in names if name)
 
-    def delete(self, prefix: str) -> None:
+    def delete(self, prefix: str, names: re.Pattern[str] | None = None) -> None:
         paths = self.list(prefix)
-        if self._key(prefix):
+        if names is not None:
+            paths = [path for path in paths if names.fullmatch(path.removeprefix(f"{relative(prefix)}/"))]
+        elif self._key(prefix):
             try:
                 self._head(prefix)
                 paths.append(relative(prefix))
@@ -116,6 +120,9 @@ class S3Storage:
         for start in range(0, len(paths), DELETE_AT_ONCE):
             keys = [self._key(path) for path in paths[start : start + DELETE_AT_ONCE]]
             self._try("deleting", prefix, partial(self._delete, keys))
+
+    def claim(self, prefix: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def open(self, path: str, content: Content | None = None) -> BufferedReader:
         if content:

@@ -21,7 +21,7 @@ from fiag_dist.shards import progress as progress_module
 from fiag_dist.shards.manifest import SourceEntry, read_manifest, write_manifest
 from fiag_dist.shards.packing import Done, Work, pack_one
 from fiag_dist.shards.progress import Far
-from fiag_dist.storage import open_storage
+from fiag_dist.storage import open_storage, retry
 from fiag_dist.types import Frame, IdentityMeta
 
 CFG = PackConfig(size=SIZE, extractor="mel", frames_per_shard=10, jobs=2)
@@ -250,6 +250,86 @@ def test_features_of_another_shape_are_refused(tmp_path: Path) -> None:
 def test_a_refused_clip_leaves_nothing_behind(packed) -> None:
     _, out, _, _ = packed
     assert open_storage(out).children() == ["anna/", "bert/", "manifest.json"]
+
+
+def test_nothing_but_what_packing_writes_is_deleted(tmp_path: Path) -> None:
+    """`pack clips --out clips`: anna's clip lies in a folder of her name, in carl's lies what somebody needs, in dora's what a system leaves."""
+    folder = clips(tmp_path / "clips", bert="ok", carl="ok", dora="halfway")
+    mine = [clips(folder / "anna", anna="ok") / "anna.mp4", folder / "carl" / "z" / "bert-000000.tar"]
+    mine.append(folder / "dora" / ".DS_Store")
+    for file in mine[1:]:
+        file.parent.mkdir(parents=True)
+        file.write_text("ok")
+    unfinished = folder / "dora" / ".part-0123"
+    unfinished.write_text("half")
+    result = pack([folder], str(folder), CFG, lambda _: None, told)
+    assert result.manifest.names == ["bert"]
+    assert [file.read_text() for file in mine] == ["ok"] * 3
+    assert not unfinished.exists()
+    rule = "lies where its shards would go, and is none of them; give another --out"
+    assert result.refused == {
+        "anna": f"{folder}/anna/anna.mp4 {rule}",
+        "carl": f"{folder}/carl/z/bert-000000.tar {rule}",
+        "dora": "dora.mp4: unreadable after 0.6 s",
+    }
+    assert [file.name for file in (folder / "dora").iterdir()] == [".DS_Store"], (
+        "what was written before it failed goes"
+    )
+
+
+@pytest.mark.parametrize("why", ["another name", "silent"])
+def test_shards_of_before_stay_when_their_clip_is_refused(tmp_path: Path, why: str) -> None:
+    folder, out = clips(tmp_path / "clips", anna="ok", bert="ok"), str(tmp_path / "out")
+    before = pack([folder / "anna.mp4"], out, CFG, lambda _: None, told).manifest
+    if why == "another name":
+        (folder / "anna.mov").write_text("ok")
+    else:
+        clips(folder, anna=why)
+    lines: list[str] = []
+    result = pack([folder], out, CFG, lines.append, told)
+    assert result.manifest.names == ["anna", "bert"]
+    assert read_manifest(out).entry("anna") == before.entry("anna")
+    assert result.refused["anna"].endswith("; the shards of before stay")
+    assert "refused" in next(line for line in lines[-1].splitlines() if " anna " in line)
+    paths = [path for path in folder.iterdir() if path.stem == "anna"]
+    with pytest.raises(DataError, match="none of 1 clips can be used"):
+        pack(paths, out, CFG, lambda _: None, told)
+    assert read_manifest(out).names == ["anna", "bert"], "nor is it lost when no other clip was given"
+
+
+def test_shards_that_were_begun_anew_are_gone_when_their_clip_is_refused(tmp_path: Path) -> None:
+    folder, out = clips(tmp_path / "clips", anna="ok", bert="ok"), str(tmp_path / "out")
+    pack([folder], out, CFG, lambda _: None, told)
+    clips(folder, anna="halfway")
+    assert pack([folder], out, CFG, lambda _: None, told).manifest.names == ["bert"]
+    assert open_storage(out).children() == ["bert/", "manifest.json"]
+
+
+def test_two_packs_of_one_person_do_not_touch_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, out = clips(tmp_path / "clips", anna="silent"), str(tmp_path / "out")
+    storage = open_storage(out)
+    source = SourceEntry(file="anna.mp4", bytes=2, sha256="", settings="")
+    work = Work(folder / "anna.mp4", "anna", out, CFG, source, (80, 4))
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
+    with storage.claim("anna"):
+        storage.write("anna/anna-000000.tar", b"another's")
+        late = pack_one(work, told, lambda stage, share: None)
+        assert storage.list() == ["anna/anna-000000.tar"]
+    assert late.entry is None
+    assert "another process is writing there; wait until it has ended" in late.reason
+    assert "no audio track" in pack_one(work, told, lambda stage, share: None).reason, "the claim has ended"
+    assert storage.list() == ["anna/anna-000000.tar"], "nothing was written, so nothing is taken away"
+
+
+def test_a_pack_that_was_refused_names_what_another_finished_meanwhile(tmp_path: Path) -> None:
+    folder, out = clips(tmp_path / "clips", anna="silent", bert="ok"), str(tmp_path / "out")
+    other = clips(tmp_path / "other", anna="ok")
+
+    def meanwhile(line: str) -> None:
+        if " anna: refused" in line:
+            pack([other], out, CFG, lambda _: None, told)
+
+    assert pack([folder], out, CFG, meanwhile, told).manifest.names == ["anna", "bert"]
 
 
 def test_what_nodes_of_a_cluster_do_not_share_is_said(packed, tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 import errno
 import hashlib
 import os
+import re
+import subprocess
+import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +34,76 @@ def test_round_trip(tmp_path: Path) -> None:
     store.delete("a")
     store.delete("never/there")
     assert store.list() == ["ab.bin"]
+
+
+def test_some_files_of_a_folder_go_and_the_others_stay(tmp_path: Path) -> None:
+    store = open_storage(tmp_path)
+    for path in ("a/x-1", "a/x-2", "a/y", "a/x-deep/x-1", "x-1", "b"):
+        store.write(path, b"1")
+    (tmp_path / "a" / ".part-0123").touch()
+    for folder in ("a", "b", "never/there"):
+        store.delete(folder, re.compile(r"x-.|b"))
+    assert store.list() == ["a/x-deep/x-1", "a/y", "b", "x-1"]
+    assert not (tmp_path / "a" / ".part-0123").exists()
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTEMPTY])
+def test_a_folder_that_others_are_at_work_in_is_deleted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    store, rmtree = open_storage(tmp_path), local.shutil.rmtree
+    store.write("a/x", b"1")
+    made = []
+
+    def disturbed(path: Path) -> None:
+        made.append(path)
+        if len(made) < 3:
+            raise OSError(number, os.strerror(number))
+        rmtree(path)
+
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
+    monkeypatch.setattr(local.shutil, "rmtree", disturbed)
+    store.delete("a")
+    assert len(made) == 3
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_claim_is_one_process_s_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "FIRST_WAIT_S", 0.001)
+    store, other = open_storage(tmp_path), open_storage(tmp_path)
+    refused = pytest.raises(DataError, match=r"/a: claiming failed 6 times in 0 s: another process is writing there")
+    with store.claim("a"):
+        with refused, other.claim("a"):
+            pass
+        with other.claim("b"):
+            store.write("b/x", b"1")
+    assert store.children() == ["b/"], "an empty folder goes with its claim"
+    with other.claim("a"):
+        pass
+    words = [
+        sys.executable,
+        "-c",
+        f"import sys, time; from fiag_dist.storage import open_storage\nwith open_storage({str(tmp_path)!r}).claim('a'): print(flush=True); time.sleep(60)",
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        with pytest.raises(DataError, match="another process"), other.claim("a"):
+            pass
+        holder.kill()
+    with other.claim("a"):
+        pass
+
+
+def test_a_place_that_knows_no_locks_is_used_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(descriptor: int, how: int) -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr(local.fcntl, "flock", unable)
+    store = open_storage(tmp_path)
+    with store.claim("a"):
+        store.write("a/x", b"1")
+    assert store.list() == ["a/x"]
 
 
 def test_links_are_followed_and_what_vanishes_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
