@@ -19,7 +19,7 @@ from fiag_dist.errors import ConfigError, DataError, guarded
 from fiag_dist.ingest import precomputed, speech
 from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
 from fiag_dist.ingest.layouts import pack_any
-from fiag_dist.shards.folder import is_whole, marked, stranger, write_mark
+from fiag_dist.shards.folder import is_whole, marked, probe, stranger, write_mark
 from fiag_dist.shards.manifest import (
     FILE,
     AudioFormat,
@@ -93,8 +93,8 @@ def pack(
     `report` gets one line a clip as it finishes, now and then how far all are, and a table at the end; `packer` makes the samples, in Ray's workers.
     `consent` becomes the note of all these clips; without it, files that are the same as before keep theirs, also where they are packed anew.
     `address` is that of a Ray cluster; a Ray that this process is connected to already is used, and one that is started ends with the process.
-    Raises ConfigError for settings out of range, DataError when a path is missing, a folder holds no clips, no clip is usable, or shards of another format
-    are there already, DistributedError when the cluster does not answer.
+    Raises ConfigError for settings out of range, DataError when a path is missing, a folder holds no clips, no clip is usable, `out` can't be written,
+    or shards of another format are there already, DistributedError when the cluster does not answer.
     """
 
     def say(text: str) -> None:
@@ -106,6 +106,7 @@ def pack(
     storage = open_storage(out)
     sizes = storage.sizes()
     formats = _formats(cfg, found)
+    probe(storage)
     _others(storage, formats, set(found))  # another format is refused before the work, not after it
     named = {e.name: e for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
     before = _named(storage, formats)

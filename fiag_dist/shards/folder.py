@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import uuid
 
 from fiag_dist.errors import DataError
 from fiag_dist.shards.manifest import IdentityEntry, from_json
@@ -11,6 +12,16 @@ from fiag_dist.storage import Storage
 META, REPORT, SHEET = "meta.tar", "report.json", "contact_sheet.png"
 MARK = "entry.json"
 """Written last into an identity's folder: without it the folder is unfinished."""
+
+
+def probe(storage: Storage) -> None:
+    """Raises DataError where no file can be written and taken away again: better before the work than after it."""
+    file = f".probe-{uuid.uuid4().hex}"
+    try:
+        storage.write(file, b"written before the work, to see whether it can be")
+        storage.delete(file)
+    except DataError as error:
+        raise DataError(f"{storage.url}: takes no files ({error}); nothing was packed, give another --out") from error
 
 
 def shard(name: str, number: int) -> str:

@@ -71,6 +71,8 @@ def test_round_trip(store: S3Storage) -> None:
     assert store.read("ab.bin") == b"new"
     with store.open("ab.bin") as stream:
         assert stream.read() == b"new"
+    store.delete("a", re.compile("b.bin|d.*"))
+    assert store.list() == ["a/c/d é+%.bin", "ab.bin"]
     store.delete("a")
     store.delete("never/there")
     assert store.list() == ["ab.bin"]

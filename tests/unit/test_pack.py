@@ -125,6 +125,17 @@ def test_settings_out_of_range_are_refused_before_anything_starts(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_that_takes_no_files_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, lines = clips(tmp_path / "clips", anna="ok"), []
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr(pack_module, "fingerprint", lambda path: pytest.fail("clips were read"))
+    with pytest.raises(DataError, match=r"/file/out: takes no files \(.*\); nothing was packed, give another --out$"):
+        pack([folder], str(tmp_path / "file" / "out"), CFG, lines.append, told)
+    assert not lines
+
+
 def test_again_nothing_is_done_for_what_is_unchanged(packed, tmp_path: Path) -> None:
     _, out, result, _ = packed
     lines: list[str] = []
