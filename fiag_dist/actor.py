@@ -138,7 +138,7 @@ def _other_version(folder: Path, values: Mapping[str, Any]) -> str:
     """What to do about a folder of another format."""
     said = f"identity {folder}: format version {values['version']}, this fiag_dist reads versions {OLDEST} to {VERSION}"
     if values["version"] > VERSION:
-        return f"{said}; it is from a newer fiag_dist: pip install -U fiag-dist"
+        return f"{said}; it is from a newer fiag_dist: git pull, then bash launch/install.sh"
     clip = values.get("source") or "CLIP"
     start = f"--from {values['checkpoint']}" if values.get("checkpoint") else "--from RUN"
     return f"{said}; make it anew: fiag-dist adapt {clip} {start} --out {folder.parent}"

@@ -34,7 +34,7 @@ COMMANDS = {
     "shards": Command(
         "shards.inspect",
         "[ls|verify|show] URL",
-        "shards -> a table, a check of every size and hash, or one sample as files",
+        "shards -> a table, a check of every size and hash, one sample as files, or people taken out",
     ),
     "pretrain": Command(
         "pretrain",

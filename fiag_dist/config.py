@@ -219,7 +219,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DensityConfig:
-    """Growth and pruning of the shared field (model.md 4 and 5)."""
+    """Growth and pruning of the shared field (model.md 5)."""
 
     start: int = 300
     every: int = 100

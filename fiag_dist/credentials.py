@@ -7,7 +7,7 @@ from typing import Any
 
 from fiag_dist.errors import ConfigError, DataError
 
-HINT = "pip install 'fiag-dist[sign]'"
+HINT = "bash launch/install.sh ingest,sign"
 _STATED = ("identity", "identity_sha256", "checkpoint", "consent")
 
 

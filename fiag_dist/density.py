@@ -1,4 +1,4 @@
-"""Growth and pruning of a field that many identities share (model.md 4 and 5)."""
+"""Growth and pruning of a field that many identities share (model.md 5)."""
 
 import math
 from dataclasses import dataclass

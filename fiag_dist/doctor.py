@@ -27,9 +27,9 @@ from fiag_dist.storage import open_storage
 
 PACKAGES = ("torch", "numpy", "numba", "deepspeed", "ray", "webdataset", "s3fs", "tensorboard", "av")
 OPTIONAL = {
-    "mediapipe": "pack needs it: pip install 'fiag-dist[ingest]'",
-    "dlib-bin": "pack needs it: pip install 'fiag-dist[ingest]'",
-    "gsplat": "only CUDA devices use it: pip install 'fiag-dist[cuda]'",
+    "mediapipe": "pack needs it: bash launch/install.sh ingest",
+    "dlib-bin": "pack needs it: bash launch/install.sh ingest",
+    "gsplat": "only CUDA devices use it: bash launch/install.sh ingest,cuda",
     "tinycudann": "optional on CUDA devices; the torch encoder does the same, slower",
 }
 TIMEOUT_S = 3.0

@@ -113,10 +113,10 @@ Draw = Callable[[Sequence[Splats], Sequence[Camera], Tensor], list[Rendering]]
 def _gsplat_fault(device: torch.device) -> str:
     """Why gsplat can't be used on this device, and what helps; "" when it can."""
     if importlib.util.find_spec("gsplat") is None:
-        return "package not installed; run: pip install 'fiag-dist[cuda]'"
+        return "package not installed; run: bash launch/install.sh ingest,cuda"
     version = metadata.version("gsplat")
     if not version.startswith("1.5."):  # 1.6 blends otherwise
-        return f"version {version}, the rule is >=1.5.3,<1.6; run: pip install 'fiag-dist[cuda]'"
+        return f"version {version}, the rule is >=1.5.3,<1.6; run: bash launch/install.sh ingest,cuda"
 
     def trial() -> None:
         lock = _builds() / ".fiag-gsplat"

@@ -24,7 +24,7 @@ AUDIO_FRAMES = 8
 """Windows of speech features that one video frame sees: t-4 .. t+3."""
 
 ACTION_UNITS = ("AU01", "AU02", "AU04", "AU05", "AU06", "AU07", "AU45")
-"""Of the upper face, 0..1. The mouth must be driven by audio, so no lower-face channel is ever an input."""
+"""Of the upper face, 0..1.2. The mouth must be driven by audio, so no lower-face channel is ever an input."""
 GAZE = ("gaze_left", "gaze_up")
 """Where the eyes look, -2..2, against where they look in the middle of the clip: 1 is an iris a twentieth of the eye's width to the person's left, or
 three hundredths up."""

@@ -18,7 +18,7 @@ from fiag_dist.synthesize import Identity
 from fiag_dist.viewing.origin import is_loopback
 from fiag_dist.viewing.show import Show
 
-HINT = "pip install 'fiag-dist[view]'"
+HINT = "bash launch/install.sh ingest,view"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,7 +136,7 @@ def load_mediapipe() -> ModuleType:
         import mediapipe
     except ImportError as error:
         raise ConfigError(
-            "packing clips needs mediapipe, which is not installed; run: pip install 'fiag-dist[ingest]'"
+            "packing clips needs mediapipe, which is not installed; run: bash launch/install.sh ingest"
         ) from error
     return mediapipe
 

@@ -22,7 +22,7 @@ class IdentityEmbedder:
             import dlib
         except ImportError as error:
             raise ConfigError(
-                "packing clips needs dlib, which is not installed; run: pip install 'fiag-dist[ingest]'"
+                "packing clips needs dlib, which is not installed; run: bash launch/install.sh ingest"
             ) from error
         self._dlib: Any = dlib
         self._network = self._dlib.face_recognition_model_v1(str(weights.path("face-recognition")))

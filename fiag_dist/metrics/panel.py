@@ -33,7 +33,7 @@ _PREFIXES = {
     "eyes": ("eye_closure_", "gaze_"),
     "aue": ("aue_",),
 }
-_INSTALL = "pip install 'fiag-dist[ingest]'"
+_INSTALL = "bash launch/install.sh ingest"
 
 Numbers = dict[str, Any]
 """Metrics by key; the key ends in the unit where there is one."""

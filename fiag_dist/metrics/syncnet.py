@@ -77,7 +77,7 @@ class SyncNet:
         try:
             import python_speech_features
         except ImportError:
-            raise ConfigError("SyncNet needs one more library; run: pip install 'fiag-dist[syncnet]'") from None
+            raise ConfigError("SyncNet needs one more library; run: bash launch/install.sh ingest,syncnet") from None
         self._mfcc = python_speech_features.mfcc
         self._network = _Network().eval()
         _load(self._network, file)

@@ -1,12 +1,14 @@
-"""`fiag-dist shards ls|verify|show URL`: what a folder of shards holds, whether it is whole, and what one sample looks like."""
+"""`fiag-dist shards ls|verify|show|remove URL`: what a folder of shards holds, whether it is whole, what one sample looks like, and people taken out of it."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from fiag_dist.errors import DataError
-from fiag_dist.shards.manifest import Manifest, read_manifest
+from fiag_dist.shards.folder import clear
+from fiag_dist.shards.manifest import Manifest, read_manifest, write_manifest
 from fiag_dist.shards.reader import FrameReader
 from fiag_dist.shards.verify import damage, extras
 from fiag_dist.storage import Storage, open_storage
@@ -15,11 +17,12 @@ from fiag_dist.storage import Storage, open_storage
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 2 when `verify` finds damage. Raises DataError."""
     parser = argparse.ArgumentParser(prog="fiag-dist shards", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|show")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="ls|verify|show|remove")
     for name, text in (
         ("ls", "a table of the identities"),
         ("verify", "read everything and name what is missing, truncated, changed, extra or malformed"),
         ("show", "lay one sample out as files"),
+        ("remove", "take people out: out of the manifest, and then their files"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("url", help="folder or s3:// prefix that holds manifest.json")
@@ -27,10 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             command.add_argument("--identity", help="its name (default: the first)")
             command.add_argument("--frame", type=int, default=0, help="position in time order (default: 0)")
             command.add_argument("--out", type=Path, help="folder for the files (default: sample-IDENTITY-FRAME here)")
+        if name == "remove":
+            command.add_argument("names", nargs="+", metavar="NAME", help="whom to take out")
     args = parser.parse_args(argv)
     storage = open_storage(args.url)
     if args.command == "verify":
         return _verify(storage)
+    if args.command == "remove":
+        return _remove(storage, args.names)
     manifest = read_manifest(storage)
     if args.command == "ls":
         print(table(manifest))
@@ -70,6 +77,22 @@ def _verify(storage: Storage) -> int:
         print(f"{storage.url}: {len(bad)} fault{'s' if len(bad) > 1 else ''}, named above; {fix}", file=sys.stderr)
         return 2
     print(f"all {len(manifest.identities)} identities are whole")
+    return 0
+
+
+def _remove(storage: Storage, names: Sequence[str]) -> int:
+    """The manifest goes first: at no moment does it name what is not there."""
+    manifest = read_manifest(storage, check=False)
+    gone = {name: manifest.entry(name) for name in names}
+    kept = [entry for entry in manifest.identities if entry.name not in gone]
+    write_manifest(storage, dataclasses.replace(manifest, identities=kept))
+    for name, entry in gone.items():
+        with storage.claim(name):
+            clear(storage, name)
+        print(f"{name}: {entry.num_frames} frames taken out of {storage.url}")
+    print(
+        f"{len(kept)} identities are left. What was trained on these frames has learnt from them: delete their identity folders, and pretrain anew without them"
+    )
     return 0
 
 

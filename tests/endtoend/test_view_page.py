@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny_identity as tiny
 
-pytest.importorskip("viser", reason="viser is not installed: pip install 'fiag-dist[view]'")
+pytest.importorskip("viser", reason="viser is not installed: bash launch/install.sh ingest,view")
 
 import browser
 from commands import ROOT

@@ -332,13 +332,15 @@ def test_what_is_not_installed_is_said_with_the_command(monkeypatch: pytest.Monk
     with pytest.raises(ConfigError, match=r"not installed; run: pip install .*tiny-cuda-nn"):
         grid.choose("tcnn", CUDA)
     for wanted in ("auto", "gsplat"):
-        with pytest.raises(ConfigError, match=r"not installed; run: pip install 'fiag-dist\[cuda\]'"):
+        with pytest.raises(ConfigError, match=r"not installed; run: bash launch/install.sh ingest,cuda"):
             raster.choose(wanted, CUDA)  # type: ignore[arg-type]
     assert not trials
 
 
 def test_another_gsplat_is_refused_untried(monkeypatch: pytest.MonkeyPatch, trials: list) -> None:
     monkeypatch.setattr(raster.metadata, "version", lambda name: "1.6.0")
-    with pytest.raises(ConfigError, match=r"version 1.6.0, the rule is >=1.5.3,<1.6; run: pip install"):
+    with pytest.raises(
+        ConfigError, match=r"version 1.6.0, the rule is >=1.5.3,<1.6; run: bash launch/install.sh ingest,cuda"
+    ):
         raster.choose("auto", CUDA)
     assert not trials

@@ -11,7 +11,7 @@ from test_render import write_wav
 from fiag_dist import render
 from fiag_dist.errors import ConfigError
 
-c2pa = pytest.importorskip("c2pa", reason="c2pa-python is not installed: pip install 'fiag-dist[sign]'")
+c2pa = pytest.importorskip("c2pa", reason="c2pa-python is not installed: bash launch/install.sh ingest,sign")
 
 from cryptography import x509  # noqa: E402 - comes with c2pa
 from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402

@@ -49,7 +49,7 @@ def test_other_versions_are_refused_with_what_helps(data: str, tmp_path: Path) -
     whole = json.loads(path.read_text())
     old = {"source": "ball.mp4", "checkpoint": "runs/a"}
     cases = [
-        ({"version": VERSION + 1}, r"newer fiag_dist: pip install -U fiag-dist"),
+        ({"version": VERSION + 1}, r"newer fiag_dist: git pull, then bash launch/install.sh"),
         ({"version": 0, **old}, rf"fiag-dist adapt ball\.mp4 --from runs/a --out {tmp_path}/ids$"),
         ({"version": "one"}, "damaged"),
         ({"size": "64"}, "damaged.*size"),

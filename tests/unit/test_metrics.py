@@ -247,8 +247,8 @@ def test_without_the_landmark_library_the_command_to_install_it_is_said(monkeypa
     monkeypatch.setitem(__import__("sys").modules, "mediapipe", None)  # importing it fails
     with Panel(["psnr", "lmd"]) as panel:
         assert panel.names == ["psnr"]
-    assert panel.left_out == ["left out: lmd (need what packing clips needs; run: pip install 'fiag-dist[ingest]')"]
-    with pytest.raises(ConfigError, match=r"metrics lmd need .* pip install 'fiag-dist\[ingest\]'"):
+    assert panel.left_out == ["left out: lmd (need what packing clips needs; run: bash launch/install.sh ingest)"]
+    with pytest.raises(ConfigError, match=r"metrics lmd need .* bash launch/install.sh ingest"):
         Panel(["lmd"], strict=True)
 
 

@@ -237,6 +237,19 @@ def test_show_lays_out_the_stored_bytes(store: Storage, tmp_path: Path, capsys: 
         inspect.main(["show", store.url, "--out", str(out / "bert-000002.jpg" / "below")])
 
 
+def test_who_is_taken_out_is_gone_and_the_others_are_whole(store: Storage, capsys: pytest.CaptureFixture) -> None:
+    kept = {path: store.read(path) for path in store.list("bert")}
+    with pytest.raises(DataError, match="annna"):
+        inspect.main(["remove", store.url, "anna", "annna"])
+    assert store.list("anna"), "a name that is not there takes nobody out"
+    assert inspect.main(["remove", store.url, "anna"]) == 0
+    assert "anna: 23 frames taken out" in capsys.readouterr().out
+    assert read_manifest(store).names == ["bert"]
+    assert not store.exists("anna")
+    assert {path: store.read(path) for path in store.list("bert")} == kept
+    assert inspect.main(["verify", store.url]) == 0
+
+
 def test_names_and_empty_clips_are_refused(tmp_path: Path) -> None:
     store = open_storage(tmp_path)
     with pytest.raises(DataError, match=r"identity name '\.\./x'"):

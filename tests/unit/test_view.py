@@ -149,7 +149,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
             assert "\n" not in str(caught.value)
     find = view.importlib.util.find_spec
     monkeypatch.setattr(view.importlib.util, "find_spec", lambda name: None if name == "viser" else find(name))
-    with pytest.raises(ConfigError, match=r"not installed; run: pip install 'fiag-dist\[view\]'"):
+    with pytest.raises(ConfigError, match=r"not installed; run: bash launch/install.sh ingest,view"):
         view.main([str(folder)])
 
 
