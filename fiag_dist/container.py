@@ -1,24 +1,48 @@
 """Media files opened, decoded and written by PyAV, with errors that a user can act on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import av
 from av.container import InputContainer
+from av.stream import Disposition
 
 from fiag_dist.errors import DataError
+
+Track = TypeVar("Track", av.VideoStream, av.AudioStream)
 
 
 def opened(path: str | Path) -> InputContainer:
     """A file to read from; close it. Raises DataError for a file that is missing or no video or sound."""
     try:
-        return av.open(str(path), "r")
+        return av.open(str(Path(path).absolute()), "r")  # FFmpeg takes `12:30 take.mp4` for an address
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
             f"{path}: can't be read as video or audio ({reason}); give an mp4, mov, mkv, webm or wav file"
         ) from error
+
+
+def video_track(container: InputContainer, path: str | Path) -> av.VideoStream | None:
+    """The first one that is no cover picture; None where there is none. Raises DataError where nothing here decodes it."""
+    return _decodable([s for s in container.streams.video if not s.disposition & Disposition.attached_pic], path)
+
+
+def audio_track(container: InputContainer, path: str | Path) -> av.AudioStream | None:
+    """The first one; None where there is none. Raises DataError where nothing here decodes it."""
+    return _decodable(container.streams.audio, path)
+
+
+def _decodable(tracks: Sequence[Track], path: str | Path) -> Track | None:
+    """The first track whose codec is known, where there are any."""
+    found = next((track for track in tracks if track.codec_context is not None), None)
+    if tracks and found is None:
+        raise DataError(
+            f"{path}: nothing here decodes its {tracks[0].type} track; convert the file to mp4 where it plays"
+        )
+    return found
 
 
 def decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream, path: str | Path) -> Iterator:

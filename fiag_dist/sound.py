@@ -1,5 +1,6 @@
 """Sound, by PyAV, a piece at a time: what is heard need never be in memory as a whole."""
 
+import sys
 from collections.abc import Iterator
 from itertools import chain, groupby
 from operator import itemgetter
@@ -9,7 +10,7 @@ import av
 import numpy as np
 from jaxtyping import Float32
 
-from fiag_dist.container import decoded, opened
+from fiag_dist.container import audio_track, decoded, opened, video_track
 from fiag_dist.errors import DataError
 
 SAMPLE_RATE = 16_000
@@ -17,6 +18,8 @@ _PIECE = SAMPLE_RATE
 """Samples at a time of a sound that is in memory already, or of silence."""
 _JITTER_S = 0.02
 """By so much time stamps may run ahead of the samples before packets are missing: containers round them, recorders stamp unevenly."""
+_LONGEST_HOLE_S = 3600.0
+"""More silence than this is no muted microphone: a time stamp is wrong, and would fill the memory."""
 
 
 class Sound:
@@ -33,30 +36,36 @@ class Sound:
             self.rate, self.channels, self.seconds = SAMPLE_RATE, 1, len(source) / SAMPLE_RATE
             return
         with opened(source) as container:
-            if not container.streams.audio:
+            stream = audio_track(container, source)
+            if stream is None:
                 raise DataError(f"{source}: no audio track; the mouth is driven by speech, so give a file with sound")
-            stream = container.streams.audio[0]
             self.rate, self.channels = stream.rate, stream.channels
             self.seconds = container.duration / av.time_base if container.duration else 0.0
             """As long as the file's headers say, 0 where they are silent; exact for samples."""
-            if container.streams.video:
-                first = next(decoded(container, container.streams.video[0], source), None)
+            pictures = video_track(container, source)
+            if pictures:
+                first = next(decoded(container, pictures, source), None)
                 self._video_s = None if first is None else first.time
 
     def pieces(self, rate: int = SAMPLE_RATE, channels: int = 1) -> Iterator[Float32[np.ndarray, "channels samples"]]:
         """The samples, -1..1, resampled and mixed to `channels` (1 or 2), as they are decoded; zeros where packets are missing.
 
-        Raises DataError where a file is damaged, or its track holds nothing.
+        Raises DataError where a file is damaged, its track holds nothing, or time stamps leave a hole of more than an hour.
         """
         given = 0
         for (start_s, _), run in groupby(self._runs(), itemgetter(0)):
             missing = round(start_s * rate) - given  # negative: that much of the run comes before time zero
+            if missing > _LONGEST_HOLE_S * rate:
+                raise DataError(
+                    f"{self._source}: its sound jumps from {given / rate:.0f} s to {start_s:.0f} s, more than an hour; "
+                    "its time stamps are damaged: convert the file with ffmpeg and try again"
+                )
             for left in range(missing, 0, -_PIECE):
                 yield np.zeros((channels, min(left, _PIECE)), np.float32)
             given, skip = given + max(0, missing), max(0, -missing)
             resampler = av.AudioResampler(format="fltp", layout="mono" if channels == 1 else "stereo", rate=rate)
             for frame in chain((frame for _, frame in run), [None]):  # None: what the resampler holds back
-                for part in resampler.resample(frame):
+                for part in self._resampled(resampler, frame):
                     samples = part.to_ndarray()[:, skip:]
                     skip = max(0, skip - part.samples)
                     given += samples.shape[1]
@@ -67,6 +76,14 @@ class Sound:
                 f"{self._source}: the audio track is empty, or ends before the video begins; "
                 "the mouth is driven by speech, so give a file with sound"
             )
+
+    def _resampled(self, resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list[av.AudioFrame]:
+        try:
+            return resampler.resample(frame)
+        except (av.FFmpegError, ValueError) as error:
+            raise DataError(
+                f"{self._source}: its {self.channels} channels of sound can't be mixed ({error}); convert the file with ffmpeg -ac 2 and try again"
+            ) from error
 
     def _runs(self) -> Iterator[tuple[tuple[float, tuple], av.AudioFrame]]:
         """Frames, each with the run that it belongs to: when that starts, and its format. Within a run there is no hole and one format."""
@@ -92,12 +109,20 @@ class Sound:
                 yield frame
             return
         with opened(self._source) as container:
-            yield from decoded(container, container.streams.audio[0], self._source)
+            stream = audio_track(container, self._source)
+            assert stream is not None, "there was one a moment ago"
+            yield from decoded(container, stream, self._source)
 
 
-def read_audio(path: str | Path) -> Float32[np.ndarray, " samples"]:
-    """Mono sound at 16 kHz, -1..1, all of it.
+def read_audio(path: str | Path, max_seconds: float = 0.0) -> Float32[np.ndarray, " samples"]:
+    """Mono sound at 16 kHz, -1..1. max_seconds: no more than this of it, from its start; 0 reads all.
 
     Raises DataError when the file is unreadable, has no audio track, or the track holds nothing.
     """
-    return np.concatenate(list(Sound(path).pieces()), 1)[0].astype(np.float32)
+    limit = round(max_seconds * SAMPLE_RATE) if max_seconds else sys.maxsize
+    samples = bytearray()  # grows in place: an hour of sound is held once
+    for piece in Sound(path).pieces():
+        samples += piece[0, : limit - len(samples) // 4].tobytes()
+        if len(samples) // 4 >= limit:
+            break
+    return np.frombuffer(samples, np.float32)

@@ -17,12 +17,14 @@ from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from jaxtyping import Float32, UInt8
 
-from fiag_dist.container import decoded, opened, writing
+from fiag_dist.container import decoded, opened, video_track, writing
 from fiag_dist.errors import DataError
 from fiag_dist.sound import SAMPLE_RATE, Sound, read_audio
 
 __all__ = ["SAMPLE_RATE", "VideoInfo", "VideoWriter", "probe", "read_audio", "read_frames"]
 
+_ASPECT_CHANGE = 0.05
+"""By this share the shape of the picture may change within a clip: its size is a whole number of pixels, or of blocks of them."""
 _AAC_FRAME = 1024
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -46,7 +48,7 @@ def probe(path: str | Path) -> VideoInfo:
         frame = next(decoded(container, stream, path), None)
         if frame is None:
             raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
-        image = _upright(frame, stream)
+        image = _upright(frame, _shown_size(frame, stream), path)
         fps = float(stream.average_rate or stream.guessed_rate or 25)
         seconds = container.duration / av.time_base if container.duration else stream.frames / fps
         return VideoInfo(
@@ -63,15 +65,17 @@ def read_frames(
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """Upright RGB frames of square pixels at a fixed rate: frame i is the source frame nearest in time to i / fps, whatever the clip's own rate.
 
-    max_seconds: stop there; 0 reads all. Frames are decoded as they are asked for. Raises DataError as `probe` does.
+    max_seconds: stop there; 0 reads all. Frames are decoded as they are asked for. All have the size of the first: a recording of a call may change its
+    size on the way. Raises DataError as `probe` does, and where the picture changes its shape.
     """
     limit = int(max_seconds * fps + 1e-6) if max_seconds else sys.maxsize
     with opened(path) as container:
         stream = _video_stream(container, path)
-        index, before, before_s, start_s, gap_s = 0, None, 0.0, None, 1.0 / fps
+        index, before, before_s, start_s, gap_s, size = 0, None, 0.0, None, 1.0 / fps, None
         for frame in decoded(container, stream, path):
             if frame.pts is None:
                 continue
+            size = _one_size(size, frame, stream, path)
             stamp_s = float(frame.pts * (frame.time_base or stream.time_base))
             start_s = stamp_s if start_s is None else start_s
             now_s = stamp_s - start_s
@@ -83,14 +87,14 @@ def read_frames(
                 while index / fps < middle_s:
                     if index >= limit:
                         return
-                    image = _upright(before, stream) if image is None else image
+                    image = _upright(before, size, path) if image is None else image
                     yield image
                     index += 1
             before, before_s = frame, now_s
-        if before is None:
+        if before is None or size is None:
             raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
         while index / fps < before_s + gap_s - 0.5 / fps and index < limit:  # the last frame stays on for its own time
-            yield _upright(before, stream)
+            yield _upright(before, size, path)
             index += 1
 
 
@@ -119,7 +123,7 @@ class VideoWriter:
         self._fps, self._shape, self._count = fps, (height, width, 3), 0
         with writing(path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._container = av.open(str(self._partial), "w", options={"movflags": "+faststart"})
+            self._container = av.open(str(self._partial.absolute()), "w", options={"movflags": "+faststart"})
         self._container.metadata.update(metadata or {})
         self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
@@ -217,14 +221,44 @@ class _Track:
 
 
 def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
-    if not container.streams.video:
+    stream = video_track(container, path)
+    if stream is None:
         raise DataError(f"{path}: no video track; give a clip that shows a face")
-    return container.streams.video[0]
+    return stream
 
 
-def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB as a player shows it: phones store the rotation beside the pixels, and those of camcorders and DVDs are not square."""
-    width = round(frame.width * (stream.sample_aspect_ratio or 1))
-    image = frame.to_ndarray(format="rgb24", width=width)
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(image, turns))  # PyAV pads rows: wide strides even without a turn
+def _shown_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
+    """Width and height of square pixels, before the picture is turned: those of camcorders and DVDs are not square."""
+    return round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height
+
+
+def _one_size(
+    size: tuple[int, int] | None, frame: av.VideoFrame, stream: av.VideoStream, path: str | Path
+) -> tuple[int, int]:
+    """`size`, the first frame's, where there is one. Raises DataError when this frame is of another shape."""
+    width, height = _shown_size(frame, stream)
+    if size is None:
+        return width, height
+    if abs(width * size[1] / (height * size[0]) - 1) > _ASPECT_CHANGE:
+        raise DataError(
+            f"{path}: the picture changes from {size[0]}x{size[1]} to {width}x{height} pixels, which is another shape; cut the clip there"
+        )
+    return size
+
+
+def _upright(frame: av.VideoFrame, size: tuple[int, int], path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB as a player shows it, of this width and height before it is turned: phones store beside the pixels how they are turned or mirrored."""
+    try:
+        image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    except (av.FFmpegError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"{path}: its colours can't be converted to RGB ({reason}); convert the file with ffmpeg to BT.709 and try again"
+        ) from error
+    stored = frame.side_data.get("DISPLAYMATRIX")
+    if stored:
+        a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].astype(float)  # x = a x + c y, y = b x + d y
+        if abs(b) > abs(a):
+            image, a, d = image.swapaxes(0, 1), c, b
+        image = image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return np.ascontiguousarray(image)  # PyAV pads rows: wide strides even without a turn

@@ -49,11 +49,16 @@ def write_sound(path: Path, wav: np.ndarray) -> Path:
 
 def turn(path: Path, degrees: int) -> Path:
     """Writes a rotation into the track's header, as phones do, and leaves the pixels alone."""
+    c, s = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    return place(path, (c, s, -s, c))
+
+
+def place(path: Path, matrix: tuple[int, ...]) -> Path:
+    """Writes into the track's header that the pixel x, y is shown at a x + c y, b x + d y, for a matrix a, b, c, d."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix is 40 bytes after the flags
-    c, s = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
-    matrix = [c * 65536, s * 65536, 0, -s * 65536, c * 65536, 0, 0, 0, 1 << 30]
-    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in matrix)
+    a, b, c, d = (value * 65536 for value in matrix)
+    data[at : at + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in (a, b, 0, c, d, 0, 0, 0, 1 << 30))
     path.write_bytes(data)
     return path
 

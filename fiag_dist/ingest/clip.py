@@ -34,6 +34,8 @@ LEAST_FPS = 12.0
 """Slower clips miss most of what lips do between their frames."""
 LEAST_SIDE = 64
 """Smaller pictures hold no face that could be tracked, pixels."""
+SOUND_MARGIN_S = 1.0
+"""Sound is read so much longer than frames are: it may have to move to its lips, by sync.MOST_S at most."""
 SYNC_S = 60
 """So much of a clip decides on the offset of its sound, seconds."""
 
@@ -60,7 +62,7 @@ def pack_clip(
     torch.set_num_threads(1)
     path, clock = Path(path), Stopwatch(progress)
     clock.stage("sound", 0.0)
-    wav = _sound(path)
+    wav = _sound(path, cfg.max_seconds)
     if _is_movable(cfg):
         weights.path(WHISPER)  # is missed before the work, not in the middle of it
     clock.stage("finding the head", 0.02)
@@ -147,8 +149,8 @@ def intrinsics(cfg: PackConfig) -> np.ndarray:
     return np.array([[focal, 0, centre], [0, focal, centre], [0, 0, 1]])
 
 
-def _sound(path: Path) -> Float32[np.ndarray, " samples"]:
-    """The clip's wav. Raises DataError for a clip that its headers or its sound rule out."""
+def _sound(path: Path, max_seconds: float) -> Float32[np.ndarray, " samples"]:
+    """The clip's wav, as much as `max_seconds` of frames can need; 0: all. Raises DataError for a clip that its headers or its sound rule out."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; give a video file or a folder of them")
     info = video.probe(path)
@@ -160,7 +162,7 @@ def _sound(path: Path) -> Float32[np.ndarray, " samples"]:
         raise DataError(
             f"{path.name}: {info.fps:.3g} frames a second, {LEAST_FPS:g} needed to see the lips move; give the clip at its full rate"
         )
-    return speech.heard_in(path, path.name)
+    return speech.heard_in(path, path.name, max_seconds + SOUND_MARGIN_S if max_seconds else 0.0)
 
 
 def _poses(reel: Reel, cfg: PackConfig, use: span.Span, tracked: Tracked, clock: Stopwatch) -> _Seen:

@@ -42,9 +42,12 @@ class Extractor(Protocol):
         ...
 
 
-def heard_in(path: Path, name: str) -> Float32[np.ndarray, " samples"]:
-    """The sound of a file, mono at 16 kHz, -1..1. name: whose it is. Raises DataError where there is none, or silence alone."""
-    wav = read_audio(path)
+def heard_in(path: Path, name: str, max_seconds: float = 0.0) -> Float32[np.ndarray, " samples"]:
+    """The sound of a file, mono at 16 kHz, -1..1. name: whose it is; max_seconds: so much of it, 0 for all.
+
+    Raises DataError where there is none, or silence alone.
+    """
+    wav = read_audio(path, max_seconds)
     if max(float(wav.max(initial=0.0)), -float(wav.min(initial=0.0))) < SILENCE:
         raise DataError(f"{name}: its audio track is silent; the mouth is driven by speech, so give a clip with sound")
     return wav

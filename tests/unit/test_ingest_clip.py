@@ -10,7 +10,7 @@ import pytest
 from fiag_dist import video
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError
-from fiag_dist.ingest import rest
+from fiag_dist.ingest import clip, rest, sync
 from fiag_dist.ingest.clip import pack_clip
 from fiag_dist.ingest.sheet import contact_sheet
 from fiag_dist.types import BOUND_M, Label
@@ -157,6 +157,13 @@ def test_a_clip_without_a_face_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"noise\.mp4: a face in 0 of 2 sampled frames") as caught:
         pack_clip(path, PackConfig(), "noise")
     assert "\n" not in str(caught.value)
+
+
+def test_sound_is_read_as_far_as_the_frames_that_are_used_can_need(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "long.mp4", np.zeros((64, 64, 3), np.uint8), 5.0)
+    assert len(clip._sound(path, 1.5)) == 2.5 * video.SAMPLE_RATE
+    assert len(clip._sound(path, 0.0)) == pytest.approx(5.0 * video.SAMPLE_RATE, abs=2048)
+    assert sync.MOST_S < clip.SOUND_MARGIN_S, "sound that is late is moved by so much"
 
 
 def test_unreadable_silent_and_missing_files_are_refused(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """Files in and out: rates, time stamps, sound offsets, and what is refused."""
 
+import tracemalloc
+import wave
 from collections.abc import Container
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import clipmaker
+import cv2
 import numpy as np
 import pytest
 from av.container import OutputContainer
+from av.stream import Disposition
 
-from fiag_dist import video
+from fiag_dist import sound, video
 from fiag_dist.errors import DataError
 
 SIDE = 64
@@ -201,6 +205,161 @@ def test_sound_may_change_its_format(tmp_path: Path) -> None:
     assert np.flatnonzero(wav > 0.3)[0] / 16_000 == pytest.approx(1.5, abs=0.05)
     stereo = np.concatenate(list(video.Sound(path).pieces(48_000, 2)), 1)
     assert stereo.shape[1] / 48_000 == pytest.approx(len(wav) / 16_000, abs=0.001)
+
+
+def test_no_more_sound_is_read_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        mux_sound(container, stream, np.arange(16_000 * 60).astype(np.int16), {k: k / 50 for k in range(3000)})
+    whole, decoded = video.read_audio(path), []
+    assert len(whole) == 16_000 * 60
+    frames = sound.Sound._frames
+    monkeypatch.setattr(sound.Sound, "_frames", lambda self: (decoded.append(f) or f for f in frames(self)))
+    np.testing.assert_array_equal(video.read_audio(path, 1.234), whole[: round(1.234 * 16_000)])
+    assert len(decoded) < 100, "of 3000"
+
+
+def test_sound_is_held_once(tmp_path: Path) -> None:
+    path, piece = tmp_path / "long.wav", np.zeros((1, 16_000), np.float32)
+    clipmaker.write_sound(path, piece[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sound.Sound, "pieces", lambda self: (piece for _ in range(600)))
+        tracemalloc.start()
+        try:
+            assert video.read_audio(path).nbytes == 600 * piece.nbytes
+            assert tracemalloc.get_traced_memory()[1] < 1.5 * 600 * piece.nbytes
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_time_stamp_that_jumps_hours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jumps.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        mux_sound(container, stream, np.ones(32_000, np.int16), {k: k / 50 + 40_000 * (k >= 50) for k in range(100)})
+    with pytest.raises(DataError, match=r"its sound jumps from 1 s to 40001 s, more than an hour; its time stamps are"):
+        video.read_audio(path)
+    assert len(video.read_audio(path, 0.5)) == 8000
+
+
+def test_more_channels_than_can_be_mixed_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "nine.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(9)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 9 * 1600))
+    with pytest.raises(DataError, match=r"nine.wav: its 9 channels of sound can't be mixed .*; convert .* -ac 2"):
+        video.read_audio(path)
+
+
+@pytest.mark.parametrize(("codec", "kind"), [(b"V_MPEG4/ISO/AVC", "video"), (b"A_PCM/INT/LIT", "audio")])
+def test_a_track_that_nothing_decodes_is_one_line(tmp_path: Path, codec: bytes, kind: str) -> None:
+    path = tmp_path / "unknown.mkv"
+    write_at(path, [k / 25 for k in range(25)], audio_at_s=0.5)
+    data = path.read_bytes()
+    assert data.count(codec) == 1
+    path.write_bytes(data.replace(codec, codec[:2] + b"X" * (len(codec) - 2)))
+    line = f"unknown.mkv: nothing here decodes its {kind} track; convert the file to mp4"
+    with pytest.raises(DataError, match=line):
+        video.read_audio(path)
+    if kind == "video":
+        with pytest.raises(DataError, match=line):
+            video.probe(path)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cover_picture_is_no_video(tmp_path: Path, damaged: bool) -> None:
+    """It is the first track where the file's tags come before its tracks."""
+    path, picture = tmp_path / "covered.mp4", tmp_path / "cover.jpg"
+    cv2.imwrite(str(picture), grey(200))
+    with av.open(str(path), "w") as container, av.open(str(picture)) as cover:
+        first = container.add_stream_from_template(cover.streams.video[0])
+        first.disposition = Disposition.attached_pic
+        second = container.add_stream("libx264", rate=25)
+        second.width = second.height = SIDE
+        second.pix_fmt, second.options = "yuv420p", {"crf": "1", "bf": "0"}
+        heard = container.add_stream("aac", rate=16_000, layout="mono")
+        for packet in cover.demux(cover.streams.video[0]):
+            if packet.size:
+                packet = av.Packet(b"no picture") if damaged else packet
+                packet.stream = first
+                container.mux(packet)
+        for k in range(25):
+            container.mux(second.encode(av.VideoFrame.from_ndarray(grey(10 * k), format="rgb24")))
+        container.mux(second.encode(None))
+        clipmaker._encode_sound(container, heard, np.full(16_000, 0.5, np.float32))
+    data = path.read_bytes()
+    start, tags = data.index(b"moov") + 4, data.index(b"udta") - 4
+    start += int.from_bytes(data[start : start + 4], "big")  # after the header of all tracks
+    path.write_bytes(data[:start] + data[tags:] + data[start:tags])
+    assert levels(path, 25) == list(range(25))
+    assert video.probe(path).fps == 25
+    assert len(video.read_audio(path)) > 15_000
+
+
+def test_a_picture_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path: Path) -> None:
+    """As recordings of calls do; what changes its shape is refused."""
+    parts = {}
+    for width, height in ((64, 36), (128, 72), (96, 72)):
+        part = tmp_path / f"{width}x{height}.ts"
+        image = np.zeros((height, width, 3), np.uint8)
+        image[:, : width // 2] = 200
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt, stream.options = width, height, "yuv420p", {"bf": "0"}
+            for k in range(5):
+                frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+                frame.pts, frame.time_base = k + 5 * len(parts), Fraction(1, 25)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        parts[width] = part.read_bytes()
+    grows, bends = tmp_path / "grows.ts", tmp_path / "bends.ts"
+    grows.write_bytes(parts[64] + parts[128])
+    bends.write_bytes(parts[128] + parts[96])
+    images = list(video.read_frames(grows, 25))
+    assert {image.shape for image in images} == {(36, 64, 3)}
+    assert len(images) == 10
+    assert np.abs(images[-1].astype(int) - images[0]).mean() < 5
+    with pytest.raises(DataError, match=r"bends.ts: the picture changes from 128x72 to 96x72 pixels, .*; cut the clip"):
+        list(video.read_frames(bends, 25))
+
+
+def test_colours_that_can_not_be_converted_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "ycgco.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt, stream.codec_context.colorspace = "yuv420p", 8
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(100), format="rgb24")))
+        container.mux(stream.encode(None))
+    for read in (video.probe, lambda path: next(video.read_frames(path, 25))):
+        with pytest.raises(DataError, match=r"ycgco.mp4: its colours can't be converted to RGB \(.*; convert the file"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "matrix", [(x, 0, 0, y) for x in (1, -1) for y in (1, -1)] + [(0, x, y, 0) for x in (1, -1) for y in (1, -1)]
+)
+def test_pictures_are_turned_and_mirrored_as_the_file_says(tmp_path: Path, matrix: tuple[int, ...]) -> None:
+    image = np.zeros((32, SIDE, 3), np.uint8)
+    image[:16, :32], image[:16, 32:], image[16:, :32] = 80, 160, 240  # four quarters
+    path = clipmaker.write(tmp_path / "turned.mp4", [image], None)
+    clipmaker.place(path, matrix)
+    a, b, c, d = matrix
+    wanted = np.zeros((32, SIDE) if a else (SIDE, 32))
+    for y in range(32):
+        for x in range(SIDE):  # where the file says that each pixel goes
+            wanted[b * x + d * y - (b < 0 or d < 0), a * x + c * y - (a < 0 or c < 0)] = image[y, x, 0]
+    assert np.abs(next(video.read_frames(path, 25))[..., 0] - wanted).mean() < 5
+
+
+def test_names_with_colons_are_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with video.VideoWriter("12:30 take.mp4", SIDE, SIDE, 25) as writer:
+        writer.write(grey(0))
+    assert video.probe("12:30 take.mp4").width == SIDE
 
 
 def test_padded_rows_are_made_whole(tmp_path: Path) -> None:
