@@ -1,10 +1,8 @@
 """fiag-dist adapt: a folder of clips in, a folder of identities out, one Ray Tune trial a clip."""
 
 import difflib
-import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,10 +76,9 @@ def main(argv: list[str]) -> int:
     failed: Mapping[str, str] = {}
     try:
         if todo:
-            with _termination_as_interrupt():
-                start_ray(command.address)
-                with Standings([job.name for job in todo], console) as standings:
-                    failed = adapt_all(todo, command.out, standings, console.print)
+            start_ray(command.address)
+            with Standings([job.name for job in todo], console) as standings:
+                failed = adapt_all(todo, command.out, standings, console.print)
     finally:  # after Ctrl-C too: what is finished is finished
         _report(command, jobs, failed, console)
     for name, why in failed.items():
@@ -161,20 +158,6 @@ def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest
 
 def _absolute(url: str) -> str:
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
-
-
-@contextmanager
-def _termination_as_interrupt():
-    """SIGTERM ends the body as Ctrl-C does."""
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _report(command: AdaptCommand, jobs: Sequence[Job], failed: Mapping[str, str], console: Console) -> None:

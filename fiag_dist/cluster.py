@@ -2,6 +2,8 @@
 
 import logging
 import os
+import signal
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +43,7 @@ def start_ray(address: str = "") -> None:
     }
     there: dict[str, Any] = {"address": address, "runtime_env": {"env_vars": SETTINGS}}
     options = there if address else own
+    terminate = signal.getsignal(signal.SIGTERM)
     try:
         _init(ray, options, 1 if address else STARTS)
     except Exception as error:  # no connection, no home to keep its token in, a start of more than 30 s: Ray has no type of its own for these
@@ -53,6 +56,9 @@ def start_ray(address: str = "") -> None:
                 else "it needs a HOME that can be written, and 30 s at most to start, which a busy machine exceeds; run the command again"
             )
         ) from error
+    if callable(terminate) and threading.current_thread() is threading.main_thread():
+        # Ray has put its own in the place, which would end the process whatever it has to finish.
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def living_nodes() -> list[dict[str, Any]]:

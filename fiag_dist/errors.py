@@ -2,9 +2,13 @@
 
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 
 class FiagError(Exception):
@@ -42,17 +46,18 @@ CHECKED = "FIAG_CHECKED"
 def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main(argv)` and returns the exit status: how every command, `python -m fiag_dist.X` included, meets a user's mistake.
 
-    A FiagError becomes one line on stderr and 2; Ctrl-C becomes 130. Anything else is a bug of ours and keeps its traceback. `--debug` (anywhere in
-    `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode on, for this process and those it starts.
+    A FiagError becomes one line on stderr and 2; Ctrl-C becomes 130, SIGTERM 143. Anything else is a bug of ours and keeps its traceback. `--debug`
+    (anywhere in `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode on, for this process and those it starts.
     A reader that has seen enough (`| head`) ends it with 141, as it ends other programs. `argv` None: the process's own arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in args
+    debug, terminated = "--debug" in args, threading.Event()
     if debug:
         os.environ[CHECKED] = "1"
     try:
         try:
-            return main([arg for arg in args if arg != "--debug"])
+            with _termination_as_interrupt(terminated):
+                return main([arg for arg in args if arg != "--debug"])
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
@@ -65,8 +70,27 @@ def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None)
         print(f"fiag-dist: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("fiag-dist: stopped by Ctrl-C", file=sys.stderr)
-        return 130
+        print(f"fiag-dist: stopped by {'SIGTERM' if terminated.is_set() else 'Ctrl-C'}", file=sys.stderr)
+        return 143 if terminated.is_set() else 130
+
+
+@contextmanager
+def _termination_as_interrupt(terminated: threading.Event) -> Iterator[None]:
+    """SIGTERM ends the body as Ctrl-C does, and is noted, since Ray makes an interrupt of its own of ours; a second one does not disturb the end."""
+
+    def interrupt(number: int, _: Any) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        terminated.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # others can't be told of signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _nobody_reads() -> bool:

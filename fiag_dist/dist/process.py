@@ -50,6 +50,9 @@ def start(timeout_s: float = 600.0) -> Process:
             "a rank needs all of them; start with torchrun, or unset RANK and WORLD_SIZE for a single process"
         )
     rank, world, local_rank, local_world = (int(os.environ[n]) for n in names[:4]) if launched else (0, 1, 0, 1)
+    if launched and callable(signal.getsignal(signal.SIGTERM)):
+        # Python hears of a signal only between its own steps, not while it waits for ranks that have died: until StopSignal, SIGTERM ends a rank at once.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     device = _device(local_rank, local_world)
     _share_cores(local_rank, local_world, device, asked="" if launched else os.environ.get("OMP_NUM_THREADS", ""))
     store = None if launched else dist.HashStore()

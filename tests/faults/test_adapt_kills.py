@@ -118,7 +118,12 @@ def test_without_any_machine_left_it_ends_with_a_line(ready: tuple[Path, Path], 
     assert set(states(out).values()) == {"done"}
 
 
-def test_ctrl_c_ends_cleanly_and_the_rest_is_done_later(ready: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
+)
+def test_a_signal_ends_it_cleanly_and_the_rest_is_done_later(
+    ready: tuple[Path, Path], tmp_path: Path, number: int, status: int, said: str
+) -> None:
     config = tmp_path / "adapt.yaml"
     config.write_text(ADAPT.format(steps=60, checkpoint_every=10, retries=0))
     out = tmp_path / "stopped"
@@ -127,12 +132,12 @@ def test_ctrl_c_ends_cleanly_and_the_rest_is_done_later(ready: tuple[Path, Path]
         assert driver.poll() is None
         time.sleep(0.1)
     family = psutil.Process(driver.pid).children(recursive=True)
-    driver.send_signal(signal.SIGINT)
-    assert driver.wait(60) == 130
+    driver.send_signal(number)
+    assert driver.wait(60) == status
     gone(family)
     log = (tmp_path / LOG).read_text()
     assert "Traceback" not in log
-    assert log.rstrip().endswith("fiag-dist: stopped by Ctrl-C")
+    assert log.rstrip().endswith(f"fiag-dist: stopped by {said}")
     before = {name: contents(out / name) for name in tensors(out)}
     assert set(states(out).values()) == {"done", "missing"}
     assert start(*ready, out, config).wait() == 0

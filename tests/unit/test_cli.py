@@ -1,14 +1,19 @@
 """The command line: dispatch, help, and how mistakes end."""
 
 import os
+import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fiag_dist import __version__, cli
 from fiag_dist.errors import DataError
+from fiag_dist.video import VideoWriter
 
 
 @pytest.fixture
@@ -104,6 +109,35 @@ def test_interrupt_ends_with_130(stand_in, capsys: pytest.CaptureFixture[str]) -
     stand_in(raising(KeyboardInterrupt()))
     assert cli.main(["adapt"]) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_termination_ends_with_143_and_puts_away_what_was_begun(
+    stand_in, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def films(argv: list[str]) -> int:
+        with VideoWriter(tmp_path / "talk.mp4", 64, 64, 25) as video:
+            for _ in range(60):  # the encoder looks ahead before there is a file
+                video.write(np.zeros((64, 64, 3), np.uint8))
+            assert list(tmp_path.iterdir())
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            finally:
+                signal.raise_signal(signal.SIGTERM)  # a second one, as `timeout` sends it
+        return 0
+
+    stand_in(films)
+    assert cli.main(["render"]) == 143
+    assert capsys.readouterr().err == "fiag-dist: stopped by SIGTERM\n"
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_in_another_thread_runs(stand_in) -> None:
+    stand_in(lambda argv: 3)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(cli.main, ["pack"]).result() == 3
 
 
 @pytest.mark.parametrize("buffered", [True, False])
