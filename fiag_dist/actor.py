@@ -107,8 +107,20 @@ def save_actor(folder: Path, actor: Actor, info: IdentityInfo) -> None:
     storage.write(INFO, (json.dumps(plain, indent=1) + "\n").encode())
 
 
+def refuse_remote(path: Path, written: bool = False) -> None:
+    """Raises ConfigError for an s3:// address: identities are used, and what is made with them is `written`, on this machine."""
+    if path.parts[:1] != ("s3:",):  # a path keeps one of the slashes
+        return
+    url = f"s3://{'/'.join(path.parts[1:])}"
+    rule = f"{url}: evaluate, render, view, export and identity work with files on this machine"
+    if written:
+        raise ConfigError(f"{rule}; give a name here, and copy it then: aws s3 cp {path.name} {url}")
+    raise ConfigError(f"{rule}; copy it here first: aws s3 cp --recursive {url} {path.name}")
+
+
 def load_info(folder: Path) -> IdentityInfo:
-    """Raises DataError when the folder holds no identity, or one of another version."""
+    """Raises DataError when the folder holds no identity, or one of another version, ConfigError when it is on S3."""
+    refuse_remote(folder)
     path = folder / INFO
     if not path.is_file():
         raise DataError(

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fiag_dist import report
-from fiag_dist.actor import INFO, load_info
+from fiag_dist.actor import INFO, load_info, refuse_remote
 from fiag_dist.bake import bake_run
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError, FiagError, guarded
@@ -137,6 +137,7 @@ def _write_report(folder: Path, identities: Sequence[Path], notes: Sequence[str]
 
 def identities_in(folder: Path) -> list[Path]:
     """The folder itself when it is an identity, else those in it, by name. Raises DataError when there are none."""
+    refuse_remote(folder)
     if (folder / INFO).is_file():
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"*/{INFO}"))

@@ -18,6 +18,7 @@ from rich.console import Console
 from scipy.spatial import KDTree
 
 from fiag_dist import __version__
+from fiag_dist.actor import refuse_remote
 from fiag_dist.errors import ConfigError, guarded
 from fiag_dist.listening import listen
 from fiag_dist.model.field import PARAMETERS
@@ -141,6 +142,7 @@ def frames(identity: Identity, rehearsal: Rehearsal, audio: Path | None, first: 
 def main(argv: list[str]) -> int:
     """The command. Returns 0. Raises ConfigError, DataError or WeightsError."""
     command = tyro.cli(ExportCommand, args=argv, prog="fiag-dist export")
+    refuse_remote(command.out, written=True)
     first, stop = _range(command)
     if not command.sequence and command.out.suffix.lower() != ".ply":
         raise ConfigError(f"--out {command.out}: the rule is a name that ends in .ply, or --sequence A:B and a folder")

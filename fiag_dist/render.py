@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fiag_dist import provenance
+from fiag_dist.actor import refuse_remote
 from fiag_dist.container import writing
 from fiag_dist.credentials import Credentials
 from fiag_dist.errors import ConfigError, guarded
@@ -79,11 +80,14 @@ class PngFolder:
 def render(command: RenderCommand, console: Console) -> int:
     """Renders under a progress bar. Returns the number of frames. Raises ConfigError, DataError or WeightsError."""
     out, is_video = command.out, command.out.suffix.lower() == ".mp4"
-    if not is_video and command.out.suffix and not command.out.is_dir():
+    refuse_remote(out, written=True)
+    with writing(out):
+        is_folder = out.is_dir()  # refuses names that are too long
+    if not is_video and out.suffix and not is_folder:
         raise ConfigError(
             f"--out {out}: the video is an mp4; give a name that ends in .mp4, or a folder for PNG frames"
         )
-    if is_video and out.is_dir():
+    if is_video and is_folder:
         raise ConfigError(f"--out {out}: is a folder; give the name of the video to write in it")
     if is_video and command.staging.background == "alpha":
         raise ConfigError(
@@ -117,7 +121,7 @@ def _signed_video(
 ) -> int:
     """Renders beside the place of the video, and puts it there signed."""
     out, mark = command.out, os.getpid()
-    plain, signed = (out.with_name(f".{out.stem}.{mark}.{state}.mp4") for state in ("plain", "signed"))
+    plain, signed = (out.with_name(f".{mark}.{state}.mp4") for state in ("plain", "signed"))
     try:
         num = identity.write_video(sound, plain, command.staging, report)
         credentials.sign(plain, signed, out.name, provenance.statement(command.identity, identity.info))

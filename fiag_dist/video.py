@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -119,10 +119,12 @@ class VideoWriter:
         if width % 2 or height % 2:
             raise DataError(f"{path}: {width}x{height} pixels; H.264 needs an even width and height")
         self._path = Path(path)
-        self._partial = self._path.with_name(f".{self._path.stem}.{os.getpid()}.partial.mp4")
+        self._partial = self._path.with_name(f".{uuid.uuid4().hex}.partial.mp4")
         self._fps, self._shape, self._count = fps, (height, width, 3), 0
         with writing(path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                self._path.lstat()  # a name that is too long is refused now, and not when all is rendered
             self._container = av.open(str(self._partial.absolute()), "w", options={"movflags": "+faststart"})
         self._container.metadata.update(metadata or {})
         self._video = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
@@ -180,7 +182,8 @@ class VideoWriter:
             with suppress(av.FFmpegError, OSError):  # on a full disk the end can't be written either
                 self._container.close()
         finally:
-            self._partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._partial.unlink(missing_ok=True)
 
 
 class _Track:

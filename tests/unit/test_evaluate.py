@@ -214,3 +214,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         evaluate.main([str(tmp_path / "nowhere")])
     with pytest.raises(DataError, match="holds no identity folders"):
         evaluate.main([str(tmp_path)])
+    with pytest.raises(
+        ConfigError, match=r"^s3://b/ids: evaluate, .* on this machine; .*: aws s3 cp --recursive s3://b/ids ids$"
+    ):
+        evaluate.main(["s3://b/ids"])

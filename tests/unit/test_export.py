@@ -152,6 +152,8 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([*ball, *folder, "--sequence", "5:6", "--frame", "3"], "one of the two"),
         ([*ball, *ply, "--sequence", "5:6"], "a folder for the numbered files"),
         ([str(tmp_path), *ply], r"no identity\.json"),
+        (["s3://b/ids/anna", *ply], r"^s3://b/ids/anna: .* aws s3 cp --recursive s3://b/ids/anna anna$"),
+        ([*ball, "--out", "s3://b/x.ply"], r"^s3://b/x\.ply: .* aws s3 cp x\.ply s3://b/x\.ply$"),
     ]
     for argv, message in cases:
         with pytest.raises((ConfigError, DataError), match=message) as caught:

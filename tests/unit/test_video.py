@@ -136,6 +136,7 @@ def test_a_place_that_takes_no_files_is_one_line(tmp_path: Path) -> None:
         ("file/clip.mp4", "its folder is a file"),
         ("file/below/clip.mp4", "Not a directory"),
         ("taken.mp4", "Is a directory"),
+        (f"{'n' * 252}.mp4", "File name too long"),
     ):
         with (
             pytest.raises(DataError, match=rf"^{tmp_path}/{path}: can't be written \({reason}\); ") as caught,
@@ -144,6 +145,13 @@ def test_a_place_that_takes_no_files_is_one_line(tmp_path: Path) -> None:
             writer.write(grey(0))
         assert "\n" not in str(caught.value)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken.mp4"]
+
+
+def test_the_longest_name_that_a_disk_takes_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / f"{'n' * 251}.mp4"
+    with video.VideoWriter(path, SIDE, SIDE, 25) as writer:
+        writer.write(grey(0))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_other_rates_are_resampled_by_time(tmp_path: Path) -> None:
