@@ -146,17 +146,16 @@ def _draw_cpu(splats: Sequence[Splats], cameras: Sequence[Camera], background: T
 def _draw_one_cpu(splats: Splats, camera: Camera, background: Tensor) -> Rendering:
     means, quats, scales, opacities, colors = (x.float() for x in vars(splats).values())
     viewmat, K = camera.viewmat.detach().float(), camera.K.detach().float()
-    means2d, conics, depths, radii = project(means, quats, scales, opacities, viewmat, K, camera.width, camera.height)
+    size = camera.width, camera.height
+    means2d, conics, depths, radii = project(means, quats, scales, opacities, viewmat, K, *size, camera.zoom)
     if means2d.requires_grad:
         means2d.retain_grad()
-    image, alpha = blend(
-        means2d, conics, colors, opacities, radii, depths, background.detach(), camera.width, camera.height
-    )
+    image, alpha = blend(means2d, conics, colors, opacities, radii, depths, background.detach(), *size)
     return Rendering(image=image, alpha=alpha[None], means2d=means2d, radii=radii)
 
 
 def _draw_gsplat(splats: Sequence[Splats], cameras: Sequence[Camera], background: Tensor) -> list[Rendering]:
-    width, height = _common_size(splats, cameras)
+    width, height, zoom = _common_size(splats, cameras)
     means_BN3, quats_BN4, scales_BN3, opacities_BN, colors_BND = (
         torch.stack([getattr(s, name).float() for s in splats]) for name in vars(splats[0])
     )
@@ -176,7 +175,7 @@ def _draw_gsplat(splats: Sequence[Splats], cameras: Sequence[Camera], background
         height=height,
         near_plane=NEAR_M,
         far_plane=FAR_M,
-        eps2d=BLUR_PX2,
+        eps2d=BLUR_PX2 * zoom**2,
         packed=False,
         backgrounds=background.detach().float().expand(len(splats), 1, -1),
     )
@@ -193,15 +192,15 @@ def _draw_gsplat(splats: Sequence[Splats], cameras: Sequence[Camera], background
     return [Rendering(*frame) for frame in zip(images, alphas, means2d, radii[:, 0].float(), strict=True)]
 
 
-def _common_size(splats: Sequence[Splats], cameras: Sequence[Camera]) -> tuple[int, int]:
-    sizes = {(*s.colors.shape, c.width, c.height) for s, c in zip(splats, cameras, strict=True)}
+def _common_size(splats: Sequence[Splats], cameras: Sequence[Camera]) -> tuple[int, int, float]:
+    sizes = {(*s.colors.shape, c.width, c.height, c.zoom) for s, c in zip(splats, cameras, strict=True)}
     if len(sizes) > 1:
-        found = " and ".join(f"{n} x {d} at {w}x{h}" for n, d, w, h in sorted(sizes))
+        found = " and ".join(f"{n} x {d} at {w}x{h}, zoom {zoom:g}" for n, d, w, h, zoom in sorted(sizes))
         raise ConfigError(
             f"raster backend gsplat: frames of one call have {found} (Gaussians x channels at pixels), the rule is one size for all; "
             "call once for each size"
         )
-    return cameras[0].width, cameras[0].height
+    return cameras[0].width, cameras[0].height, cameras[0].zoom
 
 
 def _empty(splats: Splats, background: Tensor, width: int, height: int) -> Rendering:

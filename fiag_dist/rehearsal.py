@@ -117,7 +117,7 @@ class Rehearsal:
             alpha = 1 - (1 - face.alpha) * (1 - mouth.alpha)
             return Layer(image, alpha[0], (0, 0, width, height))
         means2d, conics, depths, radii = project(
-            means, quats, scales, self._opacities, camera.viewmat, camera.K, width, height
+            means, quats, scales, self._opacities, camera.viewmat, camera.K, width, height, camera.zoom
         )
         if 0 < n < len(means):  # a mouth that lies behind all of the face is a mouth with the face over it
             depths[n:] += depths[:n].max() - depths[n:].min() + 0.1

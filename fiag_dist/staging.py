@@ -72,6 +72,7 @@ class Stage:
         """size, fps: of the identity. Raises ConfigError for an address that is no SHARDS/IDENTITY, DataError for shards that can't be read."""
         self._loop, self._device = loop, device
         self.size = staging.size or size
+        self._zoom = self.size / size
         self._K = torch.from_numpy(loop.K * np.array([[self.size / size], [self.size / size], [1]], np.float32)).to(
             device
         )
@@ -99,7 +100,7 @@ class Stage:
         expression = bounce(round(t * self._expression_rate), len(self._expressions))
         viewmat = torch.from_numpy(self._viewmats[pose]).to(self._device)
         return Cue(
-            Camera(viewmat, self._K, self.size, self.size),
+            Camera(viewmat, self._K, self.size, self.size, self._zoom),
             torch.from_numpy(self._expressions[expression]).to(self._device),
             None if self._swing is None else torch.from_numpy(self._swing[pose]).to(self._device),
             self._backdrop(t) if self._clip else self._colour,

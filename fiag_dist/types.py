@@ -117,6 +117,8 @@ class Camera:
     """Intrinsics in pixels; pixel centres lie at +0.5."""
     width: int
     height: int
+    zoom: float = 1.0
+    """Side of a pixel that Gaussians learnt from, in pixels of this picture: what blurs them as they are drawn must be as large in both."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,11 @@ from fiag_dist.kernels.launch import PARALLEL, array, check, launch
 
 BLOCK = 256
 BLUR_PX2 = 0.3
-"""Added to the diagonal of the 2-D covariance, square pixels: a Gaussian never falls between pixel centres."""
+"""Added to the diagonal of the 2-D covariance, square pixels of what is learnt from: a Gaussian never falls between pixel centres."""
 NEAR_M, FAR_M = 0.01, 1e10
 MAX_SIGMAS = np.float32(3.33)
 
 _f4 = np.float32
-_BLUR = np.float32(BLUR_PX2)
 _NEAR, _FAR = np.float32(NEAR_M), np.float32(FAR_M)
 
 
@@ -74,7 +73,7 @@ def _to_camera(means, viewmat, i):
 
 
 @njit(parallel=PARALLEL, cache=True, error_model="numpy")
-def _forward(means, quats, scales, opacities, viewmat, K, width, height, means2d, conics, depths, radii):
+def _forward(means, quats, scales, opacities, viewmat, K, width, height, blur, means2d, conics, depths, radii):
     num = means.shape[0]
     for block in prange((num + BLOCK - 1) // BLOCK):
         rows = np.empty((2, 3), _f4)
@@ -108,9 +107,9 @@ def _forward(means, quats, scales, opacities, viewmat, K, width, height, means2d
             c_0 = m[0, 1] * m[1, 2] - m[0, 2] * m[1, 1]
             c_1 = m[0, 2] * m[1, 0] - m[0, 0] * m[1, 2]
             c_2 = m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0]
-            inverse = _f4(1) / (c_0 * c_0 + c_1 * c_1 + c_2 * c_2 + _BLUR * (xx + yy) + _BLUR * _BLUR)
-            xx += _BLUR
-            yy += _BLUR
+            inverse = _f4(1) / (c_0 * c_0 + c_1 * c_1 + c_2 * c_2 + blur * (xx + yy) + blur * blur)
+            xx += blur
+            yy += blur
             center_x = K[0, 0] * u + K[0, 2]
             center_y = K[1, 1] * v + K[1, 2]
             means2d[i, 0] = center_x
@@ -224,11 +223,11 @@ def _backward(
 
 class _Project(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, means, quats, scales, opacities, viewmat, K, width, height):
+    def forward(ctx: Any, means, quats, scales, opacities, viewmat, K, width, height, blur_px2):
         m, q, s, o, v, k = (array(x) for x in (means, quats, scales, opacities, viewmat, K))
         means2d, conics, depths, radii = (torch.empty(len(means), *shape) for shape in ((2,), (3,), (), (2,)))
         out = (means2d.numpy(), conics.numpy(), depths.numpy(), radii.numpy())
-        launch(_forward, m, q, s, o, v, k, width, height, *out)
+        launch(_forward, m, q, s, o, v, k, width, height, _f4(blur_px2), *out)
         ctx.mark_non_differentiable(depths, radii)
         ctx.save_for_backward(means, quats, scales, viewmat, K, conics, radii)
         ctx.size = (width, height)
@@ -242,7 +241,7 @@ class _Project(torch.autograd.Function):
         v_means2d, v_conics = (array(v) for v in v_outputs[:2])
         width, height = ctx.size
         launch(_backward, means, quats, scales, viewmat, K, width, height, conics, radii, v_means2d, v_conics, *out)
-        return *(torch.from_numpy(x) for x in out), None, None, None, None, None
+        return *(torch.from_numpy(x) for x in out), None, None, None, None, None, None
 
 
 def project(
@@ -254,11 +253,13 @@ def project(
     K: Float[Tensor, "3 3"],
     width: int,
     height: int,
+    zoom: float = 1.0,
 ) -> tuple[Float[Tensor, "n 2"], Float[Tensor, "n 3"], Float[Tensor, " n"], Float[Tensor, "n 2"]]:
     """Returns centres (pixels), conics a, b, c of the inverse covariance [[a, b], [b, c]], depths (metres) and half extents (whole pixels).
 
+    zoom: as in Camera.
     Extents are 0 where a Gaussian is not seen: behind the camera, off the image, too faint or not finite. Gradients from centres and conics to
     means, quats (wxyz, any length) and scales; CPU, float32. In checked mode (`check`) numbers that are not finite are refused.
     """
     check("project", means=means, quats=quats, scales=scales, opacities=opacities, viewmat=viewmat, K=K)
-    return _Project.apply(means, quats, scales, opacities, viewmat, K, width, height)  # type: ignore[return-value]
+    return _Project.apply(means, quats, scales, opacities, viewmat, K, width, height, BLUR_PX2 * zoom**2)  # type: ignore[return-value]

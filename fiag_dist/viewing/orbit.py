@@ -76,4 +76,5 @@ class Orbit:
     ) -> Camera:
         """What draws the head as the visitor sees it. viewmat, K: of the clip's frame; onto: `onto`'s."""
         turned = viewmat.astype(np.float64) @ about_neck(_FACING @ self.to_world.T)
-        return Camera(torch.from_numpy(turned).float(), torch.from_numpy(onto @ K).float(), width, height)
+        zoom = float(onto[0, 0])
+        return Camera(torch.from_numpy(turned).float(), torch.from_numpy(onto @ K).float(), width, height, zoom)

@@ -120,6 +120,24 @@ def test_projection_matches_gsplats_reference(name: str) -> None:
         assert_close(a, b, f"{what} gradient")
 
 
+@pytest.mark.parametrize("name", SCENES)
+@pytest.mark.parametrize("zoom", [0.5, 4])
+def test_a_picture_of_another_size_is_the_same_one(name: str, zoom: float) -> None:
+    """Centres and covariances, with what blurs them, grow by the same factor."""
+    values, camera = SCENES[name]()
+    K, size = camera.K.clone(), [int(zoom * side) for side in size_of(camera)]
+    K[:2] *= zoom
+    means2d, conics, depths, radii = project(*values[:4], camera.viewmat, camera.K, *size_of(camera))
+    at = project(*values[:4], camera.viewmat, K, *size, zoom)
+    seen = (radii[:, 0] > 0) & (at[3][:, 0] > 0)
+    assert int(seen.sum()) > 0.9 * int((radii[:, 0] > 0).sum())
+    assert_close(at[0][seen], zoom * means2d[seen].double(), "means2d", quantile=1.0)
+    assert_close(at[1][seen], conics[seen].double() / zoom**2, "conics", typical=1e-3)
+    assert torch.equal(at[2], depths)
+    other = (at[3][seen] - zoom * radii[seen]).abs() > max(zoom, 1)
+    assert float(other.double().mean()) < 0.01  # of the huge ones a rounding is more than a pixel
+
+
 def test_nothing_in_view_leaves_background_and_zero_gradients() -> None:
     """All behind the camera, and all fainter than a 255th."""
     for what in ("behind", "faint"):

@@ -55,6 +55,17 @@ def test_any_size_shows_the_same_picture(ball: Identity) -> None:
     assert np.abs(again.astype(int) - small).mean() < 3
 
 
+@pytest.mark.parametrize("times", [2, 4])
+def test_what_is_thinner_than_a_pixel_is_as_thick_at_any_size(home: Path, times: float) -> None:
+    """Needles learnt their place blurred by a pixel; drawn sharper they are crusts and specks, drawn wider they cover what is behind them."""
+    thin = Identity.load(home / "ball")
+    for scales in (thin.actor.face_log_scales, thin.actor.mouth_log_scales):
+        scales -= 4.0
+    usual, other = (images(thin, background="alpha", **at)[0][..., 3] for at in ({}, {"size": int(times * tiny.SIZE)}))
+    assert usual.max() > 20
+    assert float(other.mean()) == pytest.approx(float(usual.mean()), rel=0.1)
+
+
 def test_backgrounds_stand_where_the_head_does_not(ball: Identity) -> None:
     clip, green, blue, clear = (images(ball, background=b)[0] for b in ("clip", "green", "#0000ff", "alpha"))
     corner = (slice(0, 2), slice(0, 2))
