@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 
 from fiag_dist.adaptation import search
+from fiag_dist.adaptation.alone import alone_in
 from fiag_dist.adaptation.campaign import adapt_all
 from fiag_dist.adaptation.job import Job, Search, is_done
 from fiag_dist.adaptation.page import PAGE, write_page
@@ -62,12 +63,17 @@ def main(argv: list[str]) -> int:
     command = _parse(argv)
     searched = _searched(command)  # what can be refused is refused before the clips are packed
     storage, folder = checkpoint.resolve(command.checkpoint)
-    stored = checkpoint.load(storage, folder)
-    data = _packed(command, stored.info["formats"])
-    manifest = read_manifest(data)
-    check_channels(stored.info["formats"], command.checkpoint)
-    check_formats(manifest, stored.info["formats"], f"checkpoint {command.checkpoint}")
-    jobs = _jobs(command, searched, data, manifest, f"{storage.url}/{folder}")
+    formats = checkpoint.load(storage, folder).info["formats"]
+    with alone_in(_absolute(command.out)):
+        data = _packed(command, formats)
+        manifest = read_manifest(data)
+        check_channels(formats, command.checkpoint)
+        check_formats(manifest, formats, f"checkpoint {command.checkpoint}")
+        return _adapted(command, _jobs(command, searched, data, manifest, f"{storage.url}/{folder}"))
+
+
+def _adapted(command: AdaptCommand, jobs: Sequence[Job]) -> int:
+    """Does what is missing, and reports. Returns the status."""
     todo = [job for job in jobs if not is_done(job)]
     console = Console(highlight=False)
     console.print(

@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -18,6 +20,7 @@ from fiag_dist import adapt
 from fiag_dist.actor import TENSORS, load_info
 from fiag_dist.adapt import AdaptCommand, _jobs, _packed
 from fiag_dist.adaptation import search, trial
+from fiag_dist.adaptation.alone import alone_in
 from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
@@ -356,6 +359,21 @@ def test_of_clips_those_asked_for_are_packed_and_names_are_checked_before(tmp_pa
     with pytest.raises(DataError, match=r"^--names bne: no clip in \S+ becomes this identity; did you mean 'ben'\?$"):
         _packed(asked("anna", "bne"), formats)
     assert len(packed) == 2
+
+
+def test_one_command_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    program = f"from fiag_dist.adaptation.alone import alone_in\nwith alone_in({str(tmp_path)!r}): input(print('in'))"
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(ConfigError, match="another fiag-dist adapt is at work here"), alone_in(str(tmp_path)):
+            pass
+        other.kill()
+        other.wait()
+    for _ in range(2):  # what died holds nothing, and neither does what ended
+        with alone_in(str(tmp_path)):
+            pass
 
 
 def test_clips_for_a_checkpoint_that_hears_what_others_made_are_to_be_packed_first(tmp_path: Path) -> None:
