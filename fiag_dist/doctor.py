@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fiag_dist import raster, ssim, weights
@@ -129,6 +130,8 @@ def pretrained() -> Check:
 def s3(url: str | None) -> Check:
     """Whether S3 answers: the prefix `url` when given, else the configured endpoint's port; nothing is sent when nothing is configured."""
     if url:
+        if not url.startswith("s3://"):
+            return Check("S3", f"{url}: no address on S3", "broken", "give s3://bucket/prefix")
         try:
             return Check("S3", f"{url}: {len(open_storage(url).children())} entries")
         except FiagError as error:
@@ -176,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_column(heading, overflow="fold")
     colors = {"ok": "green", "note": "yellow", "broken": "red"}
     for check in checks:
-        table.add_row(check.what, check.found, f"[{colors[check.state]}]{check.state}[/]")
+        table.add_row(check.what, escape(check.found), f"[{colors[check.state]}]{check.state}[/]")
     console.print(table)
     for check in checks:
         if check.state != "ok":

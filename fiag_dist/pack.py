@@ -12,10 +12,11 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import ConfigError, DataError, guarded
+from fiag_dist.errors import DataError, guarded
 from fiag_dist.ingest import precomputed, speech
 from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
 from fiag_dist.ingest.layouts import pack_any
@@ -31,6 +32,7 @@ from fiag_dist.shards.manifest import (
     write_manifest,
 )
 from fiag_dist.shards.packing import Done, Packer, Work
+from fiag_dist.shards.settings import refuse_nonsense
 from fiag_dist.shards.workers import pack_all
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES
@@ -38,8 +40,6 @@ from fiag_dist.types import EXPRESSION_NAMES
 RECIPE = 9
 """Raised whenever the same clip and settings give other shards: everything is then packed again."""
 EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
-SIZES = (32, 2048)
-"""Smallest and largest side of packed frames, pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,29 +158,6 @@ def pack(
         name, reason = next(iter(refused.items()))
         raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
     return PackResult(_write(storage, formats, set(found), done), refused)
-
-
-def refuse_nonsense(cfg: PackConfig) -> None:
-    """Raises ConfigError when a setting is out of range: some would else be noticed by who trains on the shards, hours later."""
-    even = cfg.size % 2 == 0 and SIZES[0] <= cfg.size <= SIZES[1]  # identities keep their backdrop as H.264
-    rules = (
-        ("size", even, f"an even number of pixels, {SIZES[0]} to {SIZES[1]}"),
-        ("fps", cfg.fps >= 1, "1 frame a second or more"),
-        ("max_seconds", cfg.max_seconds >= 0, "0 (all of a clip) or more"),
-        ("min_seconds", cfg.min_seconds >= 0, "0 or more"),
-        ("focal_ratio", cfg.focal_ratio > 0, "more than 0"),
-        (
-            "test_share",
-            0 < cfg.test_share < 1,
-            "more than 0 and less than 1, so that there is something to train on and to test with",
-        ),
-        ("frames_per_shard", cfg.frames_per_shard >= 1, "1 or more"),
-        ("jobs", cfg.jobs >= 0, "0 (as many as there are cores and memory for) or more"),
-    )
-    for name, fine, rule in rules:
-        if not fine:
-            example = f"--{name.replace('_', '-')} {getattr(PackConfig(), name):.4g}"
-            raise ConfigError(f"{name} {getattr(cfg, name)}: the rule is {rule}; for example {example}")
 
 
 def _formats(cfg: PackConfig, found: dict[str, list[Path]]) -> Manifest:
@@ -309,11 +286,11 @@ def _table(done: dict[str, Done], new: set[str]) -> str:
     for name, result in done.items():
         entry = result.entry
         if entry is None or result.reason:
-            table.add_row(name, "refused", "", "", "", "", result.reason)
+            table.add_row(name, "refused", "", "", "", "", escape(result.reason))
         else:
             numbers = (str(entry.num_frames), str(entry.split.train), str(entry.split.test))
             mib = f"{sum(entry.files.values()) / 2**20:.1f}"
-            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, result.note)
+            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, escape(result.note))
     console = Console(highlight=False)
     with console.capture() as capture:
         console.print(table)

@@ -134,3 +134,5 @@ def test_s3_endpoint_that_listens_and_one_that_does_not(no_s3: pytest.MonkeyPatc
 
 def test_s3_url_that_cannot_be_read_is_broken(no_s3: pytest.MonkeyPatch) -> None:
     assert doctor.s3("gs://bucket/prefix").state == "broken"
+    folder = doctor.s3("bucket/prefix")
+    assert (folder.state, folder.fix) == ("broken", "give s3://bucket/prefix"), "it is no folder here"

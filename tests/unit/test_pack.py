@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -115,6 +116,12 @@ def test_good_clips_are_packed_and_bad_ones_say_why(packed) -> None:
         ({"test_share": 1.0}, "for example --test-share 0.09091"),
         ({"frames_per_shard": 0}, "frames_per_shard 0: the rule is 1 or more; for example --frames-per-shard 1000"),
         ({"jobs": -1}, "jobs -1: the rule is 0"),
+        ({"fps": 241}, "fps 241: the rule is 240 frames a second or less; for example --fps 25"),
+        ({"frames_per_shard": 10_001}, "frames_per_shard 10001: the rule is 10000 or less"),
+        ({"max_seconds": 1.5}, "max_seconds 1.5: the rule is 0 (all of a clip), or min_seconds (2) or more"),
+        ({"max_seconds": math.inf}, "max_seconds inf: the rule is a finite number"),
+        ({"min_seconds": math.nan}, "min_seconds nan: the rule is a finite number"),
+        ({"focal_ratio": math.inf}, "focal_ratio inf: the rule is a finite number"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_starts(tmp_path: Path, setting: dict, line: str) -> None:
@@ -370,6 +377,11 @@ def test_stopped_what_is_finished_stays(tmp_path: Path) -> None:
     again: list[str] = []
     assert pack([folder], out, CFG, again.append, told).manifest.names == ["a", "b"]
     assert "a: unchanged, skipped" in again
+
+
+def test_a_reason_is_shown_as_it_is() -> None:
+    reason = "[name] in /b[/b]"
+    assert reason in pack_module._table({"a": Done(None, reason)}, set())
 
 
 def test_a_line_says_how_far_the_clips_are(monkeypatch: pytest.MonkeyPatch) -> None:
