@@ -29,11 +29,16 @@ def load(cls: type[T], argv: Sequence[str] | None = None, prog: str | None = Non
 def from_yaml(cls: type[T], path: str | Path) -> T:
     """Reads one of configs/*.yaml. Raises ConfigError for a missing file, an unknown key (names the nearest) or a wrong type."""
     path = Path(path)
-    if not path.is_file():
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"config {path}: can't be read ({reason}); check its rights, or save it as UTF-8") from error
+    if text is None:
         near = difflib.get_close_matches(path.name, [p.name for p in Path("configs").glob("*.yaml")], 1)
         raise ConfigError(f"config {path}: no such file" + (f"; did you mean configs/{near[0]}?" if near else ""))
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from error
     return from_dict(cls, tree, str(path))

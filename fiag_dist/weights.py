@@ -12,7 +12,8 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -116,9 +117,10 @@ def path(name: str) -> Path:
     """The verified file of `name` in the cache. Raises WeightsError when it is unknown, missing or not the pinned one."""
     file = _lookup(name)
     target = cache_folder() / file.file_name
-    if not target.is_file():
-        raise WeightsError(f"weights {name}: {target} is missing; run: fiag-dist weights fetch")
-    found = _sha256(str(target), target.stat().st_size, target.stat().st_mtime_ns)
+    with _usable(name):
+        if not target.is_file():
+            raise WeightsError(f"weights {name}: {target} is missing; run: fiag-dist weights fetch")
+        found = _sha256(str(target), target.stat().st_size, target.stat().st_mtime_ns)
     if found != file.sha256:
         raise WeightsError(
             f"weights {name}: {target} has SHA-256 {found[:12]}..., pinned is {file.sha256[:12]}...; delete it and run: fiag-dist weights fetch"
@@ -144,8 +146,9 @@ def fetch(name: str) -> Path:
         return path(name)
     file = _lookup(name)
     target = cache_folder() / file.file_name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder:
+    with _usable(name):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    with _usable(name), tempfile.TemporaryDirectory(prefix="fetch-", dir=target.parent) as folder:
         archive = _download(file, Path(folder))
         partial = Path(folder) / file.file_name
         partial.write_bytes(_member(archive, file))
@@ -187,6 +190,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     console.print(table)
     return 0
+
+
+@contextmanager
+def _usable(name: str) -> Iterator[None]:
+    """Around what reads and writes the folder of the files: where that can't be done, the user chooses another."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(
+            f"weights {name}: {cache_folder()} can't be used ({error.strerror or error}); give FIAG_WEIGHTS another folder, or make room"
+        ) from error
 
 
 def _lookup(name: str) -> WeightsFile:

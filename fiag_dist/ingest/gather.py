@@ -5,6 +5,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fiag_dist.errors import DataError
@@ -26,12 +27,14 @@ def find_clips(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for path in paths:
-        if path.is_dir():
+        with _readable(path):
+            is_folder, is_file = path.is_dir(), path.is_file()
+        if is_folder:
             walked = _walk(path, passing=IDENTITY)
             inside = [Path(folder, name) for folder, names in walked for name in names if _is_clip(name)]
             if not inside:
                 raise DataError(f"{path}: no clips in this folder; give one with {', '.join(SUFFIXES)} files")
-        elif path.is_file():
+        elif is_file:
             inside = [path]
         else:
             raise DataError(f"{path}: no such file or folder; give video clips, or a folder of them")
@@ -46,7 +49,9 @@ def find_prepared(paths: Sequence[Path]) -> dict[str, list[Path]]:
     """Folders of prepared frames, however deep, by the name of the identity that each becomes. Raises DataError where there is none."""
     found: dict[str, list[Path]] = {}
     for path in paths:
-        inside = [Path(folder) for folder, names in _walk(path) if PREPARED in names] if path.is_dir() else []
+        with _readable(path):
+            is_folder = path.is_dir()
+        inside = [Path(folder) for folder, names in _walk(path) if PREPARED in names] if is_folder else []
         if not inside:
             raise DataError(f"{path}: no folder with {PREPARED} here; give one that the relatives' preprocessing made")
         for folder in inside:
@@ -81,17 +86,32 @@ def fingerprint(path: Path) -> tuple[int, str]:
                 digest.update(f"{file.relative_to(path).as_posix()} {file_digest}\n".encode("utf-8", "surrogateescape"))
                 size += file_size
         return size, digest.hexdigest()
+    with _readable(path), path.open("rb") as stream:
+        return os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Around what looks at a user's file or folder: what can't be read becomes a DataError."""
     try:
-        with path.open("rb") as stream:
-            return os.fstat(stream.fileno()).st_size, hashlib.file_digest(stream, "sha256").hexdigest()
+        yield
     except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror}); check its rights, or leave it out") from error
+        where = error.filename or path
+        raise DataError(f"{where}: can't be read ({error.strerror}); check its rights, or leave it out") from error
 
 
 def _walk(path: Path, passing: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Each folder once, with its files' names, both sorted. passing: a file; folders that hold it are passed over, with all that is in them."""
+    """Each folder once, with its files' names, both sorted. passing: a file; folders that hold it are passed over, with all that is in them.
+
+    Raises DataError for a folder that can't be read: clips in it would be missed in silence.
+    """
     entered = set()
-    for folder, folders, names in os.walk(path, followlinks=True):
+
+    def unreadable(error: OSError) -> None:
+        with _readable(path):
+            raise error
+
+    for folder, folders, names in os.walk(path, onerror=unreadable, followlinks=True):
         if passing in names:
             folders.clear()
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 
 import numpy as np
@@ -68,7 +68,8 @@ class Spool:
         return np.frombuffer(zlib.decompress(data), np.uint8).reshape(self._size, self._size)
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # what a full disk does not take is wanted no longer, and `append` has said it
+            self._file.close()
 
     def __del__(self) -> None:
         self.close()

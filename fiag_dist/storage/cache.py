@@ -49,17 +49,19 @@ class Cache:
     def open(self, name: str, size: int, fetch: Callable[[Path], object]) -> BufferedReader:
         """The copy called `name`, opened: it stays readable when it is dropped. When there is none, `fetch(path)` makes it, of `size` bytes.
 
-        What `fetch` raises leaves nothing behind.
+        What `fetch` raises leaves nothing behind. Raises ConfigError where the folder can't be read or written.
         """
         file = self.folder / name
         stream = _used(file)
         if stream:
             return stream
-        self._locks.mkdir(parents=True, exist_ok=True)
+        with _usable(self.folder):
+            self._locks.mkdir(parents=True, exist_ok=True)
         with _locked(self._lock_of(name)):
             stream = _used(file)  # another process may have been faster
             if stream is None:
-                part = self._make_room(name, size)
+                with _usable(self.folder):
+                    part = self._make_room(name, size)
                 try:
                     fetch(part)
                     stream = part.open("rb")
@@ -116,17 +118,32 @@ class Cache:
 
 def _used(file: Path) -> BufferedReader | None:
     """The copy, opened and marked as the last one used, if it is there."""
-    try:
-        stream = file.open("rb")
-    except FileNotFoundError:
-        return None
-    os.utime(stream.fileno(), ns=(time.time_ns(), os.fstat(stream.fileno()).st_mtime_ns))
+    with _usable(file.parent):
+        try:
+            stream = file.open("rb")
+        except FileNotFoundError:
+            return None
+    with suppress(OSError):  # in a cache that several people share, the copy may be another's
+        os.utime(stream.fileno(), ns=(time.time_ns(), os.fstat(stream.fileno()).st_mtime_ns))
     return stream
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Around what uses the cache's own files: where that can't be done, the user chooses another folder."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: copies of remote files can't be kept there ({error.strerror or error}); give FIAG_CACHE another folder"
+        ) from error
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Waits for the lock file and holds it: between processes, and between threads of one."""
-    with path.open("ab") as stream:
+    with _usable(path.parent):
+        stream = path.open("ab")
+    with stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -67,21 +67,23 @@ class LocalStorage:
 
     def exists(self, path: str) -> bool:
         target = self._at(path)
-        return target.is_file() or (target.is_dir() and any(target.iterdir()))
+        return self._try("reading", path, lambda: target.is_file() or (target.is_dir() and any(target.iterdir())))
 
     def size(self, path: str) -> int:
         return self._try("reading", path, lambda: self._at(path).stat().st_size)
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
+        return self._try("listing", prefix, lambda: self._sizes(prefix))
+
+    def _sizes(self, prefix: str) -> dict[str, int]:
         found = {}
-        for folder, folders, names in os.walk(self._at(prefix), followlinks=True):
+        for folder, folders, names in os.walk(self._at(prefix), onerror=_unless_gone, followlinks=True):
             folders[:] = [name for name in folders if not _is_circle(Path(folder, name))]
             for file in (Path(folder, name) for name in names if not name.startswith(TEMPORARY)):
                 try:
                     found[file.relative_to(self._root).as_posix()] = file.stat().st_size
                 except OSError as error:
-                    if error.errno not in NOWHERE:
-                        raise
+                    _unless_gone(error)
         return dict(sorted(found.items()))
 
     def list(self, prefix: str = "") -> Paths:
@@ -89,9 +91,13 @@ class LocalStorage:
 
     def children(self, prefix: str = "") -> Paths:
         folder = self._at(prefix)
-        if not folder.is_dir():
-            return []
-        return sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith(TEMPORARY))
+
+        def names() -> Paths:
+            if not folder.is_dir():
+                return []
+            return sorted(p.name + "/" * p.is_dir() for p in folder.iterdir() if not p.name.startswith(TEMPORARY))
+
+        return self._try("listing", prefix, names)
 
     def delete(self, prefix: str, names: re.Pattern[str] | None = None) -> None:
         target = self._at(prefix)
@@ -132,7 +138,13 @@ class LocalStorage:
         return self._root / relative(path)
 
     def _try(self, doing: str, path: str, action: Callable[[], T]) -> T:
-        return persist(f"{self.url}/{path}", doing, action, judge_local)
+        return persist(f"{self.url}/{path}".rstrip("/") or "/", doing, action, judge_local)
+
+
+def _unless_gone(error: OSError) -> None:
+    """Listings leave out what was deleted meanwhile, links that lead nowhere, and folders that are files."""
+    if error.errno not in (*NOWHERE, errno.ENOTDIR):
+        raise error
 
 
 def _claimed(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """The cache of remote files: bounded, least recently used first out, whole copies only, shared by threads and processes that may die."""
 
+import errno
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fiag_dist.errors import ConfigError
+from fiag_dist.storage import cache as cache_module
 from fiag_dist.storage.cache import Cache, cache_bound
 
 
@@ -64,6 +66,31 @@ def test_a_fetch_that_fails_leaves_nothing(tmp_path: Path) -> None:
         cache.open("a", 100, fetch)
     assert copies(cache) == set()
     take(cache, "a")
+
+
+def test_a_folder_that_can_not_be_used_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "taken" / "locks").mkdir(parents=True)
+    for lock in range(cache_module.LOCKS):
+        (tmp_path / "taken" / "locks" / f"{lock:02d}").mkdir()  # whose lock files can't be opened
+    for name, reason in (("file", "Not a directory"), ("file/below", "Not a directory"), ("taken", "Is a directory")):
+        line = (
+            rf"^{tmp_path}/{name}.*: copies of remote files can't be kept there \({reason}\); give FIAG_CACHE another"
+        )
+        with pytest.raises(ConfigError, match=line):
+            take(Cache(tmp_path / name, 1000), "a")
+
+
+def test_a_copy_of_another_user_can_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, fetched = Cache(tmp_path, 1000), []
+    take(cache, "a", fetched=fetched)
+
+    def denied(*words: object, **more: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(cache_module.os, "utime", denied)
+    take(cache, "a", fetched=fetched)
+    assert fetched == ["a"]
 
 
 def test_threads_that_want_the_same_fetch_it_once(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def test_missing_file_and_broken_yaml_are_named(tmp_path: Path) -> None:
         from_yaml(PretrainConfig, tmp_path / "absent.yaml")
     with pytest.raises(ConfigError, match="not valid YAML"):
         from_yaml(PretrainConfig, written(tmp_path, "train: [1, 2"))
+    (tmp_path / "latin.yaml").write_bytes("# Münster".encode("latin-1"))
+    for name, reason in (("latin", "not UTF-8 text"), ("x" * 300, "File name too long")):
+        with pytest.raises(ConfigError, match=rf"{name}.yaml: can't be read \({reason}\); "):
+            from_yaml(PretrainConfig, tmp_path / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("cls", [PretrainConfig, AdaptConfig])

@@ -1,12 +1,14 @@
 """Which clips are meant by a user's paths, and what their identities are called."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from fiag_dist.actor import INFO
 from fiag_dist.errors import DataError
-from fiag_dist.ingest.gather import find_clips, identity_name
+from fiag_dist.ingest.gather import find_clips, find_prepared, identity_name
 from fiag_dist.pack import main
 from fiag_dist.shards.writer import NAME
 
@@ -53,6 +55,23 @@ def test_videos_of_identities_are_no_clips(tmp_path: Path) -> None:
     assert sorted(find_clips([folder])) == ["a", "b", "c"]
     with pytest.raises(DataError, match="no clips in this folder"):
         find_clips([made])
+
+
+def test_folders_that_can_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for find in (find_clips, find_prepared):
+        with pytest.raises(DataError, match=r"xxx: can't be read \(File name too long\); check its rights"):
+            find([tmp_path / ("x" * 300)])
+    folder, scandir = clips(tmp_path / "clips", a="ok"), os.scandir
+    clips(folder / "locked", b="ok")
+
+    def denied(path: str | Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(DataError, match=r"clips/locked: can't be read \(Permission denied\); check its rights"):
+        find_clips([folder])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """Masks, expression channels, usable spans, background plate and embeddings in time."""
 
+import os
+import tempfile
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
 from fiag_dist import landmarks
+from fiag_dist.errors import DataError
 from fiag_dist.ingest import backdrop, expression, masks, span, sync
 from fiag_dist.ingest.face import Crop, Face
 from fiag_dist.ingest.identity import nearest_in_time
@@ -196,6 +200,16 @@ def test_a_look_tells_the_person_from_what_is_behind() -> None:
     assert found.behind == 0
     assert found.changed == pytest.approx(100 * (matte > 0).mean(), rel=0.1)
     assert span.look(face_at(), image + 100, matte, (image, matte)).behind == 100
+
+
+def test_a_full_disk_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = os.open("/dev/full", os.O_RDWR)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: os.fdopen(full, "r+b"))
+    picture, spool = np.zeros((16, 16), np.uint8), Spool(16)
+    spool.append(picture)  # still in the buffer
+    with pytest.raises(DataError, match=r"can't hold what packing puts aside \(No space left on device\)"):
+        spool.append(picture)
+    spool.close()
 
 
 def test_a_spool_gives_back_what_it_was_given() -> None:

@@ -230,6 +230,34 @@ def test_what_never_passes_ends_with_the_number_of_tries(tmp_path: Path, monkeyp
         open_storage(tmp_path).read("x")
 
 
+@pytest.mark.parametrize("action", ["exists", "sizes", "list", "children"])
+def test_what_can_not_be_looked_at_is_one_line(tmp_path: Path, action: str) -> None:
+    store = open_storage(tmp_path)
+    with pytest.raises(
+        DataError, match=r"^/.*xxx: (reading|listing) failed: .*; check the disk and the path$"
+    ) as caught:
+        getattr(store, action)("x" * 300)  # no name is so long
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_can_not_be_read_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, scandir = open_storage(tmp_path), os.scandir
+    store.write("a/x", b"1")
+
+    def denied(path: str | Path) -> object:
+        if Path(path).name == "a":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(
+        DataError, match=r"listing failed: access denied \(Permission denied\); check the folder's rights"
+    ):
+        store.sizes()
+
+
 @dataclass(frozen=True)
 class Expected:
     bytes: int

@@ -102,6 +102,20 @@ def test_path_names_the_command_when_the_file_is_missing_or_damaged(
     assert not weights.present("demo")
 
 
+def test_a_folder_that_can_not_be_used_is_one_line(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register(monkeypatch)
+    put_wheel(shelf)
+    (tmp_path / "file").write_text("no folder")
+    for folder, ask in ((tmp_path / "file" / "below", weights.fetch), (tmp_path / ("x" * 300), weights.path)):
+        monkeypatch.setenv("FIAG_WEIGHTS", str(folder))
+        with pytest.raises(
+            WeightsError, match=rf"^weights demo: {folder} can't be used \(.*\); give FIAG_WEIGHTS another"
+        ):
+            ask("demo")
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(WeightsError, match="known are face-landmarker"):
         weights.path("nonsense")
