@@ -1,6 +1,5 @@
 """fiag-dist pretrain, and torchrun ... -m fiag_dist.pretrain: many identities, one field, one IE-Net, one UM-Net; IM-Nets with their owners."""
 
-import signal
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -39,9 +38,6 @@ def main(argv: list[str]) -> int:
         manifest = read_manifest(config.data)
         print(dryrun.report(config, manifest, _assign(config, manifest, config.dry_run_world)))
         return 0
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # until it trains there is nothing to save, and who waits for peers runs no handler
     here = process.start(config.first_step_timeout_s)
     folder = checkpoint.join(config.runs, config.name)
     run_storage = open_storage(folder)
