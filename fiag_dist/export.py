@@ -20,7 +20,6 @@ from scipy.spatial import KDTree
 from fiag_dist import __version__
 from fiag_dist.actor import refuse_remote
 from fiag_dist.errors import ConfigError, guarded
-from fiag_dist.listening import listen
 from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Person
 from fiag_dist.rehearsal import Rehearsal
@@ -124,10 +123,10 @@ def frames(identity: Identity, rehearsal: Rehearsal, audio: Path | None, first: 
     info, loop = identity.info, identity.loop
     device = next(identity.actor.buffers()).device
     if audio is None:
-        silence = listen(Sound(np.zeros(SAMPLE_RATE, np.float32)).pieces(), info.fps, info.extractor)
+        silence = identity.listen(Sound(np.zeros(SAMPLE_RATE, np.float32)).pieces())
         heard: Any = [next(islice(silence, info.fps // 2, None))] * (stop - first)
     else:
-        heard = islice(listen(Sound(audio).pieces(), info.fps, info.extractor), first, stop)
+        heard = islice(identity.listen(Sound(audio).pieces()), first, stop)
     t = first
     for window in heard:
         inputs = (window.astype(np.float32), loop.expressions[loop.at(t)], loop.swing[loop.at(t)])

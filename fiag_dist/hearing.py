@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int
 
+from fiag_dist.ingest.loudness import audible, loud_db, loudness_db
 from fiag_dist.model.audio import Listener, Speech
 from fiag_dist.model.lipreader import motions
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader
-from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage
 from fiag_dist.types import AUDIO_FRAMES, IdentityMeta
 
@@ -110,10 +110,6 @@ def _watch(listener: Listener, speech: _Heard, storage: Storage, manifest: Manif
 
 
 def voiced(meta: IdentityMeta, fps: int) -> Float32[np.ndarray, " frames"]:
-    """How far each frame's sound is from silence, 0..1: 0 from 35 dB below the clip's loud frames on (95th percentile), 1 from 20 dB below them."""
-    samples = SAMPLE_RATE / fps
-    power = np.concatenate([[0.0], np.cumsum(np.asarray(meta.wav, np.float64) ** 2)])
-    first = ((np.arange(len(meta.split)) - 0.5) * samples).round().astype(int).clip(0, len(power) - 1)
-    last = ((np.arange(len(meta.split)) + 1.5) * samples).round().astype(int).clip(0, len(power) - 1)
-    loudness_db = 10 * np.log10((power[last] - power[first]) / np.maximum(last - first, 1) + 1e-12)
-    return ((loudness_db - np.percentile(loudness_db, 95) + 35) / 15).clip(0, 1).astype(np.float32)
+    """How far each frame's sound is from silence, 0..1, against the clip's loud frames."""
+    loudness = loudness_db(np.asarray(meta.wav, np.float32), len(meta.split), fps)
+    return audible(loudness, loud_db(loudness))

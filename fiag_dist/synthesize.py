@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
 
 from fiag_dist import provenance
@@ -55,13 +55,20 @@ class Identity:
         device, rehearsal = next(self.actor.buffers()).device, Rehearsal(self.actor)
         stage = Stage(self.loop, self.info.size, self.info.fps, staging, device)
         mark = provenance.Mark(stage.size) if staging.mark else None
-        for t, window_8CW in enumerate(listen(sound.pieces(), self.info.fps, self.info.extractor)):
+        for t, window_8CW in enumerate(self.listen(sound.pieces())):
             cue = stage.cue(t)
             heard = torch.from_numpy(window_8CW.astype(np.float32)).to(device)
             image = composed(rehearsal.perform(heard, cue.expression, cue.camera, cue.swing), cue.backdrop)
             if mark:
                 mark.draw(image)
             yield image
+
+    def listen(
+        self, pieces: Iterable[Float32[np.ndarray, "1 samples"]]
+    ) -> Iterator[Float16[np.ndarray, "8 dim window"]]:
+        """What this person hears at every frame of a sound (`listening.listen`), silence where it is silent."""
+        hush = self.actor.universal.listener.hush()
+        return listen(pieces, self.info.fps, self.info.extractor, None if hush is None else hush.cpu().numpy())
 
     def write_video(
         self,

@@ -141,6 +141,12 @@ class Listener(nn.Module):
         noisy = self.training and self.config.code == "pca"
         return code + self.config.noise * torch.randn_like(code) if noisy else code
 
+    def hush(self) -> Float[Tensor, " dim"] | None:
+        """Features in which no voice is heard at all: the mean window, as far towards silence as it takes. None for who hears a voice in everything."""
+        way_C, most = self.voice[:-1], self.voice[-1]
+        steep = way_C @ way_C
+        return self.center - most / steep * way_C if steep > 0 else None
+
     def silence(self) -> Tensor:
         """What is heard where nobody speaks, always without noise: every silence is the same."""
         code = self._code(self.center.new_zeros(8, self.dim, self.window))

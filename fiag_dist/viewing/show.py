@@ -11,7 +11,6 @@ from jaxtyping import Float16, Float32, UInt8
 
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.speech import windows
-from fiag_dist.listening import listen
 from fiag_dist.rehearsal import Rehearsal
 from fiag_dist.sound import SAMPLE_RATE, Sound
 from fiag_dist.staging import colour, composed
@@ -53,8 +52,8 @@ class Speech:
     track: Float16[np.ndarray, "frames dim window"]
 
     @classmethod
-    def of(cls, sound: Sound, fps: int, extractor: str) -> "Speech":
-        """Raises DataError for more than 10 minutes, and what listening raises."""
+    def of(cls, sound: Sound, identity: Identity) -> "Speech":
+        """As this identity hears it. Raises DataError for more than 10 minutes, and what listening raises."""
         parts, seconds = [], 0.0
         for piece in sound.pieces():
             parts.append(piece[0])
@@ -64,7 +63,7 @@ class Speech:
                     f"speech: longer than {LONGEST_S} s, which is what a page holds; cut it, or make a video: fiag-dist render"
                 )
         samples = np.concatenate(parts)
-        return cls(samples, np.stack([window[_NOW] for window in listen([samples[None]], fps, extractor)]))
+        return cls(samples, np.stack([window[_NOW] for window in identity.listen([samples[None]])]))
 
     def __len__(self) -> int:
         return len(self.track)
@@ -85,12 +84,12 @@ class Show:
     """An identity, ready to be looked at from any side."""
 
     def __init__(self, identity: Identity):
-        self.info, self.loop = identity.info, identity.loop
+        self.info, self.loop, self._identity = identity.info, identity.loop, identity
         self._rehearsal, self._device = Rehearsal(identity.actor), next(identity.actor.buffers()).device
 
     def listen(self, sound: Sound) -> Speech:
         """What it is to say. Raises DataError, or WeightsError when the speech extractor's file is missing."""
-        return Speech.of(sound, self.info.fps, self.info.extractor)
+        return Speech.of(sound, self._identity)
 
     def silence(self) -> Speech:
         """Once through the clip and back, at most 10 s, without a sound: blinks and head movements go on."""

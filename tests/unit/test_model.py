@@ -175,6 +175,10 @@ def test_silence_is_heard_as_one_and_speech_as_it_is():
     torch.testing.assert_close(hearing(silence[0]), hearing(silence[1]))
     assert (hearing(speech[0]) - hearing(speech[1])).norm() > 0.5
     assert (deaf(silence[0]) - deaf(silence[1])).norm() > 0.5
+    hush = hearing.hush()
+    assert hush is not None
+    torch.testing.assert_close(hearing(hush[:, None].expand(8, 6, 2)), hearing.silence())
+    assert deaf.hush() is None, "who hears a voice in everything has no silence to be given"
 
 
 def test_a_sound_that_has_ended_is_learnt_to_be_silence():

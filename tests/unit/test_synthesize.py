@@ -66,6 +66,23 @@ def test_listening_gives_what_packed_samples_hold(seconds: float) -> None:
         np.testing.assert_array_equal(heard[t], speech.windows(track, t))
 
 
+def test_where_a_sound_is_silent_for_long_a_listener_gets_its_silence_to_hear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an extractor makes of zeros that go on and on, and of hiss; speech, and the pauses in it, are heard as they are."""
+    monkeypatch.setattr(listening, "PIECE_S", 4)
+    monkeypatch.setattr(listening, "BLEND_S", 1)
+    rng, voice, hush = np.random.default_rng(0), tiny.voice(2.0), np.linspace(-1, 1, 80, dtype=np.float32)
+    quiet, pause = np.zeros(6 * 16000, np.float32), np.zeros(16000 // 4, np.float32)
+    wav = np.concatenate([quiet, voice, pause, voice, 10 ** (-70 / 20) * rng.normal(size=48000).astype(np.float32)])
+    plain, given = (
+        np.stack([window[4] for window in listen(pieces_of(wav, 1000), 25, "mel", silence)]) for silence in (None, hush)
+    )
+    expected = np.broadcast_to(hush.astype(np.float16)[:, None], plain.shape[1:])
+    for second in (0.5, 3.0, 5.0, 11.0, 12.5):
+        np.testing.assert_array_equal(given[int(25 * second)], expected, err_msg=f"{second} s")
+    speaks = slice(25 * 6 + 1, 25 * 10 + 6)
+    np.testing.assert_array_equal(given[speaks], plain[speaks])
+
+
 def test_long_sound_is_heard_in_pieces_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     wav = tiny.voice(9.3)
     whole = np.stack([window[4] for window in listen(pieces_of(wav, 1000), 25, "mel")])
