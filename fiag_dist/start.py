@@ -152,7 +152,7 @@ def settle(head: Head, storage: Storage, manifest: Manifest, meta: IdentityMeta,
     """Brings Gaussians that one person is baked into onto this person before the first step, as some of `meta`'s training frames show.
 
     Face Gaussians beside the head, and those that only others show, go into its hull as first ones, those of the mouth that strayed go behind the lips;
-    all of both branches take the frames' colours.
+    all of both branches take the colours that the frames show there.
     """
     rng = np.random.default_rng(seed)
     shots = [_look(storage, manifest, meta)]
@@ -162,7 +162,10 @@ def settle(head: Head, storage: Storage, manifest: Manifest, meta: IdentityMeta,
     middle = _middle_of_mouth(head.universal.rest_landmarks.cpu().numpy())
     rows = np.flatnonzero((np.abs(_points(mouth) - middle) > MOUTH_REACH * MOUTH_HALF_M).any(1))
     _strew(mouth, rows, _in_mouth(len(rows), middle, rng))
-    for field, label in ((face, None), (mouth, Label.MOUTH)):
+    shows_mouth = any(bool((shot.labels == Label.MOUTH).any()) for shot in shots[0])
+    for field, label in ((face, None), (mouth, Label.MOUTH))[
+        : 1 + shows_mouth
+    ]:  # a mouth that nobody saw is as others' are
         colors = torch.from_numpy(_colors(_points(field), shots, label)).to(field.sh_dc)
         field.sh_dc[: len(field)] = (colors - 0.5) / SH_DC
 

@@ -20,6 +20,10 @@ FOV_RAD = 0.5
 ZOOM = (0.25, 8.0)
 FARTHEST_M = 100.0
 """Where a visitor's camera can be, along each axis, metres."""
+HAIR_M = np.array([0.0, 0.10, 0.0])
+"""About where hair is, metres, head frame."""
+_ASIDE_RAD = 0.2
+"""From so far aside a visitor sees where hair is towards the clip's camera, which that camera hardly could."""
 _FACING = np.diag([1.0, -1.0, -1.0])
 """The orientation of a camera that looks into the face: OpenCV's y points down and z forward, the head's up and out of the face."""
 
@@ -54,6 +58,20 @@ class Orbit:
                 [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
             ]
         )
+
+    def flattened(
+        self, swing: Float32[np.ndarray, "3 4"], viewmat: Float32[np.ndarray, "4 4"]
+    ) -> Float32[np.ndarray, "3 4"]:
+        """A hair's motion without what of it is along the view of the clip's camera, the more the farther aside the visitor stands.
+
+        How near hair came to that camera is what tracking knows least of (docs/decisions.md, 35): from the side it would fly to and fro.
+        """
+        turned_rad = np.arccos(np.clip((np.trace(_FACING @ self.to_world.T) - 1) / 2, -1, 1))
+        along = viewmat[2, :3].astype(np.float64)
+        depth_m = along @ (swing[:, :3] @ HAIR_M + swing[:, 3] - HAIR_M)
+        flat = swing.astype(np.float64)
+        flat[:, 3] -= min(turned_rad / _ASIDE_RAD, 1.0) * depth_m * along
+        return flat.astype(np.float32)
 
     def onto(self, size: int, width: int, height: int) -> Float64[np.ndarray, "3 3"]:
         """From pixels of the clip's square frames to those of a picture of any shape, whose shorter side the frame fills from straight before it."""

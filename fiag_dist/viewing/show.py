@@ -103,7 +103,8 @@ class Show:
         camera = replace(camera, viewmat=camera.viewmat.to(self._device), K=camera.K.to(self._device))
         expression = np.array(look.expression or self.loop.expressions[look.pose], np.float32)
         heard = windows(speech.track, look.t).astype(np.float32)
-        inputs = (torch.from_numpy(array).to(self._device) for array in (heard, expression, self.loop.swing[look.pose]))
+        hair = look.orbit.flattened(self.loop.swing[look.pose], self.loop.viewmats[look.pose])
+        inputs = (torch.from_numpy(array).to(self._device) for array in (heard, expression, hair))
         window_8CW, channels, swing = inputs
         layer = self._rehearsal.perform(window_8CW, channels, camera, swing)
         return composed(layer, self._behind(look, onto))

@@ -2,12 +2,14 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tiny_identity
 import torch
 
+from fiag_dist import start
 from fiag_dist.config import FieldConfig, IdentityConfig, LossConfig, ModelConfig, TrainConfig
 from fiag_dist.errors import CheckpointError
 from fiag_dist.landmarks import LIPS_INNER
@@ -18,7 +20,7 @@ from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import read_meta
 from fiag_dist.start import bake_in, check_channels, check_formats, forget, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.types import EXPRESSION_NAMES, Camera, IdentityMeta
+from fiag_dist.types import EXPRESSION_NAMES, Camera, IdentityMeta, Label, Shot
 
 FIELD = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
 EMBEDDING = torch.nn.functional.normalize(torch.arange(16.0), dim=0)
@@ -81,6 +83,27 @@ def test_a_settled_mouth_has_no_gaussian_beside_the_cheeks(packed: tuple[Storage
     assert ((mouth.means[:5] - lips).abs() < torch.tensor([0.0221, 0.0101, 0.0241])).all()
     assert (torch.sigmoid(mouth.opacities[:5]) < 0.31).all()
     assert torch.equal(mouth.means[5:], home)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_mouth_that_no_frame_shows_keeps_its_colours(
+    packed: tuple[Storage, Manifest], monkeypatch: pytest.MonkeyPatch, shown: bool
+) -> None:
+    """Of a clip that is quiet in the frames that are looked at, teeth and tongue of others are a better guess than grey."""
+    head, look = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD))), start._look
+
+    def seen(*of_whom: Any) -> list[Shot]:
+        shots = look(*of_whom)
+        for shot in shots:
+            shot.labels[shot.labels == Label.MOUTH] = int(Label.LIPS)
+            shot.labels[20:24, 20:24] = int(Label.MOUTH if shown else Label.LIPS)
+        return shots
+
+    monkeypatch.setattr(start, "_look", seen)
+    with torch.no_grad():
+        head.mouth_field.sh_dc.fill_(0.7)
+    settle(head, *packed, meta_of(packed))
+    assert bool((head.mouth_field.sh_dc == 0.7).all()) != shown
 
 
 def test_settling_leaves_what_fits_where_it_is(packed: tuple[Storage, Manifest]) -> None:

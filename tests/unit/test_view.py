@@ -81,6 +81,19 @@ def test_going_round_turns_the_head_on_its_neck_the_other_way(yaw: float) -> Non
     torch.testing.assert_close(camera.K, torch.from_numpy(K))
 
 
+def test_from_aside_hair_does_not_fly_along_the_clips_view() -> None:
+    viewmat = np.eye(4, dtype=np.float32)
+    viewmat[:3, :3] = np.diag([1, -1, -1])  # a camera before the face
+    viewmat[2, 3] = 1.4
+    swing = np.concatenate([np.eye(3), [[0.002], [0.001], [0.02]]], 1).astype(np.float32)
+    np.testing.assert_array_equal(round_the_head(0.0).flattened(swing, viewmat), swing)
+    for yaw in (0.5, -1.2):
+        flat = round_the_head(yaw).flattened(swing, viewmat)
+        np.testing.assert_allclose(flat[:, 3], [0.002, 0.001, 0], atol=1e-6)
+    half = round_the_head(0.1).flattened(swing, viewmat)
+    assert half[2, 3] == pytest.approx(0.01, rel=0.01)
+
+
 def test_coming_nearer_and_moving_aside_scale_and_shift_the_picture() -> None:
     near = round_the_head(0.0, HOME_M / 2).onto(64, 100, 80)
     np.testing.assert_allclose(near @ [32, 32, 1], [50, 40, 1])
