@@ -100,11 +100,8 @@ class Visit:
 
     def draw(self) -> float | None:
         """Sends the picture of this moment, unless the page shows it already. Returns in how many seconds the next is due; None: not before a change."""
-        speech, start_s, began_s = (
-            self._speech,
-            self._start_s,
-            self._began_s,
-        )  # a callback may change them at any moment
+        # A callback may change them at any moment.
+        speech, start_s, began_s = self._speech, self._start_s, self._began_s
         fps, num = self._show.info.fps, len(speech)
         seconds = self._at_s(began_s)
         if began_s is not None and seconds >= num / fps:
