@@ -152,15 +152,15 @@ def test_what_always_crashes_costs_the_others_nothing(ready: tuple[Path, Path], 
     out = tmp_path / "crashing"
     driver = start(*ready, out, config)
     name = sorted(path.name for path in ready[0].iterdir() if path.is_dir())[2]
-    crashes = 0
+    killed = set()  # on a busy machine one that was killed is seen again before it has gone
     while driver.poll() is None:
         for process in at_work_on(driver.pid, out / name):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-                crashes += 1
+                killed.add(process.pid)
         time.sleep(0.05)
     assert driver.returncode == 1
-    assert crashes == 2
+    assert len(killed) == 2
     assert states(out) == {other: "failed" if other == name else "done" for other in states(out)}
     assert len(states(out)) == NUM
     log = (tmp_path / LOG).read_text()
