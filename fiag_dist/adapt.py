@@ -1,6 +1,5 @@
 """fiag-dist adapt: a folder of clips in, a folder of identities out, one Ray Tune trial a clip."""
 
-import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig, PackConfig
 from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import checkpoint
-from fiag_dist.errors import ConfigError, DataError, guarded
+from fiag_dist.errors import ConfigError, DataError, guarded, meant
 from fiag_dist.ingest.gather import find_clips
 from fiag_dist.ingest.speech import FROM_FILE
 from fiag_dist.pack import pack
@@ -134,9 +133,7 @@ def _clips(path: Path, names: Sequence[str]) -> list[Path]:
     found = find_clips([path])
     for name in names:
         if name not in found:
-            near = difflib.get_close_matches(name, found, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join([*found][:20])}"
-            raise DataError(f"--names {name}: no clip in {path} becomes this identity; {hint}")
+            raise DataError(f"--names {name}: no clip in {path} becomes this identity; {meant(name, found, 20)}")
     return [clip for name in dict.fromkeys(names) for clip in found[name]]
 
 

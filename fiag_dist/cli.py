@@ -1,13 +1,12 @@
 """The `fiag-dist` command: finds the module that does the work, and imports nothing else, so that `--help` is quick."""
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fiag_dist import __version__
-from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.errors import ConfigError, guarded, meant
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ COMMANDS = {
     ),
     "shards": Command(
         "shards.inspect",
-        "[ls|verify|show] URL",
+        "[ls|verify|show|remove] URL",
         "shards -> a table, a check of every size and hash, one sample as files, or people taken out",
     ),
     "pretrain": Command(
@@ -93,10 +92,7 @@ def dispatch(argv: list[str]) -> int:
         print(f"fiag-dist {__version__}")
         return 0
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        raise ConfigError(
-            f"unknown command {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COMMANDS)}")
-        )
+        raise ConfigError(f"unknown command {name!r}; {meant(name, COMMANDS)}")
     module = importlib.import_module(f"fiag_dist.{COMMANDS[name].module}")
     return module.main(rest)
 

@@ -14,7 +14,7 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a task that asked for no GPU sees none
 }
-"""What Ray reads from the environment when it is imported."""
+"""What Ray reads from the environment: when it is imported, and in its workers."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """What tasks hand one another is small; Ray would keep 30 % of the memory for it."""
 SLOW_START = "timed out during startup"

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import tyro
 import yaml
 
-from fiag_dist.errors import ConfigError
+from fiag_dist.errors import ConfigError, meant
 
 T = TypeVar("T")
 
@@ -54,9 +54,7 @@ def from_dict(cls: type[T], tree: Any, where: str = "config") -> T:
     values = {}
     for key, value in tree.items():
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(names)}"
-            raise ConfigError(f"{where}: unknown key {key!r}{hint}")
+            raise ConfigError(f"{where}: unknown key {key!r}; {meant(str(key), names)}")
         values[key] = _convert(hints[key], value, f"{where}: {key}", getattr(base, key))
     return dataclasses.replace(base, **values)  # type: ignore[type-var]
 

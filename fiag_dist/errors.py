@@ -1,12 +1,13 @@
 """What can go wrong through no bug of ours. Each message says what happened, the value, the rule and the fix, in one line."""
 
+import difflib
 import os
 import select
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +38,13 @@ class WeightsError(FiagError):
 
 class NumericsError(FiagError):
     """Checked mode found NaN or an infinity on its way into a kernel."""
+
+
+def meant(name: str, known: Iterable[str], most: int | None = None) -> str:
+    """A hint for who gave a name that is none of those `known`: the nearest, where one is near, else all of them, or the first `most`."""
+    names = [*known]
+    near = difflib.get_close_matches(name, names, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:most]) or 'none'}"
 
 
 CHECKED = "FIAG_CHECKED"

@@ -116,19 +116,20 @@ def main(argv: list[str]) -> int:
     for folder, group in groups.items():
         scored_ones = [identity for identity in group if identity in rows]
         if group != [folder] and scored_ones:
-            _write_report(folder, scored_ones, notes)
+            _write_report(folder, scored_ones, scratches, notes)
             console.print(f"table: {folder / REPORT}", soft_wrap=True)
     for identity, error in failed.items():
         print(f"fiag-dist: {identity.resolve().name} left out: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _write_report(folder: Path, identities: Sequence[Path], notes: Sequence[str]) -> None:
+def _write_report(
+    folder: Path, identities: Sequence[Path], scratches: Mapping[Path, Path], notes: Sequence[str]
+) -> None:
     """evaluation.md of all that metrics.json holds, which may be more than this call has measured."""
     rows = []
     for identity in identities:
-        scratch = identity / SCRATCH
-        of_scratch = stored_metrics(scratch) if (scratch / INFO).is_file() else None
+        of_scratch = stored_metrics(scratches[identity]) if identity in scratches else None
         rows.append((identity.name, report.row_of(stored_metrics(identity), of_scratch)))
     sees_faces = any("faces_found_true_frames" in row for _, row in rows)
     text = report.markdown(rows, [PROTOCOL, *([METHODS] if sees_faces else []), *notes])

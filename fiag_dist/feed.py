@@ -160,10 +160,10 @@ class Feed:
 
     def next(self, step: int) -> list[Lesson]:
         """The lessons of `step`, and starts on those of the step after it."""
-        ahead = (
-            self._ahead[1].result() if self._ahead else []
-        )  # also of a step that is left out: it uses what this one does
-        lessons = ahead if self._ahead and self._ahead[0] == step else self._lessons(step, dict(self.counts))
+        # Those of a step that is left out are waited for, too: they are made from what this step's are made from.
+        for_step, lessons = (self._ahead[0], self._ahead[1].result()) if self._ahead else (-1, [])
+        if for_step != step:
+            lessons = self._lessons(step, dict(self.counts))
         for lesson in lessons:
             self.counts[lesson.shot.identity] += 1
         self._ahead = (step + 1, self._worker.submit(self._lessons, step + 1, dict(self.counts)))

@@ -107,9 +107,9 @@ def pack(
     sizes = storage.sizes()
     formats = _formats(cfg, found)
     probe(storage)
-    _others(storage, formats, set(found))  # another format is refused before the work, not after it
-    named = {e.name: e for e in read_manifest(storage, check=False).identities} if FILE in sizes else {}
-    before = _named(storage, formats)
+    stored = _stored(storage, formats)
+    _others(storage, stored, formats, set(found))  # another format is refused before the work, not after it
+    named, before = {entry.name: entry for entry in stored.identities}, _named(stored, formats)
     done: dict[str, Done] = {}
     todo: list[Work] = []
     for name, paths in found.items():
@@ -148,7 +148,7 @@ def pack(
             f"stopped: {len(done)} of {len(found)} clips are finished and stay; the same command goes on with the others"
         )
         raise
-    done = _with_earlier(storage, before | _named(storage, formats), done)
+    done = _with_earlier(storage, before | _named(_stored(storage, formats), formats), done)
     table = _table({name: done[name] for name in found}, {work.name for work in todo})
     say(table)
     refused = {name: done[name].reason for name in found if done[name].reason}
@@ -181,11 +181,13 @@ def _dims(cfg: PackConfig, clips: list[Path]) -> tuple[int, int]:
     return speech.dims(cfg.extractor, clips[-1])
 
 
-def _others(storage: Storage, formats: Manifest, names: set[str]) -> list[IdentityEntry]:
-    """Identities of the manifest that is there, apart from `names`. Raises DataError when they have another format."""
-    if not storage.exists(FILE):
-        return []
-    there = read_manifest(storage, check=False)
+def _stored(storage: Storage, formats: Manifest) -> Manifest:
+    """The manifest that is there now; `formats`, which names nobody, where there is none."""
+    return read_manifest(storage, check=False) if storage.exists(FILE) else formats
+
+
+def _others(storage: Storage, there: Manifest, formats: Manifest, names: set[str]) -> list[IdentityEntry]:
+    """Identities of a stored manifest, apart from `names`. Raises DataError when they have another format."""
     others = [entry for entry in there.identities if entry.name not in names]
     if others and dataclasses.replace(there, identities=[]) != formats:
         raise DataError(
@@ -195,9 +197,8 @@ def _others(storage: Storage, formats: Manifest, names: set[str]) -> list[Identi
     return others
 
 
-def _named(storage: Storage, formats: Manifest) -> dict[str, IdentityEntry]:
-    """Identities that the manifest names now; none where it has another format."""
-    there = read_manifest(storage, check=False) if storage.exists(FILE) else formats
+def _named(there: Manifest, formats: Manifest) -> dict[str, IdentityEntry]:
+    """Identities that a stored manifest names; none where it has another format."""
     same = dataclasses.replace(there, identities=[]) == formats
     return {entry.name: entry for entry in there.identities} if same else {}
 
@@ -265,7 +266,9 @@ def _write(storage: Storage, formats: Manifest, names: set[str], done: dict[str,
 
     Two that end within the same moment can still miss one another; packed again, each finds its shards and only names them.
     """
-    entries = _others(storage, formats, names) + [result.entry for result in done.values() if result.entry]
+    entries = _others(storage, _stored(storage, formats), formats, names) + [
+        result.entry for result in done.values() if result.entry
+    ]
     manifest = dataclasses.replace(formats, identities=sorted(entries, key=lambda entry: entry.name))
     write_manifest(storage, manifest)
     return manifest

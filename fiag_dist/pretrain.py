@@ -114,9 +114,8 @@ def build(
     make_engine: Callable[[Head, Sequence[Group]], Engine] | None = None,
 ) -> Training:
     """The training of this rank: fresh, or as the newest checkpoint left it. make_engine: None for ZeRO as configured."""
-    raster.choose(
-        config.train.raster, here.device
-    )  # where gsplat never ran it compiles now, and not in a step that others wait for
+    # Where gsplat never ran it compiles now, and not in a step that others wait for.
+    raster.choose(config.train.raster, here.device)
     manifest = read_manifest(data)
     ownership = _assign(config, manifest, here.world)
     newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
@@ -128,9 +127,8 @@ def build(
     else:
         names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
         head = fresh_head(config.train, data, manifest, sorted(names), config.train.seed, here.device)
-        process.broadcast(
-            head.state_dict().values()
-        )  # what is fitted and drawn differs in last bits between kinds of CPU
+        # What is fitted and drawn differs in last bits between kinds of CPU.
+        process.broadcast(head.state_dict().values())
     feed = feed_of(config.train, data, manifest, ownership, here.rank, here.device)
     personals = {name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names}
     embeddings = first_embeddings(config.train.model.identity, feed.names, config.train.seed)

@@ -120,12 +120,9 @@ def _gsplat_fault(device: torch.device) -> str:
 
     def trial() -> None:
         lock = _builds() / ".fiag-gsplat"
-        writable = not lock.parent.exists() or os.access(
-            lock.parent, os.W_OK
-        )  # where it is not, gsplat must have been compiled before
-        with (
-            alone(lock) if writable else nullcontext()
-        ):  # its first import clears away what another process has not finished compiling
+        # Its first import clears away what another process has not finished compiling. Where nothing can be written it was compiled before.
+        writable = not lock.parent.exists() or os.access(lock.parent, os.W_OK)
+        with alone(lock) if writable else nullcontext():
             try_out("gsplat", device)
 
     fault = fault_of(trial)

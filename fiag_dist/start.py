@@ -162,10 +162,12 @@ def settle(head: Head, storage: Storage, manifest: Manifest, meta: IdentityMeta,
     middle = _middle_of_mouth(head.universal.rest_landmarks.cpu().numpy())
     rows = np.flatnonzero((np.abs(_points(mouth) - middle) > MOUTH_REACH * MOUTH_HALF_M).any(1))
     _strew(mouth, rows, _in_mouth(len(rows), middle, rng))
-    shows_mouth = any(bool((shot.labels == Label.MOUTH).any()) for shot in shots[0])
-    for field, label in ((face, None), (mouth, Label.MOUTH))[
-        : 1 + shows_mouth
-    ]:  # a mouth that nobody saw is as others' are
+    shown: list[tuple[GaussianField, Label | None]] = [(face, None)]
+    if any(
+        bool((shot.labels == Label.MOUTH).any()) for shot in shots[0]
+    ):  # a mouth that nobody saw stays as others' are
+        shown.append((mouth, Label.MOUTH))
+    for field, label in shown:
         colors = torch.from_numpy(_colors(_points(field), shots, label)).to(field.sh_dc)
         field.sh_dc[: len(field)] = (colors - 0.5) / SH_DC
 

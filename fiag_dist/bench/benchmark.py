@@ -1,7 +1,6 @@
 """What all benchmarks have in common: arguments, threads, the machine, and the one JSON object they print."""
 
 import dataclasses
-import difflib
 import json
 import os
 import sys
@@ -18,7 +17,7 @@ import tyro
 
 from fiag_dist.bench.machine import machine
 from fiag_dist.bench.rounding import rounded
-from fiag_dist.errors import ConfigError
+from fiag_dist.errors import ConfigError, meant
 from fiag_dist.storage import open_storage
 
 
@@ -73,9 +72,7 @@ def at_least(low: int, **values: int) -> None:
 def choose(flag: str, value: str, known: Sequence[str]) -> Any:
     """`value`, when it is one of `known`. Raises ConfigError otherwise, and names the nearest."""
     if value not in known:
-        near = difflib.get_close_matches(value, known, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"--{flag} {value!r}: no such {flag}; {hint}")
+        raise ConfigError(f"--{flag} {value!r}: no such {flag}; {meant(value, known)}")
     return value
 
 

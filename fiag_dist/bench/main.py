@@ -1,10 +1,9 @@
 """fiag-dist bench: how fast the parts are on this machine. One JSON object a benchmark; finds the file that measures, and imports nothing else."""
 
-import difflib
 import importlib
 import sys
 
-from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.errors import ConfigError, guarded, meant
 
 BENCHMARKS = {
     "raster": "Gaussians to an image and back, against tiles in plain torch",
@@ -43,9 +42,7 @@ def main(argv: list[str]) -> int:
         return 0
     name, *rest = argv
     if name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(BENCHMARKS)}"
-        raise ConfigError(f"unknown benchmark {name!r}; {hint}")
+        raise ConfigError(f"unknown benchmark {name!r}; {meant(name, BENCHMARKS)}")
     return importlib.import_module(f"fiag_dist.bench.{name}").Bench.run(name, rest)
 
 

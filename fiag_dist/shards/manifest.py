@@ -1,7 +1,6 @@
 """manifest.json: what a folder of shards holds. Written last, so everything that it names is complete."""
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import types
@@ -9,7 +8,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fiag_dist.errors import DataError
+from fiag_dist.errors import DataError, meant
 from fiag_dist.storage import Storage, open_storage
 
 T = TypeVar("T")
@@ -121,9 +120,7 @@ class Manifest:
         for identity in self.identities:
             if identity.name == name:
                 return identity
-        near = difflib.get_close_matches(name, self.names, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self.names[:20]) or 'none'}"
-        raise DataError(f"identity {name!r} is not in the manifest; {hint}")
+        raise DataError(f"identity {name!r} is not in the manifest; {meant(name, self.names, 20)}")
 
 
 def read_manifest(source: str | Storage, check: bool = True) -> Manifest:

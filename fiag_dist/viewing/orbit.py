@@ -59,6 +59,11 @@ class Orbit:
             ]
         )
 
+    @property
+    def turn(self) -> Float64[np.ndarray, "3 3"]:
+        """Of the head in its own axes, by which the visitor sees it as from there."""
+        return _FACING @ self.to_world.T
+
     def flattened(
         self, swing: Float32[np.ndarray, "3 4"], viewmat: Float32[np.ndarray, "4 4"]
     ) -> Float32[np.ndarray, "3 4"]:
@@ -66,7 +71,7 @@ class Orbit:
 
         How near hair came to that camera is what tracking knows least of (docs/decisions.md, 35): from the side it would fly to and fro.
         """
-        turned_rad = np.arccos(np.clip((np.trace(_FACING @ self.to_world.T) - 1) / 2, -1, 1))
+        turned_rad = np.arccos(np.clip((np.trace(self.turn) - 1) / 2, -1, 1))
         along = viewmat[2, :3].astype(np.float64)
         depth_m = along @ (swing[:, :3] @ HAIR_M + swing[:, 3] - HAIR_M)
         flat = swing.astype(np.float64)
@@ -93,6 +98,6 @@ class Orbit:
         height: int,
     ) -> Camera:
         """What draws the head as the visitor sees it. viewmat, K: of the clip's frame; onto: `onto`'s."""
-        turned = viewmat.astype(np.float64) @ about_neck(_FACING @ self.to_world.T)
+        turned = viewmat.astype(np.float64) @ about_neck(self.turn)
         zoom = float(onto[0, 0])
         return Camera(torch.from_numpy(turned).float(), torch.from_numpy(onto @ K).float(), width, height, zoom)
