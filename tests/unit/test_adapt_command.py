@@ -1,0 +1,78 @@
+"""What the command of an adaptation looks at before anything is trained: names, settings, clips, and who else is at work."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_identity as tiny
+
+from fiag_dist import adapt
+from fiag_dist.adapt import AdaptCommand, _jobs, _packed
+from fiag_dist.adaptation.alone import alone_in
+from fiag_dist.adaptation.job import Search
+from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.shards.manifest import read_manifest
+
+
+def test_a_name_given_twice_is_one_job(tmp_path: Path) -> None:
+    data = tiny.pack(tmp_path / "data", "anna", "ben")
+    command = AdaptCommand(clips=data, checkpoint="run", out=str(tmp_path / "out"), names=("ben", "anna", "ben"))
+    assert [job.name for job in _jobs(command, Search(), data, read_manifest(data), "start")] == ["ben", "anna"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--search", "lr,bath"], "--search bath"),
+        (["--search", "lr", "--samples", "1"], "--samples 1"),
+        (["--search", "lr", "--plateau.frames", "0"], "--search with --plateau.frames 0"),
+        (["--room", "0.5"], "--room 0.5: a field can't be smaller"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_read(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        adapt.main(["clips", "--from", "/no/run", "--out", "/no/where", *words])
+
+
+def test_of_clips_those_asked_for_are_packed_and_names_are_checked_before(tmp_path: Path, monkeypatch) -> None:
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for name in ("anna", "ben", "cleo"):
+        (clips / f"{name}.mp4").write_bytes(b"")
+    packed: list[Path] = []
+    monkeypatch.setattr(adapt, "pack", lambda found, *_, **__: packed.extend(found))
+    formats = {"size": 64, "fps": 25, "extractor": "mel"}
+
+    def asked(*names: str) -> AdaptCommand:
+        return AdaptCommand(clips=str(clips), checkpoint="run", out=str(tmp_path / "out"), names=names)
+
+    _packed(asked("cleo", "anna", "cleo"), formats)
+    assert packed == [clips / "cleo.mp4", clips / "anna.mp4"]
+    with pytest.raises(DataError, match=r"^--names bne: no clip in \S+ becomes this identity; did you mean 'ben'\?$"):
+        _packed(asked("anna", "bne"), formats)
+    assert len(packed) == 2
+
+
+def test_one_command_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
+    program = f"from fiag_dist.adaptation.alone import alone_in\nwith alone_in({str(tmp_path)!r}): input(print('in'))"
+    words = [sys.executable, "-c", program]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(ConfigError, match="another fiag-dist adapt is at work here"), alone_in(str(tmp_path)):
+            pass
+        other.kill()
+        other.wait()
+    for _ in range(2):  # what died holds nothing, and neither does what ended
+        with alone_in(str(tmp_path)):
+            pass
+
+
+def test_clips_for_a_checkpoint_that_hears_what_others_made_are_to_be_packed_first(tmp_path: Path) -> None:
+    command = AdaptCommand(clips=str(tmp_path / "clips"), checkpoint="run", out=str(tmp_path / "out"))
+    with pytest.raises(
+        ConfigError, match=r"speech features that another program made \(file:aud_ds.npy\).*fiag-dist pack CLIPS"
+    ):
+        _packed(command, {"size": 256, "fps": 25, "extractor": "file:aud_ds.npy"})

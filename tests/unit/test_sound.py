@@ -1,0 +1,107 @@
+"""The sound of files: aligned with their pictures, over holes and changes, no more of it than is asked for."""
+
+import tracemalloc
+import wave
+from pathlib import Path
+
+import av
+import clipmaker
+import numpy as np
+import pytest
+from stamped import mux_sound, write_at
+
+from fiag_dist import sound, video
+from fiag_dist.errors import DataError
+
+
+@pytest.mark.parametrize("click_s", [0.7, 0.5])
+def test_sound_is_aligned_with_the_first_frame(tmp_path: Path, click_s: float) -> None:
+    path = tmp_path / "late.mkv"
+    write_at(path, [0.5 + k / 25 for k in range(25)], audio_at_s=click_s)
+    wav = video.read_audio(path)
+    assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(click_s - 0.5, abs=0.002)
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.5, 1.0])
+def test_a_hole_in_the_sound_is_silent_and_moves_nothing(tmp_path: Path, start_s: float) -> None:
+    path = tmp_path / "muted.mkv"
+    write_at(path, [start_s + k / 25 for k in range(25)], audio_at_s=1.7, lost=set(range(20, 70)) - {40})
+    wav = video.read_audio(path)
+    assert len(wav) / 16_000 == pytest.approx(2 - start_s, abs=0.002)
+    assert np.flatnonzero(wav)[0] / 16_000 == pytest.approx(1.7 - start_s, abs=0.002)
+
+
+def test_uneven_time_stamps_are_no_holes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(-9000, 9000, 32_000).astype(np.int16)
+    path = tmp_path / "uneven.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        mux_sound(container, stream, noise, {k: k / 50 + rng.uniform(0, 0.015) for k in range(100)})
+    np.testing.assert_array_equal(np.round(video.read_audio(path) * 32_768), noise)
+
+
+def test_sound_may_change_its_format(tmp_path: Path) -> None:
+    """As two broadcasts joined: mono at 44.1 kHz, then stereo at 48 kHz with a click after 0.5 s."""
+    path = tmp_path / "joined.ts"
+    with path.open("wb") as joined:
+        for rate, layout in ((44_100, "mono"), (48_000, "stereo")):
+            part = tmp_path / f"{layout}.ts"
+            with av.open(str(part), "w") as container:
+                stream = container.add_stream("mp2", rate=rate, layout=layout)
+                samples = np.zeros(rate, np.int16)
+                samples[rate // 2 :][: rate // 10] = 20_000 * (layout == "stereo")
+                mux_sound(container, stream, samples, {k: k / 50 for k in range(50)})
+            joined.write(part.read_bytes())
+    wav = video.read_audio(path)
+    assert len(wav) / 16_000 == pytest.approx(2, abs=0.1)
+    assert np.flatnonzero(wav > 0.3)[0] / 16_000 == pytest.approx(1.5, abs=0.05)
+    stereo = np.concatenate(list(video.Sound(path).pieces(48_000, 2)), 1)
+    assert stereo.shape[1] / 48_000 == pytest.approx(len(wav) / 16_000, abs=0.001)
+
+
+def test_no_more_sound_is_read_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "long.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        mux_sound(container, stream, np.arange(16_000 * 60).astype(np.int16), {k: k / 50 for k in range(3000)})
+    whole, decoded = video.read_audio(path), []
+    assert len(whole) == 16_000 * 60
+    frames = sound.Sound._frames
+    monkeypatch.setattr(sound.Sound, "_frames", lambda self: (decoded.append(f) or f for f in frames(self)))
+    np.testing.assert_array_equal(video.read_audio(path, 1.234), whole[: round(1.234 * 16_000)])
+    assert len(decoded) < 100, "of 3000"
+
+
+def test_sound_is_held_once(tmp_path: Path) -> None:
+    path, piece = tmp_path / "long.wav", np.zeros((1, 16_000), np.float32)
+    clipmaker.write_sound(path, piece[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sound.Sound, "pieces", lambda self: (piece for _ in range(600)))
+        tracemalloc.start()
+        try:
+            assert video.read_audio(path).nbytes == 600 * piece.nbytes
+            assert tracemalloc.get_traced_memory()[1] < 1.5 * 600 * piece.nbytes
+        finally:
+            tracemalloc.stop()
+
+
+def test_a_time_stamp_that_jumps_hours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jumps.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
+        mux_sound(container, stream, np.ones(32_000, np.int16), {k: k / 50 + 40_000 * (k >= 50) for k in range(100)})
+    with pytest.raises(DataError, match=r"its sound jumps from 1 s to 40001 s, more than an hour; its time stamps are"):
+        video.read_audio(path)
+    assert len(video.read_audio(path, 0.5)) == 8000
+
+
+def test_more_channels_than_can_be_mixed_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "nine.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(9)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(bytes(2 * 9 * 1600))
+    with pytest.raises(DataError, match=r"nine.wav: its 9 channels of sound can't be mixed .*; convert .* -ac 2"):
+        video.read_audio(path)
