@@ -41,6 +41,7 @@ LAYOUT = {
     "7 Health": {
         "norm of the gradient": ["train/grad_norm$"],
         "stage, and steps refused": ["train/(stage|refused_steps)$"],
+        "share of personal nets whose update was refused": ["train/refused_nets$"],
     },
 }
 """Page -> chart -> patterns of the tags in it, for the tab "Custom scalars"."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fiag_dist.config import DensityConfig
 from fiag_dist.model.field import PARAMETERS, GaussianField
-from fiag_dist.types import BOUND_M, Gaussians, Rendering
+from fiag_dist.types import BOUND_M, Gaussians, Rendering, axes
 
 FAR_M = 0.02
 """A Gaussian displaced further than this has its child where it is seen, not where it rests."""
@@ -38,8 +38,9 @@ class Statistics:
     """What was seen of one branch's Gaussians since the last update, over whichever identities were rendered."""
 
     def __init__(self, capacity: int, device: torch.device | str = "cpu"):
-        self.sums = torch.zeros(capacity, 8, dtype=torch.int64, device=device)
-        """Screen-space gradient, displacement x, y, z (all x UNIT), views, and log scales (x UNIT), which IE-Net makes others than the canonical ones."""
+        self.sums = torch.zeros(capacity, 12, dtype=torch.int64, device=device)
+        """Screen-space gradient, displacement x, y, z (all x UNIT), views, and log scales and quaternion (x UNIT), which IE-Net makes others than the
+        canonical ones."""
         self.opacity = torch.zeros(capacity, device=device)
         """Maximum over identities: a Gaussian that one person needs survives, whoever else does not."""
 
@@ -58,13 +59,14 @@ class Statistics:
         )
         self.sums[:n, :4] += (values.double() * seen * UNIT).round().long()
         self.sums[:n, 4] += seen[:, 0].long()
-        self.sums[:n, 5:] += (person.log_scales.double() * seen * UNIT).round().long()
+        shape = torch.cat([person.log_scales, person.quats], 1)
+        self.sums[:n, 5:] += (shape.double() * seen * UNIT).round().long()
 
     def means(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean gradient [n], half images, mean displacement [n, 3], metres, and mean log scale [n, 3] of the first n rows."""
+        """Mean gradient [n], half images, mean displacement [n, 3], metres, and mean axes [n, 3, 3], as `types.axes`, of the first n rows."""
         sums = self.sums[:n].cpu()
         mean = (sums.double() / UNIT / sums[:, 4:5].clamp(min=1)).float()
-        return mean[:, 0], mean[:, 1:4], mean[:, 5:]
+        return mean[:, 0], mean[:, 1:4], axes(mean[:, 5:8], mean[:, 8:])
 
     def clear(self) -> None:
         self.sums.zero_()
@@ -92,7 +94,7 @@ def regrow(
     keep &= old["means"].abs().amax(1) <= BOUND_M
     if int(keep.sum()) < MIN_LIVE:
         keep = torch.ones(n, dtype=torch.bool)
-    gradient, displacement, log_scales = seen.means(n)
+    gradient, displacement, seen_axes = seen.means(n)
     room = min(int(config.grow * n), field.capacity - int(keep.sum()))
     wanting = int((keep & (gradient > grad_threshold)).sum())
     parents = torch.topk(torch.where(keep, gradient, -1.0), min(room, wanting)).indices.sort().values
@@ -101,8 +103,8 @@ def regrow(
     children = {name: value[parents].clone() for name, value in old.items()}
     shift = displacement[parents]
     far = shift.norm(dim=1, keepdim=True) > FAR_M
-    noise = torch.randn(len(parents), 3, generator=generator) * torch.exp(log_scales[parents] - CHILD_SHRINK)
-    children["means"] += torch.where(far, shift, noise)
+    draws = torch.randn(len(parents), 3, 1, generator=generator) / math.exp(CHILD_SHRINK)
+    children["means"] += torch.where(far, shift, (seen_axes[parents] @ draws)[:, :, 0])
 
     kept = keep.nonzero()[:, 0]
     is_parent = torch.zeros(n, dtype=torch.bool)

@@ -97,7 +97,7 @@ class Training:
     def __post_init__(self) -> None:
         self._groups = list(self.head.groups())
         self._refused_in_a_row = 0
-        self._regrown = {"pruned": 0, "grown": 0}
+        self._regrown = {"field/pruned": 0, "field/grown": 0}
         self.statistics = {name: density.Statistics(f.capacity, f.means.device) for name, f in self.head.fields.items()}
         averaged = {n: p for n, p in self.head.named_parameters() if n.startswith(AVERAGED)}
         self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
@@ -122,10 +122,12 @@ class Training:
         total = torch.stack([torch.stack(list(terms.values())).sum() for _, terms in tried]).sum() / share
         report = self.engine.backward_and_step(total)
         if report.finite:
-            self.pool.step([lesson.shot.identity for lesson in lessons], {n: named[n] for n in PERSONAL_GROUPS}, share)
+            names = [lesson.shot.identity for lesson in lessons]
+            refused = self.pool.step(names, {n: named[n] for n in PERSONAL_GROUPS}, share)
             self._observe(lessons, [performance for performance, _ in tried], share)
             self._average()
         else:
+            refused = 0
             self.pool.clear()
         self._refused_in_a_row = 0 if report.finite else self._refused_in_a_row + 1
         if self._refused_in_a_row > self.config.refused_at_most:
@@ -136,7 +138,7 @@ class Training:
         self.step += 1
         if self._regrowth_is_due():
             self._regrow()
-        return self._tags(tried, report, named, share)
+        return self._tags(tried, report, named, share) | {"train/refused_nets": refused / len(lessons)}
 
     def _perform(self, lessons: Sequence[Lesson]) -> list[tuple[Performance | None, dict[str, Tensor]]]:
         """Each lesson's frame and its loss terms. The draws are the same at any number of ranks, and after a resume."""
@@ -220,10 +222,8 @@ class Training:
             regrowth = process.broadcast_object(own)  # another kind of CPU rounds differently
             edits |= _row_edits(f"{name}_field", gaussians.capacity, regrowth)
             gaussians.live.fill_(len(regrowth.source))
-            self._regrown = {
-                "pruned": self._regrown["pruned"] + regrowth.pruned,
-                "grown": self._regrown["grown"] + regrowth.grown,
-            }
+            self._regrown["field/pruned"] += regrowth.pruned
+            self._regrown["field/grown"] += regrowth.grown
             seen.clear()
         known = {n for n, _ in self.head.named_parameters()}
         self.engine.remap({n: edit for n, edit in edits.items() if n in known and edit.values.numel()})
@@ -246,13 +246,8 @@ class Training:
         tags |= {f"rate/{name}": rate for name, rate in named.items()}
         tags |= {f"field/num_gaussians_{name}": len(f) for name, f in self.head.fields.items()}
         tags |= {"field/num_gaussians": sum(len(f) for f in self.head.fields.values())}
-        tags |= {f"field/{name}": number for name, number in self._regrown.items()}
-        tags |= {
-            "train/grad_norm": report.grad_norm,
-            "train/stage": int(self.stage),
-            "train/refused_steps": self.engine.refused,
-        }
-        return tags
+        tags |= {"train/grad_norm": report.grad_norm, "train/stage": int(self.stage)}
+        return tags | self._regrown | {"train/refused_steps": self.engine.refused}
 
     def validate(self, name: str) -> float:
         """PSNR of the head, dB, on the training frames of an identity of this rank that its feed holds out."""
@@ -285,6 +280,7 @@ class Training:
         for name, seen in self.statistics.items():
             optim[f"statistics.{name}.sums"] = process.all_reduce(seen.sums.clone(), "sum").cpu()
             optim[f"statistics.{name}.opacity"] = process.all_reduce(seen.opacity.clone(), "max").cpu()
+        optim["counts"] = torch.tensor([self.engine.refused, *self._regrown.values()])
         return shared, optim
 
     def restore(self, step: int, shared: Mapping[str, Tensor], optim: Mapping[str, Tensor], rank: int) -> None:
@@ -301,6 +297,9 @@ class Training:
             sums = optim[f"statistics.{name}.sums"]
             if rank == 0 and sums.shape == seen.sums.shape:  # added over ranks; those of an older layout begin anew
                 seen.sums.copy_(sums)
+        if "counts" in optim:  # older checkpoints have none
+            self.engine.refused, *regrown = optim["counts"].tolist()
+            self._regrown = dict(zip(self._regrown, regrown, strict=True))
         self.step = step
 
 

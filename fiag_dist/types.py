@@ -10,8 +10,10 @@ from enum import IntEnum
 from typing import Literal
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
+from torch.nn import functional as F
 
 BOUND_M = 0.15
 """Half the side of the cube that holds a head, metres (model.md 0)."""
@@ -135,6 +137,20 @@ class Gaussians:
 
     def __len__(self) -> int:
         return len(self.means)
+
+
+def rotations(quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
+    """Matrices of quaternions of any length."""
+    w, x, y, z = F.normalize(quats, dim=1).unbind(1)
+    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]
+    rows += [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]
+    rows += [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]
+    return torch.stack(rows, 1).reshape(-1, 3, 3)
+
+
+def axes(log_scales: Float[Tensor, "n 3"], quats: Float[Tensor, "n 4"]) -> Float[Tensor, "n 3 3"]:
+    """The columns are Gaussians' axes, each as long as its standard deviation, metres: what is drawn from N(0, 1) they bring into the Gaussian."""
+    return rotations(quats) * torch.exp(log_scales)[:, None]
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,6 +46,7 @@ fi
 rm -f "$stamp"
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
 get=("${pip[@]}" install --no-compile -q) # all cores compile below; pip would take one, a minute long
+"${get[@]}" "$(grep -x 'pip==.*' launch/constraints.txt)" 2>/dev/null || true # Python's own takes twice as long
 
 # torch goes first and exactly: a range would let pip take a newer build for CUDA, several GB. The CPU build is taken where there is no NVIDIA GPU: from
 # a folder of wheels that pip is set up with, if it has one, else from PyTorch's own index. With a GPU, or with the extra cuda (an image is built, and a
@@ -68,7 +69,7 @@ if ! .venv/bin/python -c "import importlib.metadata as m, sys; v = m.version('to
 fi
 echo "install: fiag_dist with [$extras]"
 "${get[@]}" -c launch/constraints.txt -e ".[$extras]"
-.venv/bin/python -m compileall -qq -j 0 .venv/lib || true # some packages carry templates that are no Python
+.venv/bin/python -m compileall -qq -j 0 -x '/tests?/' .venv/lib || true # some packages carry templates that are no Python
 
 if [[ ",$extras," == *,ingest,* ]]; then
   .venv/bin/python -c 'import cv2, dlib, mediapipe' ||

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fiag_dist.types import Camera
+from fiag_dist.types import Camera, rotations
 
 TILE = 16
 GROUP_ELEMENTS = 2**20
@@ -65,7 +65,7 @@ def _project(means_N3: Tensor, quats_N4: Tensor, scales_N3: Tensor, opacities_N:
     v = (y / z).clamp(-cy / fy - margin_y, (camera.height - cy) / fy + margin_y)
     zero = torch.zeros_like(z)
     jacobian_N23 = torch.stack([fx / z, zero, -fx * u / z, zero, fy / z, -fy * v / z], 1).reshape(-1, 2, 3)
-    axes_N23 = jacobian_N23 @ turn_33 @ (_rotations(quats_N4) * scales_N3[:, None])
+    axes_N23 = jacobian_N23 @ turn_33 @ (rotations(quats_N4) * scales_N3[:, None])
     across, along = axes_N23.unbind(1)
     xx, xy, yy = across.square().sum(1) + BLUR_PX2, (across * along).sum(1), along.square().sum(1) + BLUR_PX2
     determinant = xx * yy - xy * xy
@@ -75,14 +75,6 @@ def _project(means_N3: Tensor, quats_N4: Tensor, scales_N3: Tensor, opacities_N:
         sigmas_N = torch.sqrt(2 * torch.log((opacities_N / MIN_ALPHA).clamp(min=1)))
         radii_N2 = torch.ceil(sigmas_N[:, None] * torch.stack([xx, yy], 1).sqrt()) * near[:, None]
     return centers_N2, conics_N3, z, radii_N2
-
-
-def _rotations(quats_N4: Tensor) -> Tensor:
-    w, x, y, z = torch.nn.functional.normalize(quats_N4, dim=1).unbind(1)
-    rows = [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)]
-    rows += [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)]
-    rows += [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)]
-    return torch.stack(rows, 1).reshape(-1, 3, 3)
 
 
 @torch.no_grad()

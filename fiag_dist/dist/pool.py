@@ -1,5 +1,6 @@
 """The IM-Pool of one rank: the personal nets it owns, each with an optimiser of its own."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -39,17 +40,24 @@ class PersonalPool:
         learnt = {EMBEDDING: self._learnt[name]} if name in self._learnt else {}
         return dict(self.nets[name].named_parameters()) | learnt
 
-    def step(self, names: Iterable[str], rates: Mapping[str, float], share: float) -> None:
-        """Updates the nets that this step used. `share` turns their gradient of the rank's loss into that of one frame's."""
+    def step(self, names: Iterable[str], rates: Mapping[str, float], share: float) -> int:
+        """Updates the nets that this step used. `share` turns their gradient of the rank's loss into that of one frame's.
+
+        Returns how many stayed as they were, because their gradient was not finite.
+        """
+        refused = 0
         for name in names:
             for group in self._optimizers[name].param_groups:
                 group["lr"] = rates[group["name"]]
-            if any(rates.values()):
-                for parameter in self._parameters(name).values():
-                    if parameter.grad is not None:
-                        parameter.grad *= share
-                self._optimizers[name].step()
+            gradients = [p.grad for p in self._parameters(name).values() if p.grad is not None]
+            if gradients and any(rates.values()):
+                if math.isfinite(nn.utils.get_total_norm(gradients).item()):
+                    torch._foreach_mul_(gradients, share)
+                    self._optimizers[name].step()
+                else:
+                    refused += 1
             self._optimizers[name].zero_grad()
+        return refused
 
     def clear(self) -> None:
         """Forgets the gradients of a refused step."""

@@ -116,24 +116,25 @@ def shown_colors(
     if sh_dc.device.type == "cpu":
         checked_degree(sh_rest)
         return kernel.shown_colors(sh_dc, sh_rest, means, center_of(camera))
-    return at_most_white(view_colors(sh_dc, sh_rest, means, camera))
+    return at_most(view_colors(sh_dc, sh_rest, means, camera), 1.0)
 
 
-def at_most_white(colors: Tensor) -> Tensor:
-    """Colours up to 1. What is lighter is pulled back by its gradient, and not pushed on: it would run away unseen."""
-    return cast(Tensor, _AtMostWhite.apply(colors))
+def at_most(values: Tensor, most: float) -> Tensor:
+    """Values up to `most`. What is larger is pulled back by its gradient, and not pushed on: it would run away unseen."""
+    return cast(Tensor, _AtMost.apply(values, most))
 
 
-class _AtMostWhite(torch.autograd.Function):
+class _AtMost(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, colors: Tensor) -> Tensor:
-        context.save_for_backward(colors)
-        return colors.clamp(max=1)
+    def forward(context: Any, values: Tensor, most: float) -> Tensor:
+        context.save_for_backward(values)
+        context.most = most
+        return values.clamp(max=most)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        (colors,) = context.saved_tensors
-        return gradient * ((colors <= 1) | (gradient > 0))
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (values,) = context.saved_tensors
+        return gradient * ((values <= context.most) | (gradient > 0)), None
 
 
 def _first(motion: Motion, n: int) -> Motion:
@@ -194,16 +195,15 @@ class Head(nn.Module):
         """theta_i of both branches for one identity embedding."""
         face = self.face_identity(self.face_field.gaussians(), embedding)
         mouth = self.mouth_identity(self.mouth_field.gaussians(), embedding)
+        return Person(self._bounded(face, FACE_SCALE_M), self._bounded(mouth, MOUTH_SCALE_M))
+
+    def _bounded(self, gaussians: Gaussians, scale_m: float) -> Gaussians:
+        """With harmonics of the degrees that take part alone, and nothing larger than `scale_m`."""
         num_rest = (self.sh_degree + 1) ** 2 - 1
-        return Person(
-            replace(
-                face, sh_rest=face.sh_rest[:, :num_rest], log_scales=face.log_scales.clamp(max=math.log(FACE_SCALE_M))
-            ),
-            replace(
-                mouth,
-                sh_rest=mouth.sh_rest[:, :num_rest],
-                log_scales=mouth.log_scales.clamp(max=math.log(MOUTH_SCALE_M)),
-            ),
+        return replace(
+            gaussians,
+            sh_rest=gaussians.sh_rest[:, :num_rest],
+            log_scales=at_most(gaussians.log_scales, math.log(scale_m)),
         )
 
     def drive(self, shot: Shot) -> Drive:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from heads import small_head, small_shot
+from scipy.spatial.transform import Rotation
 
 from fiag_dist import density, losses
 from fiag_dist.config import (
@@ -22,7 +23,7 @@ from fiag_dist.landmarks import IRISES, LIPS
 from fiag_dist.losses import Rival
 from fiag_dist.model.motion import StillNet
 from fiag_dist.stages import landmark_weight, rates, sh_degree, stage_at, total_steps
-from fiag_dist.types import Rendering, Shot
+from fiag_dist.types import Rendering, Shot, axes
 
 
 def test_triplet_is_zero_for_identical_embeddings_at_margin_zero():
@@ -252,11 +253,15 @@ def test_growth_is_where_the_gradient_is_and_stops_at_capacity():
     assert density.regrow(field, seen, DensityConfig(grow=1.0), 0.005, 0.05, torch.Generator()).grown == 100
 
 
-def test_a_child_lies_as_far_from_its_parent_as_that_is_seen_large():
+def test_a_child_lies_within_its_parent_as_that_is_seen():
+    """However large the canonical one is, and however it is turned."""
     head = small_head()
     field, seen = head.face_field, density.Statistics(400)
     canonical = field.gaussians()
-    person = replace(canonical, log_scales=torch.full((300, 3), -7.0))  # 0.9 mm, whatever the canonical size is
+    turn = Rotation.from_euler("xyz", [0.3, 0.5, 0.7])
+    needle = torch.log(torch.tensor([3e-3, 3e-4, 1e-4]))
+    quats = torch.from_numpy(turn.as_quat(scalar_first=True)).float().expand(300, 4)
+    person = replace(canonical, quats=2 * quats, log_scales=needle.expand(300, 3))
     rendering = Rendering(torch.zeros(3, 8, 8), torch.zeros(1, 8, 8), torch.zeros(300, 2), torch.ones(300, 2))
     rendering.means2d.grad = torch.ones(300, 2)
     for _ in range(3):
@@ -264,8 +269,16 @@ def test_a_child_lies_as_far_from_its_parent_as_that_is_seen_large():
     regrowth = density.regrow(field, seen, DensityConfig(grow=0.3), 0.005, 0.05, torch.Generator().manual_seed(0))
     parents, children = regrowth.source[-regrowth.grown :], regrowth.values["means"][-regrowth.grown :]
     assert regrowth.grown == 90
-    spread = (children - canonical.means.detach()[parents]).std().item()
-    assert spread == pytest.approx(np.exp(-7.0) / 1.5, rel=0.2)
+    offsets = turn.inv().apply((children - canonical.means.detach()[parents]).numpy())
+    np.testing.assert_allclose(offsets.std(0), np.exp(needle.numpy()) / 1.5, rtol=0.2)
+
+
+def test_axes_are_those_of_turned_ellipsoids():
+    generator = np.random.default_rng(0)
+    turns = Rotation.random(20, rng=generator)
+    scales = np.exp(generator.normal(-6, 1, (20, 3)))
+    found = axes(torch.from_numpy(np.log(scales)), torch.from_numpy(3 * turns.as_quat(scalar_first=True)))
+    np.testing.assert_allclose(found, turns.as_matrix() * scales[:, None], rtol=1e-9, atol=1e-12)
 
 
 def test_a_gaussian_outside_the_cube_is_removed():

@@ -10,7 +10,7 @@ from fiag_dist.actor import Actor
 from fiag_dist.config import AudioConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.model.audio import NARROW, WIDE, AudioCode, Listener, held, taps
-from fiag_dist.model.head import FACE_SCALE_M, Performance, Person, act, shown_colors
+from fiag_dist.model.head import FACE_SCALE_M, Performance, Person, act, at_most, shown_colors
 from fiag_dist.model.motion import hook
 from fiag_dist.model.surface import FaceSurface, MotionGate
 from fiag_dist.types import BOUND_M, Rendering
@@ -246,6 +246,15 @@ def test_no_gaussian_of_the_face_is_wider_than_a_cheek():
     with torch.no_grad():
         head.face_field.log_scales[:, 1] = 0.0
     assert float(head.person(shot.embedding).face.log_scales.exp().max().detach()) == pytest.approx(FACE_SCALE_M)
+
+
+def test_what_is_too_large_can_shrink_and_does_not_grow_on():
+    sizes = torch.tensor([-1.0, 0.5, 0.5], requires_grad=True)
+    bounded = at_most(sizes, 0.0)
+    assert bounded.tolist() == [-1.0, 0.0, 0.0]
+    (bounded * torch.tensor([1.0, 1.0, -1.0])).sum().backward()
+    assert sizes.grad is not None
+    assert sizes.grad.tolist() == [1.0, 1.0, 0.0]
 
 
 def test_nothing_is_lighter_than_white_and_what_is_can_only_come_back():

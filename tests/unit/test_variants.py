@@ -22,6 +22,7 @@ from fiag_dist.dist.process import Process
 from fiag_dist.errors import CheckpointError, ConfigError
 from fiag_dist.pretrain import _info, build, identity_tensors
 from fiag_dist.rehearsal import Rehearsal
+from fiag_dist.stages import Stage
 from fiag_dist.start import refuse_contradictions
 from fiag_dist.storage import open_storage
 from fiag_dist.training import Training
@@ -145,6 +146,42 @@ def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path)
         build(config, Process(), open_storage(url), open_storage(run))
     with pytest.raises(CheckpointError, match=line):
         bake_run(run)
+
+
+def test_what_was_counted_goes_on_after_a_resume(shards: str) -> None:
+    growing = {"density": {"start": 1, "every": 1, "grad_face": 0.0, "grad_mouth": 0.0}}
+    with training(shards, growing) as made:
+        last = learnt(made)[-1]
+        assert last["field/grown"] > 0
+        made.engine.refused = 2
+        kept = {name: identity_tensors(made, name) for name in made.feed.names}
+        shared, optim = made.shared()
+    with training(shards, growing) as again:
+        for name, tensors in kept.items():
+            again.pool.load(name, tensors)
+        again.restore(made.step, shared, optim, 0)
+        tags = again.learn(again.feed.next(again.step))
+        assert tags["field/grown"] >= last["field/grown"]
+        assert tags["train/refused_steps"] == 2
+        older = {name: value for name, value in optim.items() if name != "counts"}
+        again.restore(made.step, shared, older, 0)
+
+
+def test_a_personal_net_without_a_finite_gradient_stays_as_it_is(shards: str) -> None:
+    """The loss and the shared gradient are finite: the others learn on."""
+    with training(shards, {}) as made:
+        while made.stage < Stage.MOTION:
+            made.learn(made.feed.next(made.step))
+        lessons = made.feed.next(made.step)
+        hurt, *others = [lesson.shot.identity for lesson in lessons]
+        before = {name: {k: t.clone() for k, t in made.pool.tensors(name).items()} for name in (hurt, *others)}
+        next(iter(made.pool[hurt].parameters())).register_hook(lambda gradient: gradient * torch.inf)
+        tags = made.learn(lessons)
+        assert tags["train/refused_steps"] == 0
+        assert tags["train/refused_nets"] == 1 / len(lessons)
+        for name, kept in before.items():
+            unmoved = all(torch.equal(kept[key], now) for key, now in made.pool.tensors(name).items())
+            assert unmoved == (name == hurt)
 
 
 def test_a_checkpoint_with_statistics_of_an_older_layout_goes_on(shards: str) -> None:
