@@ -93,8 +93,10 @@ def main(argv: Sequence[str], isolated: bool = True) -> int:
         prior_steps=command.prior_steps,
     )
     for name in command.experiments:
+        lab.origins.clear()
         found = EXPERIMENTS[name](study)
-        said = caption(command.clips, found.made or study.made(f"{plan.steps} of adaptation"), command.seeds)
+        steps = found.made or study.made(f"{plan.steps} of adaptation")
+        said = caption(command.clips, steps, command.seeds, lab.origins)
         page = write_page(plan.out, name, found, said)
         print(page.read_text())
         print(f"page: {page}", flush=True)

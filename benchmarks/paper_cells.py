@@ -20,6 +20,7 @@ from fiag_dist.actor import load_actor, load_info
 from fiag_dist.adaptation.job import Job
 from fiag_dist.adaptation.trial import adapt_identity
 from fiag_dist.bake import bake_run
+from fiag_dist.bench.machine import machine
 from fiag_dist.config import AdaptConfig, PackConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict, to_yaml
 from fiag_dist.dist import checkpoint
@@ -77,6 +78,8 @@ class Lab:
 
     def __init__(self, plan: Plan):
         self.plan = plan
+        self.origins: set[str] = set()
+        """What made the cells that were asked for: machine, date and code of each."""
         self._packed: set[Path] = set()
 
     def shards(self, seconds: float = 0.0, extractor: str = "whisper:3") -> str:
@@ -159,13 +162,17 @@ class Lab:
         key = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:12]
         path = self.plan.out / "cells" / f"{kind}-{key}.json"
         if path.is_file():
-            return json.loads(path.read_text())["numbers"]
+            cell = json.loads(path.read_text())
+            self.origins.add(cell.get("made", "code that wrote no name"))
+            return cell["numbers"]
         began = time.monotonic()
         numbers = work(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        part.write_text(json.dumps({"asked": asked, "numbers": numbers}, indent=1))
+        made = _origin()
+        part.write_text(json.dumps({"asked": asked, "made": made, "numbers": numbers}, indent=1))
         part.replace(path)
+        self.origins.add(made)
         print(f"{kind} {key}: {time.monotonic() - began:.0f} s", flush=True)
         return numbers
 
@@ -174,6 +181,12 @@ class Lab:
             return function(*arguments)
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:
             return pool.submit(function, *arguments).result()
+
+
+def _origin() -> str:
+    about = machine()
+    where = about["gpu"] or f"{about['cpu']}, {about['cores']} cores"
+    return f"{where}, {about['date'][:10]}, commit {about['commit']}"
 
 
 def merged(tree: Mapping[str, Any], over: Settings) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The page of an experiment: a table of ours beside the paper's, where trends differ, what it was made with, and its picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -9,8 +9,6 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 from paper_facts import FACTS, SETTING, Facts
-
-from fiag_dist.bench.machine import machine
 
 Value = float | str | None
 COLOURS = ((70, 110, 170), (200, 90, 40), (60, 140, 80), (150, 80, 160))
@@ -72,16 +70,14 @@ def write_page(out: Path, name: str, found: Findings, caption: str) -> Path:
     return page
 
 
-def caption(clips: str, made: str, seeds: int) -> str:
-    """What the numbers were made with. made: who was trained with how many steps."""
-    about = machine()
-    where = about["gpu"] or f"{about['cpu']}, {about['cores']} cores"
+def caption(clips: str, made: str, seeds: int, origins: Iterable[str]) -> str:
+    """What the numbers were made with. made: who was trained with how many steps. origins: machine, date and code of each number."""
     spread = (
         f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed: small differences say nothing"
     )
     return (
-        f"Clips: {clips}; {made}. Numbers are means over the people tested, {spread}. Frames that were never trained on, not encoded; "
-        f"the speech score is our own (docs/metrics.md), not Sync-C. {where}, {about['date'][:10]}, commit {about['commit']}."
+        f"Clips: {clips}; {made}. Where a row stands for several people its numbers are their means; {spread}. Frames that were never trained on, not encoded; "
+        f"the speech score is our own (docs/metrics.md), not Sync-C. {'; '.join(sorted(origins))}."
     )
 
 

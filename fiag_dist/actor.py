@@ -29,7 +29,7 @@ from fiag_dist.model.universal import UniversalMotion
 from fiag_dist.storage import open_storage
 from fiag_dist.types import GAZE, Camera, Gaussians
 
-VERSION = 5
+VERSION = 6
 """Raised whenever a program that knows only the one before could not read the folder."""
 OLDEST = 1
 """From this version on, folders are brought up to date as they are loaded."""
@@ -60,6 +60,8 @@ class IdentityInfo:
     """File name of the clip."""
     consent: str = ""
     """What the person agreed to, in free text (`fiag-dist pack --consent`); every rendered video says it."""
+    footage: str = ""
+    """SHA-256 of what its shards held of it when it was made; empty in folders of before version 6."""
     version: int = VERSION
 
 

@@ -53,6 +53,7 @@ def write_identity_folder(
         steps=steps,
         source=entry.source.file if entry.source else "",
         consent=entry.consent,
+        footage=entry.sha256,
     )
     (folder / INFO).unlink(missing_ok=True)
     write_backdrop(folder, iter_frames(data, entry, "train"), meta, manifest.fps)

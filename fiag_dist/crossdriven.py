@@ -9,6 +9,8 @@ from jaxtyping import Float32, Float64, UInt8
 
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import lips, speech
+from fiag_dist.ingest.loudness import audible, loud_db, loudness_db
+from fiag_dist.listening import FAINT_DB
 from fiag_dist.metrics import lipsync, motion
 from fiag_dist.metrics.faces import Seen
 from fiag_dist.metrics.panel import Numbers
@@ -81,7 +83,7 @@ class SpeechTest:
         return {
             "speech_voice": voice.name,
             "speech_score": best.score,
-            "speech_lag_ms": 1000 * best.lag_s,
+            "speech_lag_ms": 1000 * best.lag_s if best.score > 0 else None,
             "speech_score_rolled": float(chance.mean()),
             "speech_rolls_beaten_share": float((best.score > chance).mean()),
             "speech_score_true_video": voice.true_score,
@@ -118,6 +120,9 @@ class SpeechTest:
                 f"voice {speaker or self._sound}: {num / fps:.1f} s; speech metrics need {SHORTEST_S:g} s or more; give another: --audio WAV"
             )
         wav = wav[: num * SAMPLE_RATE // fps]
+        loudness = loudness_db(wav, num, fps)
+        if not audible(loudness, max(loud_db(loudness), FAINT_DB)).any():
+            raise DataError(f"voice {speaker or self._sound}: silent; give another: --audio WAV")
         teachers = [entry.name for entry in self._manifest.identities if entry.name != speaker][:_MOST_PEOPLE]
         metas = [self._meta(teacher) for teacher in teachers]
         judge = lipsync.Judge([self._heard(m) for m in metas], [self._openings(m.name) for m in metas])

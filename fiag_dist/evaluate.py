@@ -105,6 +105,7 @@ def main(argv: list[str]) -> int:
                 continue
             rows[identity] = report.row_of(metrics, scratch)
             notes += [f"{name}: {note}" for note in metrics["notes"]]
+            notes += [f"{name} from scratch: {note}" for note in (scratch or {}).get("notes", [])]
     if not rows:
         raise next(iter(failed.values()))
     notes += panel.left_out

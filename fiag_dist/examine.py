@@ -25,6 +25,7 @@ from fiag_dist.metrics.encoded import ThroughVideo
 from fiag_dist.metrics.panel import Look, Numbers, Panel
 from fiag_dist.metrics.regions import Truth
 from fiag_dist.metrics.syncnet import FEWEST, FPS, MOST
+from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.sound import SAMPLE_RATE
@@ -34,6 +35,8 @@ from fiag_dist.synthesize import Identity, to_image
 from fiag_dist.types import Frame, IdentityMeta
 
 METRICS, STRIP = "metrics.json", "strip.png"
+SPOKEN = "speech_"
+"""With what the keys of another voice begin."""
 TRAIN_EVERY = 5
 STRIP_FRAMES = 6
 EMBED_FRAMES = 8
@@ -100,6 +103,10 @@ def evaluate_identity(
     actor = load_actor(folder, info)
     actor = actor.cuda() if torch.cuda.is_available() else actor
     storage = open_storage(evaluation.data_of(info))
+    if not storage.exists(MANIFEST):
+        raise DataError(
+            f"identity {folder}: the shards of its clip are not at {storage.url}; where are they now? --data SHARDS"
+        )
     manifest = read_manifest(storage, check=False)
     entry = manifest.entry(info.name)
     known = {"size": info.size, "fps": info.fps, "extractor": info.extractor, "audio_dim": info.audio_dim}
@@ -125,30 +132,38 @@ def evaluate_identity(
     if "head_psnr_db" in metrics["train"]:
         metrics["train_head_psnr_db"] = metrics["train"]["head_psnr_db"]
     notes = []
-    if panel.syncnet and "sync_c" not in metrics:
+
+    def leave_out(what: str) -> None:
+        if evaluation.strict:
+            raise DataError(f"identity {folder}: {what}")
+        notes.append(what)
+
+    if info.footage not in ("", entry.sha256):
         notes.append(
-            f"Sync-C and Sync-E of test frames left out: they need {FEWEST} frames, {FPS} a second, and a face"
+            f"the shards in {storage.url} hold other footage, or packed otherwise, than it was trained on: some of these test frames may have been"
         )
+    if panel.syncnet and "sync_c" not in metrics:
+        leave_out(f"Sync-C and Sync-E of test frames left out: they need {FEWEST} frames, {FPS} a second, and a face")
     if panel.sees_faces:
         seen = {name: sum(look.face is not None for look in looks[name]) for name in ("truth", "model")}
         metrics |= {"faces_found_true_frames": seen["truth"], "faces_found_rendered_frames": seen["model"]}
         num = len(reader.test)
-        if min(seen.values()) < num:
-            notes.append(
-                f"no face found in {num - seen['truth']} of {num} true test frames and {num - seen['model']} of {num} rendered ones"
-            )
-        if "speech" in panel.names and seen["truth"] and seen["model"]:
+        unseen = f"no face found in {num - seen['truth']} of {num} true test frames and {num - seen['model']} of {num} rendered ones"
+        if not min(seen.values()):
+            leave_out(unseen)
+        elif min(seen.values()) < num:
+            notes.append(unseen)
+        if "speech" in panel.names and min(seen.values()):
             try:
                 metrics |= _speech(folder, evaluation, storage.url, progress)
             except FiagError as error:
-                if evaluation.strict:
-                    raise
-                notes.append(f"speech metrics left out: {error}")
+                leave_out(f"speech metrics left out: {error}")
     metrics |= {
         "test_frames": len(reader.test),
         "train_frames_scored": len(train["model"]),
         "notes": notes,
         "protocol": PROTOCOL,
+        "footage_sha256": entry.sha256,
         "tensors_sha256": hashlib.sha256((folder / TENSORS).read_bytes()).hexdigest(),
     }
     _write_strip(folder / STRIP, pairs)
@@ -265,9 +280,12 @@ def _spread(num: int, wanted: int) -> set[int]:
 
 
 def _merged(stored: Mapping[str, Any], metrics: Numbers) -> Numbers:
-    """Stored scores stay beside new ones while the identity is the same; of another one only what adaptation noted stays."""
-    if stored.get("tensors_sha256") != metrics["tensors_sha256"]:
+    """Stored scores stay beside new ones while identity, footage and voice are the same; of another one only what adaptation noted stays."""
+    footage = metrics["footage_sha256"]
+    if stored.get("tensors_sha256") != metrics["tensors_sha256"] or stored.get("footage_sha256", footage) != footage:
         return {key: stored[key] for key in NOTED if key in stored} | metrics
+    if any(key.startswith(SPOKEN) for key in metrics):
+        stored = {key: value for key, value in stored.items() if not key.startswith(SPOKEN)}
     return _over(stored, metrics)
 
 

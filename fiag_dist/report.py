@@ -11,6 +11,8 @@ from rich.table import Table
 Row = Mapping[str, float | str | None]
 """The numbers of one identity by key; parts of a key are joined by dots, those of the one trained from scratch begin with `scratch.`."""
 
+LMD, BLIND_LMD = "lmd_px_at_512", "baselines.mouth_blind_warped.lmd_px_at_512"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -57,9 +59,9 @@ GROUPS = (
     Group(
         "Face: LMD in px at 512; tracks of mouth opening and eye closure against the truth",
         (
-            Column("LMD", "lmd_px_at_512"),
+            Column("LMD", LMD),
             Column("LMD from scratch", "scratch.lmd_px_at_512", screen=False),
-            Column("mouth blind", "baselines.mouth_blind_warped.lmd_px_at_512"),
+            Column("mouth blind", BLIND_LMD),
             Column("ratio", "lmd_ratio"),
             Column("mouth corr.", "mouth_opening_correlation"),
             Column("mouth slope", "mouth_opening_slope"),
@@ -126,7 +128,8 @@ def tables(rows: Sequence[tuple[str, Row]]) -> list[Table]:
             longest = max(len(word) for word in title.split())
             table.add_column(title, justify="left" if is_name else "right", no_wrap=is_name, min_width=longest)
         for line in lines:
-            table.add_row(*line, style="bold" if line[0] == "mean" else None)
+            is_mean = line[0] == "mean"
+            table.add_row(*(c.replace(" (", "\n(") if is_mean else c for c in line), style="bold" if is_mean else None)
         out.append(table)
     return out
 
@@ -145,6 +148,8 @@ def markdown(rows: Sequence[tuple[str, Row]], remarks: Sequence[str]) -> str:
 def _likeness(rows: Sequence[tuple[str, Row]]) -> list[str]:
     """Each identity's render against each person's clip, when there are several."""
     names = [name for name, row in rows if f"identity_cosine_to.{name}" in row]
+    # Folders that were evaluated apart have been compared with other people each.
+    names = [name for name, row in rows if name in names and all(f"identity_cosine_to.{n}" in row for n in names)]
     if len(names) < 2:
         return []
     table = {
@@ -162,22 +167,31 @@ def _grid(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(rows: Sequence[tuple[str, Row]], columns: Iterable[Column]) -> tuple[list[str], list[list[str]]]:
-    """Titles and cells; columns without a number are left out, and several identities have a mean."""
+    """Titles and cells; columns without a number are left out, and several identities have a mean, with how many it is of where not all have the number."""
     columns = [column for column in columns if any(row.get(column.key) is not None for _, row in rows)]
-    if len(rows) > 1:
-        mean: dict[str, Any] = {}
-        for column in columns:
-            known = [value for _, row in rows if isinstance(value := row.get(column.key), float)]
-            mean[column.key] = float(np.mean(known)) if known else None
-        rows = [*rows, ("mean", _compared(mean))]
     cells = [[name, *(_cell(column.form, row.get(column.key)) for column in columns)] for name, row in rows]
+    if len(rows) > 1:
+        cells.append(["mean", *(_mean([row for _, row in rows], column) for column in columns)])
     return ["identity", *(column.title for column in columns)], cells
 
 
+def _mean(rows: Sequence[Row], column: Column) -> str:
+    known = [row for row in rows if isinstance(row.get(column.key), float)]
+    if not known:
+        return ""
+
+    def mean(key: str) -> float:
+        return float(np.mean([row[key] for row in known]))  # type: ignore[arg-type]
+
+    # Of a ratio, that of the means: one still mouth must not decide over all.
+    value = mean(LMD) / mean(BLIND_LMD) if column.key == "lmd_ratio" else mean(column.key)
+    return _cell(column.form, value) + (f" ({len(known)})" if len(known) < len(rows) else "")
+
+
 def _compared(row: dict[str, Any]) -> dict[str, Any]:
-    """The row with what its numbers say together; in a row of means, of the means: one still mouth must not decide over all."""
+    """The row with what its numbers say together."""
     head, warped = row.get("head_psnr_db"), row.get("baselines.nearest_warped.head_psnr_db")
-    lmd, blind = row.get("lmd_px_at_512"), row.get("baselines.mouth_blind_warped.lmd_px_at_512")
+    lmd, blind = row.get(LMD), row.get(BLIND_LMD)
     if head is not None and warped is not None:
         row["gain_db"] = head - warped
     if lmd is not None and blind is not None:

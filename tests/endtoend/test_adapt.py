@@ -14,6 +14,8 @@ from commands import fiag_dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fiag_dist import cli, video
+from fiag_dist.actor import load_info
+from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.synthesize import Identity
 
 TINY_ADAPT = """
@@ -76,7 +78,7 @@ def results(campaign: Campaign) -> dict[str, dict[str, str]]:
         return {row["name"]: row for row in csv.DictReader(stream)}
 
 
-def test_an_identity_folder_is_complete(adapted: Path):
+def test_an_identity_folder_is_complete(campaign: Campaign, adapted: Path):
     for name in (
         "identity.json",
         "identity.safetensors",
@@ -89,6 +91,8 @@ def test_an_identity_folder_is_complete(adapted: Path):
     ):
         assert (adapted / name).is_file(), name
     assert not (adapted / "work").exists()
+    own = read_manifest(str(campaign.folder.parent / "shards"), check=False).entry(campaign.sound).sha256
+    assert load_info(adapted).footage == own
 
 
 def test_a_damaged_shard_costs_its_own_identity_alone(campaign: Campaign):

@@ -65,10 +65,35 @@ def test_new_scores_join_those_of_the_same_identity_and_replace_those_of_another
         only = evaluate.evaluate_identity(identity, examine.Evaluation(panel))
     assert "head_psnr_db" not in only
     assert json.loads((identity / "metrics.json").read_text()) == full
-    (identity / "metrics.json").write_text(json.dumps(full | {"tensors_sha256": "another"}))
-    with Panel(["ssim"]) as panel:
-        only = evaluate.evaluate_identity(identity, examine.Evaluation(panel))
-    assert json.loads((identity / "metrics.json").read_text()) == only
+    for changed in ("tensors_sha256", "footage_sha256"):
+        (identity / "metrics.json").write_text(json.dumps(full | {changed: "another"}))
+        with Panel(["ssim"]) as panel:
+            only = evaluate.evaluate_identity(identity, examine.Evaluation(panel))
+        assert json.loads((identity / "metrics.json").read_text()) == only
+
+
+def test_scores_of_another_voice_replace_all_those_of_the_one_before() -> None:
+    same = {"tensors_sha256": "t", "footage_sha256": "f"}
+    stored = {**same, "head_psnr_db": 30.0, "speech_voice": "anna", "speech_sync_c": 5.0}
+    found = {**same, "speech_voice": "ben", "speech_score": 0.8}
+    assert examine._merged(stored, found) == {**same, "head_psnr_db": 30.0, "speech_voice": "ben", "speech_score": 0.8}
+
+
+def test_frames_that_may_have_been_trained_on_are_named(tmp_path: Path) -> None:
+    identity = tiny.make_identity(tmp_path / "ball", tiny.pack(tmp_path / "data"))
+    info = json.loads((identity / "identity.json").read_text())
+    own = read_manifest(str(tmp_path / "data")).entry("ball").sha256
+    (identity / "identity.json").write_text(json.dumps(info | {"footage": own}))
+    assert evaluate.evaluate_identity(identity)["notes"] == []
+    (identity / "identity.json").write_text(json.dumps(info | {"footage": "of other shards"}))
+    (note,) = evaluate.evaluate_identity(identity)["notes"]
+    assert "some of these test frames may have been" in note
+
+
+@pytest.mark.weights
+def test_what_was_asked_for_by_name_and_can_not_be_had_is_an_error(folder: Path) -> None:
+    with pytest.raises(DataError, match="no face found in 4 of 4 true test frames"):
+        evaluate.main([str(folder / "ball"), "--metrics", "lmd"])
 
 
 def test_a_render_equal_to_the_truth_scores_its_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +152,7 @@ def test_command_prints_one_row_and_writes_the_table(folder: Path, capsys: pytes
 def test_shards_that_were_moved_are_found(folder: Path, tmp_path: Path) -> None:
     identity = tiny.make_identity(tmp_path / "ball", tiny.pack(tmp_path / "data"))
     (tmp_path / "data").rename(tmp_path / "elsewhere")
-    with pytest.raises(DataError, match=r"manifest\.json"):
+    with pytest.raises(DataError, match=r"where are they now\? --data SHARDS$"):
         evaluate.main([str(identity), "--fast"])
     assert evaluate.main([str(identity), "--fast", "--data", str(tmp_path / "elsewhere")]) == 0
 

@@ -27,7 +27,7 @@ import paper
 from paper_cells import Lab, Plan, merged
 from paper_experiments import EXPERIMENTS
 from paper_facts import FACTS
-from paper_page import LMD, Column, Findings, bars, write_page
+from paper_page import LMD, Column, Findings, bars, caption, write_page
 from paper_study import CUBE, OWN_FIELD, WITHOUT_IDENTITY, Study, parts
 
 ROOT = Path(__file__).parents[2]
@@ -170,6 +170,21 @@ def test_cells_of_other_footage_under_the_same_names_are_other_cells(tmp_path: P
     others = [replace(e, meta=replace(e.meta, sha256="5e" * 32)) for e in manifest.identities]
     write_manifest(open_storage(data), replace(manifest, identities=others))
     assert all(now != then for now, then in zip(keys(), before, strict=True))
+
+
+def test_a_page_names_the_code_of_each_cell(tmp_path: Path) -> None:
+    lab = Lab(plan_of("clips", tmp_path))
+    assert lab._cell("adapt", {"of": "now"}, lambda _: {"psnr": 1.0}) == {"psnr": 1.0}
+    (path,) = (tmp_path / "cells").iterdir()
+    made = json.loads(path.read_text())["made"]
+    assert lab.origins == {made}
+    path.write_text(path.read_text().replace(made, "a machine, 2026-01-01, commit abc"))
+    lab.origins.clear()
+    lab._cell("adapt", {"of": "now"}, lambda _: {})
+    lab._cell("adapt", {"of": "later"}, lambda _: {})
+    assert caption("clips", "all", 1, lab.origins).endswith(
+        f"{'; '.join(sorted({made, 'a machine, 2026-01-01, commit abc'}))}."
+    )
 
 
 def test_shards_of_other_clips_in_the_same_folder_are_refused(tmp_path: Path) -> None:
