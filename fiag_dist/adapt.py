@@ -1,5 +1,6 @@
 """fiag-dist adapt: a folder of clips in, a folder of identities out, one Ray Tune trial a clip."""
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from fiag_dist.errors import ConfigError, DataError, guarded, meant
 from fiag_dist.ingest.gather import find_clips
 from fiag_dist.ingest.speech import FROM_FILE
 from fiag_dist.pack import pack
+from fiag_dist.shards.manifest import BESIDE, Manifest, read_manifest
 from fiag_dist.shards.manifest import FILE as MANIFEST
-from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.start import check_channels, check_formats
 from fiag_dist.storage import open_storage
 
@@ -63,18 +64,20 @@ def main(argv: list[str]) -> int:
     searched = _searched(command)  # what can be refused is refused before the clips are packed
     storage, folder = checkpoint.resolve(command.checkpoint)
     formats = checkpoint.load(storage, folder).info["formats"]
+    if open_storage(_absolute(command.out)).exists(MANIFEST):
+        raise ConfigError(f"--out {command.out}: holds shards; give identities a folder of their own")
     with alone_in(_absolute(command.out)):
-        data = _packed(command, formats)
+        data, names = _packed(command, formats)
         manifest = read_manifest(data)
         check_channels(formats, command.checkpoint)
         check_formats(manifest, formats, f"checkpoint {command.checkpoint}")
-        return _adapted(command, _jobs(command, searched, data, manifest, f"{storage.url}/{folder}"))
+        return _adapted(command, _jobs(command, searched, data, manifest, names, f"{storage.url}/{folder}"))
 
 
 def _adapted(command: AdaptCommand, jobs: Sequence[Job]) -> int:
     """Does what is missing, and reports. Returns the status."""
     todo = [job for job in jobs if not is_done(job)]
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(
         f"{len(jobs)} identities, {len(jobs) - len(todo)} done before, {len(todo)} to adapt from {command.checkpoint}"
     )
@@ -101,14 +104,14 @@ def _parse(argv: list[str]) -> AdaptCommand:
     return tyro.cli(AdaptCommand, args=argv, default=default, prog="fiag-dist adapt")
 
 
-def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
-    """The shards to adapt from: given, or packed now beside the identities, in the checkpoint's formats."""
+def _packed(command: AdaptCommand, formats: dict[str, Any]) -> tuple[str, Sequence[str]]:
+    """The shards to adapt from, given, or packed now beside the identities in the checkpoint's formats, and who is asked for."""
     if open_storage(command.clips).exists(MANIFEST):
         if command.consent:
             raise ConfigError(
                 f"--consent: {command.clips} is packed already, and consent is kept in shards; give the clips, or: fiag-dist pack CLIPS --consent TEXT"
             )
-        return command.clips
+        return command.clips, command.names or read_manifest(command.clips).names
     extractor = formats["extractor"]
     if extractor.startswith(FROM_FILE):
         raise ConfigError(
@@ -120,10 +123,16 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
         raise DataError(
             f"{command.clips}: no such folder, clip or shards; give clips (mp4, mov, mkv, webm) or a folder with {MANIFEST}"
         )
-    shards = f"{command.out.rstrip('/')}/shards"
+    shards = f"{command.out.rstrip('/')}/{BESIDE}"
     settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=extractor)
     pack(_clips(path, command.names), shards, settings, consent=command.consent, address=command.address)
-    return shards
+    if command.names:
+        return shards, command.names
+    packed = read_manifest(shards).names  # those of earlier calls, too, who were not asked for now
+    names = [name for name in find_clips([path]) if name in packed]
+    if not names:
+        raise DataError(f"{command.clips}: nobody in these clips could be packed, as said above")
+    return shards, names
 
 
 def _clips(path: Path, names: Sequence[str]) -> list[Path]:
@@ -149,10 +158,12 @@ def _searched(command: AdaptCommand) -> Search:
     return searched
 
 
-def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest, start: str) -> list[Job]:
+def _jobs(
+    command: AdaptCommand, searched: Search, data: str, manifest: Manifest, names: Sequence[str], start: str
+) -> list[Job]:
     """One for each identity, without what this process alone knows: paths are absolute."""
     data, start, out = map(_absolute, (data, start, command.out))
-    entries = [manifest.entry(name) for name in dict.fromkeys(command.names or manifest.names)]
+    entries = [manifest.entry(name) for name in dict.fromkeys(names)]
     return [
         Job(e.name, data, start, f"{out}/{e.name}", command.settings, command.scratch, searched, e.sha256, e.consent)
         for e in entries
@@ -174,7 +185,10 @@ def _report(command: AdaptCommand, jobs: Sequence[Job], failed: Mapping[str, str
     if missing:
         console.print(f"{missing} of {len(jobs)} are not done yet: the same command goes on with them")
     out = command.out.rstrip("/")
-    console.print(f"identities: {out}   table: {out}/{CSV}   page: {out}/{PAGE}   curves: tensorboard --logdir {out}")
+    console.print(
+        f"identities: {out}   table: {out}/{CSV}   page: {out}/{PAGE}   curves: tensorboard --logdir {shlex.quote(out)}",
+        soft_wrap=True,
+    )
 
 
 if __name__ == "__main__":

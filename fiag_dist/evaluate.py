@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     folders = dict.fromkeys(bake_run(str(f)) if (f / checkpoint.FOLDER).is_dir() else f for f in command.folders)
     groups = {folder: identities_in(folder) for folder in folders}
     todo = list(dict.fromkeys(identity for group in groups.values() for identity in group))
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     strict = bool(command.metrics)
     rows: dict[Path, report.Row] = {}
     failed: dict[Path, FiagError] = {}
@@ -157,7 +157,7 @@ def embeddings_of(group: Sequence[Path], evaluation: Evaluation) -> Mapping[str,
     for folder in group:
         with suppress(FiagError):  # whoever is damaged is named when it is that one's turn
             info = load_info(folder)
-            storage = open_storage(evaluation.data_of(info))
+            storage = open_storage(evaluation.data_of(folder, info))
             manifest = read_manifest(storage, check=False)
             if manifest.id_embedding.model == MODEL:
                 people[info.name] = read_meta(storage, manifest.entry(info.name)).embedding

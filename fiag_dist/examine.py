@@ -25,8 +25,8 @@ from fiag_dist.metrics.encoded import ThroughVideo
 from fiag_dist.metrics.panel import Look, Numbers, Panel
 from fiag_dist.metrics.regions import Truth
 from fiag_dist.metrics.syncnet import FEWEST, FPS, MOST
+from fiag_dist.shards.manifest import BESIDE, read_manifest
 from fiag_dist.shards.manifest import FILE as MANIFEST
-from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.start import check_formats
@@ -63,9 +63,12 @@ class Evaluation:
         self._audio, self._data = audio, data
         self._speech: dict[str, SpeechTest] = {}
 
-    def data_of(self, info: IdentityInfo) -> str:
-        """Where the shards of an identity's clip are now."""
-        return self._data or info.data
+    def data_of(self, folder: Path, info: IdentityInfo) -> str:
+        """Where the shards of an identity's clip are now: as said, where they were, or beside an identity that was moved with them."""
+        if self._data or open_storage(info.data).exists(MANIFEST):
+            return self._data or info.data
+        beside = (above / BESIDE for above in folder.resolve().parents[:2])
+        return next((str(shards) for shards in beside if (shards / MANIFEST).is_file()), info.data)
 
     def speech_test(self, url: str) -> SpeechTest:
         """The test of other people's voices for identities of one set of shards; its judge is trained once."""
@@ -102,7 +105,7 @@ def evaluate_identity(
     info = load_info(folder)
     actor = load_actor(folder, info)
     actor = actor.cuda() if torch.cuda.is_available() else actor
-    storage = open_storage(evaluation.data_of(info))
+    storage = open_storage(evaluation.data_of(folder, info))
     if not storage.exists(MANIFEST):
         raise DataError(
             f"identity {folder}: the shards of its clip are not at {storage.url}; where are they now? --data SHARDS"
@@ -143,7 +146,9 @@ def evaluate_identity(
             f"the shards in {storage.url} hold other footage, or packed otherwise, than it was trained on: some of these test frames may have been"
         )
     if panel.syncnet and "sync_c" not in metrics:
-        leave_out(f"Sync-C and Sync-E of test frames left out: they need {FEWEST} frames, {FPS} a second, and a face")
+        notes.append(
+            f"Sync-C and Sync-E of test frames left out: they need {FEWEST} frames, {FPS} a second, and a face"
+        )
     if panel.sees_faces:
         seen = {name: sum(look.face is not None for look in looks[name]) for name in ("truth", "model")}
         metrics |= {"faces_found_true_frames": seen["truth"], "faces_found_rendered_frames": seen["model"]}

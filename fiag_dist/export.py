@@ -161,7 +161,7 @@ def main(argv: list[str]) -> int:
         at = "neutral" if people else f"frame {first + num}"
         write_ply(path, gaussians, f"{said}, {at}, {command.branch}; metres, y up, z out of the face")
         num, size = num + 1, len(gaussians)
-    Console(highlight=False).print(
+    Console(highlight=False, markup=False).print(
         f"{command.out}: {num} file{'s' if num > 1 else ''} of {size} Gaussians", soft_wrap=True
     )
     return 0

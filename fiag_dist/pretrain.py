@@ -1,5 +1,6 @@
 """fiag-dist pretrain, and torchrun ... -m fiag_dist.pretrain: many identities, one field, one IE-Net, one UM-Net; IM-Nets with their owners."""
 
+import shlex
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     if here.is_first:
         command = f"torchrun --nproc-per-node={here.world} -m fiag_dist.pretrain {folder}/config.yaml"
         run_storage.write("config.yaml", to_yaml(config, command).encode())
-        run_storage.write("command.txt", (" ".join(["fiag-dist pretrain", *argv]) + "\n").encode())
+        run_storage.write("command.txt", (shlex.join(["fiag-dist", "pretrain", *argv]) + "\n").encode())
     process.barrier()
     mirror = Mirror(folder, here)
     steps = total_steps(config.train)
@@ -60,6 +61,10 @@ def main(argv: list[str]) -> int:
             "ownership", dryrun.report(config, read_manifest(config.data, check=False), training.feed.ownership)
         )
 
+        begun = f"goes on from step {training.step} of {steps}" if training.step else f"starts, {steps} steps"
+        people = sum(len(lane) for lane in training.feed.ownership.lanes)
+        monitor.say(f"{folder}: {begun}, {people} people, {here.world} rank{'s' if here.world > 1 else ''}")
+
         def say(saved: Saved) -> None:
             monitor.say(
                 f"checkpoint {folder}/{saved.folder}: {saved.seconds:.2f} s, for {saved.waited_s:.2f} s of which training stood still "
@@ -72,7 +77,7 @@ def main(argv: list[str]) -> int:
         saver.finish()
         status.say("finished" if finished else "stopped", training.step)
         monitor.say(
-            f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {mirror.folder.parent}"
+            f"{'done' if finished else 'stopped'} at step {training.step}; look: tensorboard --logdir {shlex.quote(str(mirror.folder.parent))}"
         )
     mirror.publish()
     training.feed.close()

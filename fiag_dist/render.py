@@ -24,9 +24,11 @@ from fiag_dist.credentials import Credentials
 from fiag_dist.errors import ConfigError, guarded
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.listening import num_frames
+from fiag_dist.provenance import SYNTHETIC
 from fiag_dist.sound import SAMPLE_RATE, Sound
 from fiag_dist.staging import Staging
 from fiag_dist.synthesize import Identity, write_behind
+from fiag_dist.video import tags_of
 
 STATEMENT = "provenance.json"
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -89,6 +91,10 @@ def render(command: RenderCommand, console: Console) -> int:
         )
     if is_video and is_folder:
         raise ConfigError(f"--out {out}: is a folder; give the name of the video to write in it")
+    if is_video and out.exists() and out.stat().st_size and not tags_of(out).get("comment", "").startswith(SYNTHETIC):
+        raise ConfigError(
+            f"--out {out}: is there already, was not rendered here and would be lost; give another name, or delete it first"
+        )
     if is_video and command.staging.background == "alpha":
         raise ConfigError(
             f"--background alpha --out {out}: H.264 has no alpha; give a folder for PNG frames: --out {out.with_suffix('')}"
@@ -136,7 +142,7 @@ def main(argv: list[str]) -> int:
     """The command. Returns 0."""
     command = tyro.cli(RenderCommand, args=argv, prog="fiag-dist render")
     use_threads(max(1, min(numba.get_num_threads() - 1, 8)))  # one core is the encoder's
-    console, began = Console(highlight=False), time.perf_counter()
+    console, began = Console(highlight=False, markup=False), time.perf_counter()
     num = render(command, console)
     took = time.perf_counter() - began
     console.print(f"{command.out}: {num} frames in {took:.1f} s, {num / took:.1f} frames/s", soft_wrap=True)

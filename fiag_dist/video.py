@@ -60,6 +60,15 @@ def probe(path: str | Path) -> VideoInfo:
         )
 
 
+def tags_of(path: str | Path) -> dict[str, str]:
+    """Tags of a file (title, comment, description ...); none where it can't be read."""
+    try:
+        with opened(path) as container:
+            return dict(container.metadata)
+    except DataError:
+        return {}
+
+
 def read_frames(
     path: str | Path, fps: float, max_seconds: float = 0.0
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:

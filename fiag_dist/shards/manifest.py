@@ -14,6 +14,8 @@ from fiag_dist.storage import Storage, open_storage
 T = TypeVar("T")
 
 FILE = "manifest.json"
+BESIDE = "shards"
+"""What adaptation calls the folder beside identities that it packs their clips into."""
 VERSION = 2
 
 

@@ -72,6 +72,7 @@ def test_ranks_hold_the_same_shared_parameters(pretrained: Path):
     # The run itself compares a hash over all ranks at each checkpoint and stops when one differs.
     log = (pretrained / "logs" / "rank1.log").read_text()
     assert "on all 2 ranks" in log
+    assert f"{pretrained}: starts, 48 steps, 3 people, 2 ranks" in log
 
 
 def test_one_rank_trains_the_same_global_batch_as_two(pretrained: Path, config: Path):

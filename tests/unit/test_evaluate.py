@@ -157,6 +157,13 @@ def test_shards_that_were_moved_are_found(folder: Path, tmp_path: Path) -> None:
     assert evaluate.main([str(identity), "--fast", "--data", str(tmp_path / "elsewhere")]) == 0
 
 
+def test_identities_that_were_moved_with_their_shards_find_them(tmp_path: Path) -> None:
+    tiny.make_identity(tmp_path / "ids" / "ball", tiny.pack(tmp_path / "ids" / "shards"))
+    (tmp_path / "s[").mkdir()  # a path that a terminal's markup would stumble over
+    (tmp_path / "ids").rename(tmp_path / "s[/m]")
+    assert evaluate.main([str(tmp_path / "s[/m]"), "--fast"]) == 0
+
+
 def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path) -> None:
     identity = tiny.make_identity(tmp_path / "ball", tiny.pack(tmp_path / "data"))
     manifest = tmp_path / "data" / "manifest.json"
@@ -222,7 +229,7 @@ def test_a_damaged_identity_costs_the_others_nothing(tmp_path: Path, capsys: pyt
 def test_who_can_not_be_read_has_no_embedding(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluate, "MODEL", "none")  # who made up the embeddings of the ball
     (tmp_path / "identity.json").write_text("{}")
-    asked = SimpleNamespace(panel=SimpleNamespace(names=["identity"]), data_of=lambda info: info.data)
+    asked = SimpleNamespace(panel=SimpleNamespace(names=["identity"]), data_of=lambda folder, info: info.data)
     assert list(evaluate.embeddings_of([tmp_path, folder / "ball"], asked)) == ["ball"]  # type: ignore[arg-type]
 
 

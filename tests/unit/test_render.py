@@ -256,6 +256,20 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_recording_is_not_replaced_and_a_render_is(home: Path, tmp_path: Path) -> None:
+    recording = tmp_path / "anna.mp4"
+    with video.VideoWriter(recording, 64, 64, 25) as writer:
+        writer.write(np.zeros((64, 64, 3), np.uint8))
+    before = recording.read_bytes()
+    start = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--out"]
+    for lost in (recording, home / "ball" / "backdrop.mp4"):
+        with pytest.raises(ConfigError, match="was not rendered here and would be lost"):
+            render.main([*start, str(lost)])
+    assert recording.read_bytes() == before
+    for _ in range(2):
+        assert render.main([*start, str(tmp_path / "talk [final].mp4")]) == 0
+
+
 def test_the_library_is_light_until_it_is_used() -> None:
     code = (
         "import sys, fiag_dist; assert 'torch' not in sys.modules; from fiag_dist import Identity, Staging; "
