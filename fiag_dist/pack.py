@@ -294,7 +294,7 @@ def _table(done: dict[str, Done], new: set[str]) -> str:
             numbers = (str(entry.num_frames), str(entry.split.train), str(entry.split.test))
             mib = f"{sum(entry.files.values()) / 2**20:.1f}"
             table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, escape(result.note))
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False)
     with console.capture() as capture:
         console.print(table)
     return capture.get().rstrip()
