@@ -67,11 +67,11 @@ def main(argv: list[str]) -> int:
     if open_storage(_absolute(command.out)).exists(MANIFEST):
         raise ConfigError(f"--out {command.out}: holds shards; give identities a folder of their own")
     with alone_in(_absolute(command.out)):
-        data, names = _packed(command, formats)
+        data = _packed(command, formats)
         manifest = read_manifest(data)
         check_channels(formats, command.checkpoint)
         check_formats(manifest, formats, f"checkpoint {command.checkpoint}")
-        return _adapted(command, _jobs(command, searched, data, manifest, names, f"{storage.url}/{folder}"))
+        return _adapted(command, _jobs(command, searched, data, manifest, f"{storage.url}/{folder}"))
 
 
 def _adapted(command: AdaptCommand, jobs: Sequence[Job]) -> int:
@@ -104,14 +104,14 @@ def _parse(argv: list[str]) -> AdaptCommand:
     return tyro.cli(AdaptCommand, args=argv, default=default, prog="fiag-dist adapt")
 
 
-def _packed(command: AdaptCommand, formats: dict[str, Any]) -> tuple[str, Sequence[str]]:
-    """The shards to adapt from, given, or packed now beside the identities in the checkpoint's formats, and who is asked for."""
+def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
+    """The shards to adapt from: given, or packed now beside the identities, in the checkpoint's formats."""
     if open_storage(command.clips).exists(MANIFEST):
         if command.consent:
             raise ConfigError(
                 f"--consent: {command.clips} is packed already, and consent is kept in shards; give the clips, or: fiag-dist pack CLIPS --consent TEXT"
             )
-        return command.clips, command.names or read_manifest(command.clips).names
+        return command.clips
     extractor = formats["extractor"]
     if extractor.startswith(FROM_FILE):
         raise ConfigError(
@@ -126,13 +126,7 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> tuple[str, Sequen
     shards = f"{command.out.rstrip('/')}/{BESIDE}"
     settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=extractor)
     pack(_clips(path, command.names), shards, settings, consent=command.consent, address=command.address)
-    if command.names:
-        return shards, command.names
-    packed = read_manifest(shards).names  # those of earlier calls, too, who were not asked for now
-    names = [name for name in find_clips([path]) if name in packed]
-    if not names:
-        raise DataError(f"{command.clips}: nobody in these clips could be packed, as said above")
-    return shards, names
+    return shards
 
 
 def _clips(path: Path, names: Sequence[str]) -> list[Path]:
@@ -144,6 +138,13 @@ def _clips(path: Path, names: Sequence[str]) -> list[Path]:
         if name not in found:
             raise DataError(f"--names {name}: no clip in {path} becomes this identity; {meant(name, found, 20)}")
     return [clip for name in dict.fromkeys(names) for clip in found[name]]
+
+
+def _asked(command: AdaptCommand, data: str, manifest: Manifest) -> Sequence[str]:
+    """Who is to be adapted: those named, else all of the shards given, or of the clips given: what was packed before is not asked for now."""
+    if command.names or data == command.clips:
+        return command.names or manifest.names
+    return [name for name in find_clips([Path(command.clips)]) if name in manifest.names]
 
 
 def _searched(command: AdaptCommand) -> Search:
@@ -158,12 +159,10 @@ def _searched(command: AdaptCommand) -> Search:
     return searched
 
 
-def _jobs(
-    command: AdaptCommand, searched: Search, data: str, manifest: Manifest, names: Sequence[str], start: str
-) -> list[Job]:
+def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest, start: str) -> list[Job]:
     """One for each identity, without what this process alone knows: paths are absolute."""
+    entries = [manifest.entry(name) for name in dict.fromkeys(_asked(command, data, manifest))]
     data, start, out = map(_absolute, (data, start, command.out))
-    entries = [manifest.entry(name) for name in dict.fromkeys(names)]
     return [
         Job(e.name, data, start, f"{out}/{e.name}", command.settings, command.scratch, searched, e.sha256, e.consent)
         for e in entries

@@ -64,11 +64,18 @@ class Evaluation:
         self._speech: dict[str, SpeechTest] = {}
 
     def data_of(self, folder: Path, info: IdentityInfo) -> str:
-        """Where the shards of an identity's clip are now: as said, where they were, or beside an identity that was moved with them."""
-        if self._data or open_storage(info.data).exists(MANIFEST):
-            return self._data or info.data
-        beside = (above / BESIDE for above in folder.resolve().parents[:2])
-        return next((str(shards) for shards in beside if (shards / MANIFEST).is_file()), info.data)
+        """Where the shards of an identity's clip are now: as said, where they were, or beside an identity that was moved with them.
+
+        Raises DataError when they are at none of these places.
+        """
+        beside = (str(above / BESIDE) for above in folder.resolve().parents[:2])
+        places = [self._data] if self._data else [info.data, *beside]
+        for place in places:
+            if open_storage(place).exists(MANIFEST):
+                return place
+        raise DataError(
+            f"identity {folder}: the shards of its clip are not at {places[0]}; where are they now? --data SHARDS"
+        )
 
     def speech_test(self, url: str) -> SpeechTest:
         """The test of other people's voices for identities of one set of shards; its judge is trained once."""
@@ -106,10 +113,6 @@ def evaluate_identity(
     actor = load_actor(folder, info)
     actor = actor.cuda() if torch.cuda.is_available() else actor
     storage = open_storage(evaluation.data_of(folder, info))
-    if not storage.exists(MANIFEST):
-        raise DataError(
-            f"identity {folder}: the shards of its clip are not at {storage.url}; where are they now? --data SHARDS"
-        )
     manifest = read_manifest(storage, check=False)
     entry = manifest.entry(info.name)
     known = {"size": info.size, "fps": info.fps, "extractor": info.extractor, "audio_dim": info.audio_dim}

@@ -9,7 +9,7 @@ import pytest
 import tiny_identity as tiny
 
 from fiag_dist import adapt
-from fiag_dist.adapt import AdaptCommand, _jobs, _packed
+from fiag_dist.adapt import AdaptCommand, _asked, _jobs, _packed
 from fiag_dist.adaptation.alone import alone_in
 from fiag_dist.adaptation.job import Search
 from fiag_dist.errors import ConfigError, DataError
@@ -19,30 +19,24 @@ from fiag_dist.shards.manifest import read_manifest
 def test_a_name_given_twice_is_one_job(tmp_path: Path) -> None:
     data = tiny.pack(tmp_path / "data", "anna", "ben")
     command = AdaptCommand(clips=data, checkpoint="run", out=str(tmp_path / "out"), names=("ben", "anna", "ben"))
-    (_, names), manifest = _packed(command, {}), read_manifest(data)
-    assert [job.name for job in _jobs(command, Search(), data, manifest, names, "start")] == ["ben", "anna"]
+    assert [job.name for job in _jobs(command, Search(), data, read_manifest(data), "start")] == ["ben", "anna"]
 
 
 def test_of_shards_all_are_asked_for(tmp_path: Path) -> None:
     data = tiny.pack(tmp_path / "data", "anna", "ben")
-    assert _packed(AdaptCommand(clips=data, checkpoint="run", out=str(tmp_path / "out")), {}) == (data, ["anna", "ben"])
+    command = AdaptCommand(clips=data, checkpoint="run", out=str(tmp_path / "out"))
+    assert _packed(command, {}) == data
+    assert _asked(command, data, read_manifest(data)) == ["anna", "ben"]
 
 
-def test_new_clips_ask_for_nobody_who_was_packed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_clips_ask_for_nobody_who_was_packed_before(tmp_path: Path) -> None:
     """Whoever was adapted from other clips stays as they are, and whoever was deleted stays away."""
-    tiny.pack(tmp_path / "out" / "shards", "anna", "ben")
+    shards = tiny.pack(tmp_path / "out" / "shards", "anna", "ben")
     (tmp_path / "clips").mkdir()
     for name in ("ben", "torn"):
         (tmp_path / "clips" / f"{name}.mp4").write_bytes(b"")
-    monkeypatch.setattr(adapt, "pack", lambda *_, **__: None)  # torn is refused, and ben there already
-    formats = {"size": 64, "fps": 25, "extractor": "mel"}
-
-    def asked(clips: Path) -> AdaptCommand:
-        return AdaptCommand(clips=str(clips), checkpoint="run", out=str(tmp_path / "out"))
-
-    assert _packed(asked(tmp_path / "clips"), formats)[1] == ["ben"]
-    with pytest.raises(DataError, match="nobody in these clips could be packed"):
-        _packed(asked(tmp_path / "clips" / "torn.mp4"), formats)
+    command = AdaptCommand(clips=str(tmp_path / "clips"), checkpoint="run", out=str(tmp_path / "out"))
+    assert _asked(command, shards, read_manifest(shards)) == ["ben"]  # torn was refused
 
 
 @pytest.mark.parametrize(
