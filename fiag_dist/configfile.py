@@ -72,6 +72,18 @@ def to_yaml(config: Any, command: str) -> str:
     return f"# {command}\n" + yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
+def changes(before: dict, now: dict, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two trees of `to_dict`: dotted name -> (before, now). A setting that only one of them knows is left out."""
+    found = {}
+    for key in [key for key in now if key in before]:
+        old, new = before[key], now[key]
+        if isinstance(old, dict) and isinstance(new, dict):
+            found |= changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found[f"{prefix}{key}"] = (old, new)
+    return found
+
+
 def _plain(config: Any) -> dict:
     return config if isinstance(config, dict) else dataclasses.asdict(config)
 

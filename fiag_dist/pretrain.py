@@ -10,7 +10,7 @@ import torch
 
 from fiag_dist import __version__, dryrun, raster
 from fiag_dist.config import PretrainConfig
-from fiag_dist.configfile import load, to_dict, to_yaml
+from fiag_dist.configfile import changes, load, to_dict, to_yaml
 from fiag_dist.dist import checkpoint, process
 from fiag_dist.dist.engine import Engine, Group, ZeroEngine
 from fiag_dist.dist.heartbeat import Heartbeat
@@ -30,6 +30,9 @@ from fiag_dist.start import check_formats, fresh_head, load_head
 from fiag_dist.status import Teller, told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
+
+BEGINS_WITH = ("init_identities", *(f"train.model.field.{name}" for name in ("init", "num_face", "num_mouth")))
+"""Settings that only a run's first step asks for."""
 
 
 def main(argv: list[str]) -> int:
@@ -128,6 +131,9 @@ def build(
     if stored:
         check_formats(manifest, stored.info["formats"], f"run {run_storage.url}")
         _check_people(stored.identities, ownership, run_storage.url)
+        told_apart = _told_apart(stored.info["config"], config, run_storage.url)
+        if here.is_first and told_apart:
+            print(f"{run_storage.url}: goes on with other settings: {told_apart}", flush=True)
         head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)
     else:
         names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
@@ -177,6 +183,21 @@ def _check_people(known: Container[str], ownership: Ownership, run: str) -> None
         raise CheckpointError(
             f"{run} was begun without {who}; go on without them (--identities), give another --name, or adapt them to it: fiag-dist adapt"
         )
+
+
+def _told_apart(before: dict, config: PretrainConfig, run: str) -> str:
+    """The settings of a run that goes on that are not as they were, in words. Raises CheckpointError where it can't go on with them."""
+    found = {
+        name: f"{name} {now}, before {old}"
+        for name, (old, now) in changes(before, to_dict(config)).items()
+        if name not in ("data", "runs", "name")  # where things lie
+    }
+    late = [text for name, text in found.items() if name in BEGINS_WITH]
+    if late:
+        raise CheckpointError(
+            f"{run}: {'; '.join(late)}: only a run's first step asks for that; give another --name, or go on with the run's config.yaml"
+        )
+    return "; ".join(found.values())
 
 
 def _personal(head, seed: int, name: str):  # the same start for an identity, whoever owns it

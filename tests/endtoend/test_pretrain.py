@@ -211,6 +211,16 @@ def test_a_run_takes_in_nobody_new(pretrained: Path, config: Path, shards: Path)
     assert f"was begun without {names[3]}; go on without them (--identities), give another --name" in line
 
 
+def test_a_run_goes_on_with_what_it_began_with(pretrained: Path, config: Path):
+    """Other Gaussians to begin with were taken without a word, did nothing, and stood in config.yaml from then on."""
+    words = ("--name", pretrained.name, "--train.model.field.num-mouth", "77", "--train.steps", "41")
+    done = fiag_dist("pretrain", config, *words, check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
+    assert "train.model.field.num_mouth 77, before 100: only a run's first step asks for that; give another" in line
+    assert "77" not in (pretrained / "config.yaml").read_text()
+
+
 def test_steps_that_are_not_finite_are_refused_until_there_are_too_many(config: Path):
     wild = ("--train.optim.nets", "1e30", "--train.refused-at-most", "3")
     done = fiag_dist("pretrain", config, "--name", "wild", *wild, check=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fiag_dist.config import AdaptConfig, PretrainConfig
-from fiag_dist.configfile import from_dict, from_yaml, load, to_yaml
+from fiag_dist.configfile import changes, from_dict, from_yaml, load, to_dict, to_yaml
 from fiag_dist.errors import ConfigError
 
 
@@ -91,3 +91,11 @@ def test_what_is_written_reads_back_equal(tmp_path: Path, cls: type) -> None:
     assert text.startswith("# fiag-dist pretrain x.yaml\n")
     assert from_yaml(cls, written(tmp_path, text)) == config
     assert config != cls()
+
+
+def test_what_differs_is_named_with_both_values() -> None:
+    before, now = to_dict(load(PretrainConfig, ["--train.steps", "7"])), to_dict(PretrainConfig(name="other"))
+    del before["zero_stage"]  # an older file does not know it
+    steps = PretrainConfig().train.steps
+    assert changes(before, now) == {"name": ("pretrain", "other"), "train.steps": (7, steps)}
+    assert changes(now, now) == {}

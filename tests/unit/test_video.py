@@ -59,6 +59,18 @@ def test_colours_are_bt709_and_the_file_says_so(tmp_path: Path) -> None:
     assert np.abs(back.astype(int) - SKIN).max() <= 2
 
 
+def test_colours_come_back_to_the_level(tmp_path: Path) -> None:
+    """On average to a quarter of a level, and the planes are the nearest whole numbers to what BT.709 asks for."""
+    blocks = np.random.default_rng(0).integers(24, 232, (8, 8, 3))
+    image = np.kron(blocks, np.ones((16, 16, 1))).astype(np.uint8)
+    with video.VideoWriter(tmp_path / "blocks.mp4", 128, 128, 25, crf=0) as writer:
+        writer.write(image)
+    middles = (slice(8, None, 16), slice(8, None, 16))
+    error = next(video.read_frames(tmp_path / "blocks.mp4", 25))[middles] - image[middles].astype(float)
+    assert np.abs(error.mean((0, 1))).max() < 0.25  # 1.5 with swscale's defaults
+    assert np.abs(error).max() <= 2  # steps of YUV are coarser than those of RGB
+
+
 def test_files_without_tags_are_read_as_bt601_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "old.mp4"
     with av.open(str(path), "w") as container:
