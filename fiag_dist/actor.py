@@ -124,6 +124,8 @@ def load_info(folder: Path) -> IdentityInfo:
     """Raises DataError when the folder holds no identity, or one of another version, ConfigError when it is on S3."""
     refuse_remote(folder)
     path = folder / INFO
+    if folder.is_file():
+        raise DataError(f"identity {folder}: is a file; give the folder that it lies in: {folder.parent}")
     if not path.is_file():
         raise DataError(
             f"identity {folder}: no {INFO} in it, so it is no finished identity; make one: fiag-dist adapt CLIPS --from RUN --out DIR"

@@ -21,7 +21,7 @@ def opened(path: str | Path) -> InputContainer:
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
-            f"{path}: can't be read as video or audio ({reason}); give an mp4, mov, mkv, webm or wav file"
+            f"{path}: can't be read as video or audio ({reason}); give a video (mp4, mov, mkv, webm ...) or a sound (wav, mp3, m4a ...)"
         ) from error
 
 

@@ -144,6 +144,9 @@ def identities_in(folder: Path) -> list[Path]:
         return [folder]
     found = sorted(path.parent for path in folder.glob(f"*/{INFO}"))
     if not found:
+        runs = sorted(path.parent for path in folder.glob(f"*/{checkpoint.FOLDER}"))
+        if runs:
+            raise DataError(f"{folder}: a folder of runs; name one: {', '.join(map(str, runs[:6]))}")
         what = "holds no identity folders" if folder.is_dir() else "no such folder"
         raise DataError(f"{folder}: {what}; make some: fiag-dist adapt CLIPS --from RUN --out {folder}")
     return found

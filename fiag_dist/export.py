@@ -149,6 +149,8 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
         )
+    if command.sequence:
+        _refuse_others(command.out, first, stop)
     identity = Identity.load(command.identity)
     rehearsal = Rehearsal(identity.actor)
     people = [rehearsal.rest] if command.frame == "neutral" and not command.sequence else None
@@ -156,7 +158,7 @@ def main(argv: list[str]) -> int:
     said = f"fiag_dist {__version__}, synthetic, identity {identity.info.name}"
     num, size = 0, 0
     for person in people or frames(identity, rehearsal, command.audio, first, stop):
-        path = command.out / f"{first + num:06d}.ply" if command.sequence else command.out
+        path = _numbered(command.out, first + num) if command.sequence else command.out
         gaussians = chosen(person, command.branch, back_m)
         at = "neutral" if people else f"frame {first + num}"
         write_ply(path, gaussians, f"{said}, {at}, {command.branch}; metres, y up, z out of the face")
@@ -165,6 +167,21 @@ def main(argv: list[str]) -> int:
         f"{command.out}: {num} file{'s' if num > 1 else ''} of {size} Gaussians", soft_wrap=True
     )
     return 0
+
+
+def _refuse_others(out: Path, first: int, stop: int) -> None:
+    """Raises ConfigError where files of another sequence would stay beside this one's: players take all that are there."""
+    mine = {_numbered(out, number) for number in range(first, stop)}
+    others = sorted(path.name for path in out.glob("*.ply") if path not in mine)
+    if others:
+        raise ConfigError(
+            f"--out {out}: holds {len(others)} other .ply file{'s' if len(others) > 1 else ''} ({others[0]} ...), which would be taken for "
+            "part of the sequence; give another folder, or delete them"
+        )
+
+
+def _numbered(out: Path, number: int) -> Path:
+    return out / f"{number:06d}.ply"
 
 
 def _range(command: ExportCommand) -> tuple[int, int]:

@@ -37,7 +37,7 @@ from fiag_dist.shards.workers import pack_all
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.types import EXPRESSION_NAMES
 
-RECIPE = 9
+RECIPE = 10
 """Raised whenever the same clip and settings give other shards: everything is then packed again."""
 EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
 
@@ -191,7 +191,8 @@ def _others(storage: Storage, there: Manifest, formats: Manifest, names: set[str
     others = [entry for entry in there.identities if entry.name not in names]
     if others and dataclasses.replace(there, identities=[]) != formats:
         raise DataError(
-            f"{storage.url}: holds {len(others)} identities of {there.size}x{there.size} at {there.fps} fps with {there.audio.extractor} speech "
+            f"{storage.url}: holds {len(others)} {'identities' if len(others) > 1 else 'identity'} of {there.size}x{there.size} at {there.fps} fps "
+            f"with {there.audio.extractor} speech "
             f"and {there.id_embedding.model} embeddings, which these settings do not give; give another --out, or the same settings"
         )
     return others
@@ -293,7 +294,9 @@ def _table(done: dict[str, Done], new: set[str]) -> str:
         else:
             numbers = (str(entry.num_frames), str(entry.split.train), str(entry.split.test))
             mib = f"{sum(entry.files.values()) / 2**20:.1f}"
-            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, escape(result.note))
+            renamed = f"of {entry.source.file}" if entry.source and Path(entry.source.file).stem != name else ""
+            note = "; ".join(filter(None, (renamed, result.note)))
+            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, escape(note))
     console = Console(highlight=False)
     with console.capture() as capture:
         console.print(table)

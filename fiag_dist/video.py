@@ -84,6 +84,7 @@ def read_frames(
     with opened(path) as container:
         stream = _video_stream(container, path)
         index, before, before_s, start_s, gap_s, size = 0, None, 0.0, None, 1.0 / fps, None
+        timeless = 0
         for frame in decoded(container, stream, path):
             if frame.pts is None:
                 continue
@@ -93,6 +94,7 @@ def read_frames(
             now_s = stamp_s - start_s
             if before is not None:
                 if now_s <= before_s:
+                    timeless += 1
                     continue  # a stamp that runs backwards carries no new time
                 gap_s = now_s - before_s
                 middle_s, image = (before_s + now_s) / 2, None
@@ -105,6 +107,11 @@ def read_frames(
             before, before_s = frame, now_s
         if before is None or size is None:
             raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
+        if timeless and not before_s:
+            raise DataError(
+                f"{path}: none of its {timeless + 1} frames comes later than the first, by their time stamps; give them new ones with "
+                "ffmpeg -i OLD -vf setpts=N/25/TB NEW, where 25 is the frame rate"
+            )
         while index / fps < before_s + gap_s - 0.5 / fps and index < limit:  # the last frame stays on for its own time
             yield _upright(before, size, path)
             index += 1

@@ -40,6 +40,8 @@ def assign(names: Sequence[str], num_frames: Mapping[str, int], lanes: int, worl
     lanes: frames in the global batch, whatever the number of ranks. The lanes do not depend on `world` or on the order of `names`.
     Raises DistributedError when a rank would have no lane or a lane no identity: a personal net lives on one rank, and nobody shares its frames.
     """
+    if not names:
+        raise DistributedError("the shards hold no identities: nobody to train on; pack some clips: fiag-dist pack")
     if world > len(names):
         raise DistributedError(
             f"{world} ranks for {len(names)} identities: each identity belongs to one rank, and a rank needs one at least; "

@@ -7,7 +7,7 @@ import uuid
 
 from fiag_dist.errors import DataError
 from fiag_dist.shards.manifest import IdentityEntry, from_json
-from fiag_dist.storage import Storage
+from fiag_dist.storage import LocalStorage, Storage
 
 META, REPORT, SHEET = "meta.tar", "report.json", "contact_sheet.png"
 MARK = "entry.json"
@@ -16,6 +16,8 @@ MARK = "entry.json"
 
 def probe(storage: Storage) -> None:
     """Raises DataError where no file can be written and taken away again: better before the work than after it."""
+    if isinstance(storage, LocalStorage) and storage.folder.is_file():
+        raise DataError(f"{storage.url}: is a file; --out is a folder for the shards")
     file = f".probe-{uuid.uuid4().hex}"
     try:
         storage.write(file, b"written before the work, to see whether it can be")

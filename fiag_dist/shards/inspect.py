@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _remove(storage, args.names)
     manifest = read_manifest(storage)
     if args.command == "ls":
-        print(table(manifest))
+        print(table(manifest).encode("utf-8", "backslashreplace").decode())  # file names may be no text
         return 0
     return _show(storage, manifest, args.identity, args.frame, args.out)
 
@@ -48,11 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def table(manifest: Manifest) -> str:
     """One line for each identity, and a line for all."""
     width = max([8, *map(len, manifest.names)])
-    lines = [f"{'identity':<{width}}  frames  seconds  train  test  shards      MiB"]
+    lines = [f"{'identity':<{width}}  frames  seconds  train  test  shards      MiB  packed from"]
     for entry in manifest.identities:
         lines.append(
             f"{entry.name:<{width}} {entry.num_frames:>7} {entry.seconds:>8.1f} {entry.split.train:>6} {entry.split.test:>5}"
             f" {len(entry.shards):>7} {sum(entry.files.values()) / 2**20:>8.1f}"
+            f"  {entry.source.file if entry.source else ''}".rstrip()
         )
     audio, embedding = manifest.audio, manifest.id_embedding
     lines.append(

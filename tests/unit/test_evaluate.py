@@ -246,6 +246,9 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         evaluate.main([str(tmp_path / "nowhere")])
     with pytest.raises(DataError, match="holds no identity folders"):
         evaluate.main([str(tmp_path)])
+    (tmp_path / "runs" / "mine" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"/runs: a folder of runs; name one: .*/runs/mine$"):
+        evaluate.main([str(tmp_path / "runs")])
     with pytest.raises(
         ConfigError, match=r"^s3://b/ids: evaluate, .* on this machine; .*: aws s3 cp --recursive s3://b/ids ids$"
     ):

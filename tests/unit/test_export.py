@@ -121,6 +121,9 @@ def test_a_frame_is_that_of_the_rendering(home: Path, ball: Identity, tmp_path: 
     assert names == [f"{i:06d}.ply" for i in range(5, 9)]
     one, seventh = read(tmp_path / "7.ply"), read(tmp_path / "frames" / "000007.ply")
     torch.testing.assert_close(one.means, seventh.means)
+    assert export.main([*argv, "--sequence", "4:9", "--out", str(tmp_path / "frames")]) == 0, "the same, and one more"
+    with pytest.raises(ConfigError, match=r"frames: holds 3 other \.ply files \(000004\.ply \.\.\.\), which would be"):
+        export.main([*argv, "--sequence", "7:9", "--out", str(tmp_path / "frames")])
     people: list[Person] = list(export.frames(ball, Rehearsal(ball.actor), home / "speech.wav", 5, 9))
     same(tmp_path / "7.ply", people[2].face)
     assert (one.means - read(tmp_path / "frames" / "000005.ply").means).abs().max() > 1e-5, "speech moves it"

@@ -63,6 +63,8 @@ def test_other_versions_are_refused_with_what_helps(data: str, tmp_path: Path) -
         with pytest.raises(DataError, match=message) as caught:
             load_info(folder)
         assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=f"is a file; give the folder that it lies in: {folder}$"):
+        load_info(path)
     for text in ("", "[]", "{", '{"version": 1}'):
         path.write_text(text)
         with pytest.raises(DataError, match="damaged"):

@@ -66,6 +66,8 @@ def test_too_few_lanes_and_too_few_identities_are_refused_with_the_numbers() -> 
         assign([*frames], frames, 1, 2)
     with pytest.raises(DistributedError, match=r"frames_per_step 3 for 2 identities.*to 2 or less, or pack more"):
         assign([*frames], frames, 3, 1)
+    with pytest.raises(DistributedError, match=r"hold no identities.*pack some clips"):
+        assign([], {}, 1, 1)
 
 
 @given(st.integers(0, 2**31), st.integers(0, 100), st.integers(1, 9), st.integers(0, 5))

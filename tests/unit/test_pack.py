@@ -140,6 +140,8 @@ def test_a_place_that_takes_no_files_is_refused_before_anything_starts(
     monkeypatch.setattr(pack_module, "fingerprint", lambda path: pytest.fail("clips were read"))
     with pytest.raises(DataError, match=r"/file/out: takes no files \(.*\); nothing was packed, give another --out$"):
         pack([folder], str(tmp_path / "file" / "out"), CFG, lines.append, told)
+    with pytest.raises(DataError, match=r"/file: is a file; --out is a folder for the shards$"):
+        pack([folder], str(tmp_path / "file"), CFG, lines.append, told)
     assert not lines
 
 
@@ -205,7 +207,7 @@ def test_what_is_there_stays_and_must_have_the_same_format(packed, tmp_path: Pat
     _, out, _, _ = packed
     only = clips(tmp_path / "only", anna="ok")
     assert pack([only], out, CFG, lambda _: None, told).manifest.names == ["anna", "bert"]
-    with pytest.raises(DataError, match=r"holds 1 identities of 32x32 at 25 fps with mel speech .* another --out"):
+    with pytest.raises(DataError, match=r"holds 1 identity of 32x32 at 25 fps with mel speech .* another --out"):
         pack([only], out, dataclasses.replace(CFG, size=64), lambda _: None, told)
 
 
@@ -377,6 +379,13 @@ def test_stopped_what_is_finished_stays(tmp_path: Path) -> None:
     again: list[str] = []
     assert pack([folder], out, CFG, again.append, told).manifest.names == ["a", "b"]
     assert "a: unchanged, skipped" in again
+
+
+def test_a_clip_of_another_name_is_named(packed) -> None:
+    entry = packed[2].manifest.entry("anna")
+    cyrillic = dataclasses.replace(entry, source=dataclasses.replace(entry.source, file="Иван.MOV"))
+    assert "of Иван.MOV" in pack_module._table({"clip-cc078195": Done(cyrillic)}, set())
+    assert ".mp4" not in pack_module._table({"anna": Done(entry)}, set())
 
 
 def test_a_reason_is_shown_as_it_is() -> None:

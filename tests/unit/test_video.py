@@ -129,6 +129,12 @@ def test_other_rates_are_resampled_by_time(tmp_path: Path) -> None:
     assert levels(path, 25, max_seconds=0.2) == [0, 2, 4, 6, 8]
 
 
+def test_stamps_that_never_move_are_one_line(tmp_path: Path) -> None:
+    write_at(tmp_path / "still.mkv", [0.0, 0.0004, -0.0004])  # all in the same millisecond, which the file counts by
+    with pytest.raises(DataError, match="none of its 3 frames comes later than the first, by their time stamps; give"):
+        levels(tmp_path / "still.mkv", 25)
+
+
 def test_variable_rates_keep_their_time(tmp_path: Path) -> None:
     path = tmp_path / "variable.mkv"
     times_s = [0.0, 0.04, 0.21, 0.25, 0.42]
