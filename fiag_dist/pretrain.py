@@ -44,6 +44,10 @@ def main(argv: list[str]) -> int:
         return 0
     here = process.start(config.first_step_timeout_s)
     folder = checkpoint.join(config.runs, config.name)
+    if here.is_first:
+        print(
+            f"{folder}: looks through {config.data} and at the run so far", flush=True
+        )  # some seconds, before the line below
     run_storage = open_storage(folder)
     training = build(config, here, open_storage(config.data), run_storage)
     if here.is_first:

@@ -228,10 +228,3 @@ def test_steps_that_are_not_finite_are_refused_until_there_are_too_many(config: 
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
     assert "loss or gradient was not finite 4 times in a row, train.refused_at_most is 3" in line
     assert not list((config.parent / "wild").glob("checkpoints/*"))
-
-
-def test_an_unknown_key_names_the_nearest(tmp_path: Path):
-    (tmp_path / "bad.yaml").write_text("train: {stpes: 3}\n")
-    done = fiag_dist("pretrain", tmp_path / "bad.yaml", check=False)
-    assert done.returncode == 2
-    assert "did you mean 'steps'" in done.stderr
