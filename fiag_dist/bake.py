@@ -60,17 +60,19 @@ def write_identity_folder(
     save_actor(folder, actor, info)
 
 
-def bake_run(run: str, below: str = "identities", change: Callable[[Head], None] = lambda head: None) -> Path:
+def bake_run(
+    run: str, below: str = "identities", change: Callable[[Head], None] = lambda head: None, data: str = ""
+) -> Path:
     """The identities that a pretraining was trained on, as folders in `below` in its run folder: each with its own personal net.
 
-    Those baked from the newest checkpoint before are kept. change: what is done to the head first. Raises CheckpointError when the run has none, or shards
-    hold something else by now.
+    Those baked from the newest checkpoint before are kept. change: what is done to the head first. data: where the shards are; empty: where they were in
+    training. Raises CheckpointError when the run has none, or shards hold something else by now.
     """
     storage, folder = checkpoint.resolve(run)
     stored = checkpoint.load(storage, folder)
     config = from_dict(PretrainConfig, stored.info["config"], f"{run}: COMMIT.json")
-    data = open_storage(config.data)
-    manifest = read_manifest(data)
+    shards = open_storage(data or config.data)
+    manifest = read_manifest(shards)
     out, start = Path(run) / below, f"{storage.url}/{folder}"
     check_formats(manifest, stored.info["formats"], f"run {run}")
     head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
@@ -84,6 +86,6 @@ def bake_run(run: str, below: str = "identities", change: Callable[[Head], None]
         tensors = stored.identities[name]
         personal.load_state_dict({key: tensors[key] for key in personal.state_dict()})
         write_identity_folder(
-            done, head, personal, data, manifest, name, start, stored.step, tensors[checkpoint.EMBEDDING]
+            done, head, personal, shards, manifest, name, start, stored.step, tensors[checkpoint.EMBEDDING]
         )
     return out

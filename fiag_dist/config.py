@@ -242,9 +242,9 @@ class TrainConfig:
     frames_per_step: int = 2
     """The global batch, whatever the number of ranks: each frame comes from another lane of identities."""
     curriculum_every: int = 0
-    """Each so-many-th frame of an identity is chosen by how far mouth or eyes are open, from closed to open and back; 0: every frame once an epoch."""
+    """Each so-many-th frame of an identity is chosen by how far mouth or eyes are open, from closed to open and back; 0: all come in turn."""
     hush: float = 0.1
-    """Share of the frames that are drawn among those with shut lips and heard as silence: few clips show a silence, but lips shut in all of them."""
+    """Share of the draws that take, instead of the frame whose turn it is, one with shut lips, heard as silence: few clips show a silence."""
     in_place: float = 0.8
     """Share of the frames in which the head is put over the frame's own surroundings, as it will be rendered, instead of a random colour."""
     seed: int = 0

@@ -13,6 +13,7 @@ import tyro
 import yaml
 
 from fiag_dist.errors import ConfigError, meant
+from fiag_dist.storage import open_storage
 
 T = TypeVar("T")
 
@@ -27,7 +28,13 @@ def load(cls: type[T], argv: Sequence[str] | None = None, prog: str | None = Non
 
 
 def from_yaml(cls: type[T], path: str | Path) -> T:
-    """Reads one of configs/*.yaml. Raises ConfigError for a missing file, an unknown key (names the nearest) or a wrong type."""
+    """Reads one of configs/*.yaml, or a run's config.yaml, on S3 too.
+
+    Raises ConfigError for a missing file, an unknown key (names the nearest) or a wrong type.
+    """
+    if str(path).startswith("s3://"):
+        folder, _, name = str(path).rpartition("/")
+        return _from_text(cls, open_storage(folder).read(name).decode("utf-8", "replace"), str(path))
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else None
@@ -37,11 +44,15 @@ def from_yaml(cls: type[T], path: str | Path) -> T:
     if text is None:
         near = difflib.get_close_matches(path.name, [p.name for p in Path("configs").glob("*.yaml")], 1)
         raise ConfigError(f"config {path}: no such file" + (f"; did you mean configs/{near[0]}?" if near else ""))
+    return _from_text(cls, text, str(path))
+
+
+def _from_text(cls: type[T], text: str, where: str) -> T:
     try:
         tree = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise ConfigError(f"config {path}: not valid YAML: {' '.join(str(error).split())}") from error
-    return from_dict(cls, tree, str(path))
+        raise ConfigError(f"config {where}: not valid YAML: {' '.join(str(error).split())}") from error
+    return from_dict(cls, tree, where)
 
 
 def from_dict(cls: type[T], tree: Any, where: str = "config") -> T:

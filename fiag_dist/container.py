@@ -17,7 +17,8 @@ Track = TypeVar("Track", av.VideoStream, av.AudioStream)
 def opened(path: str | Path) -> InputContainer:
     """A file to read from; close it. Raises DataError for a file that is missing or no video or sound."""
     try:
-        return av.open(str(Path(path).absolute()), "r")  # FFmpeg takes `12:30 take.mp4` for an address
+        # FFmpeg takes `12:30 take.mp4` for an address; tags may be in any encoding
+        return av.open(str(Path(path).absolute()), "r", metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(

@@ -113,7 +113,7 @@ class SpeechTest:
     def _prepared(self, speaker: str | None) -> _Voice:
         fps = self._manifest.fps
         meta = None if speaker is None else self._meta(speaker)
-        wav = read_audio(self._sound) if self._sound else meta.wav if meta else np.zeros(0, np.float32)
+        wav = read_audio(self._sound, VOICE_S) if self._sound else meta.wav if meta else np.zeros(0, np.float32)
         num = int(min(len(wav) / SAMPLE_RATE, VOICE_S) * fps)
         if num < SHORTEST_S * fps:
             raise DataError(

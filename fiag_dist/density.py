@@ -42,7 +42,7 @@ class Statistics:
         """Screen-space gradient, displacement x, y, z (all x UNIT), views, and log scales and quaternion (x UNIT), which IE-Net makes others than the
         canonical ones."""
         self.opacity = torch.zeros(capacity, device=device)
-        """Maximum over identities: a Gaussian that one person needs survives, whoever else does not."""
+        """Maximum over who was rendered since Gaussians were last pruned, which waits until everybody was: what one person needs survives."""
 
     @torch.no_grad()
     def observe(self, rendering: Rendering, canonical: Gaussians, person: Gaussians, scale: float) -> None:
@@ -68,9 +68,17 @@ class Statistics:
         mean = (sums.double() / UNIT / sums[:, 4:5].clamp(min=1)).float()
         return mean[:, 0], mean[:, 1:4], axes(mean[:, 5:8], mean[:, 8:])
 
-    def clear(self) -> None:
+    def clear(self, kept: Tensor | None = None) -> None:
+        """Begins anew, where rows are now those that `kept` [live] names; without it opacities begin anew as well."""
         self.sums.zero_()
+        opacity = self.opacity[:0] if kept is None else self.opacity[kept.to(self.opacity.device)]
         self.opacity.zero_()
+        self.opacity[: len(opacity)] = opacity
+
+
+def everybody_had_a_turn(since: int, until: int, people: int) -> bool:
+    """Whether steps since .. until - 1 hold a whole round of a lane of so many people: each has one turn in it, in any order."""
+    return math.ceil(since / people) * people + people <= until
 
 
 @torch.no_grad()
@@ -84,13 +92,12 @@ def regrow(
 ) -> Regrowth:
     """Which rows go, which have children, and what the field looks like then. The same inputs give the same answer on every rank.
 
-    Removed: opacity below `prune_below` for all identities, or outside the cube, where no identity could move or fade it.
+    Removed: opacity below `prune_below` (0: whatever it is) for all who were seen, or outside the cube, where no identity could move or fade it.
     """
     n = len(field)
     old = {name: getattr(field, name)[:n].detach().cpu().clone() for name in PARAMETERS}
-    # An identity that was not rendered since the last update has no say in `opacity`; unseen rows are kept until someone looked.
     opacity = seen.opacity[:n].cpu()
-    keep = (opacity >= prune_below) | (opacity == 0)
+    keep = (opacity >= prune_below) | (opacity == 0)  # 0: nobody was rendered
     keep &= old["means"].abs().amax(1) <= BOUND_M
     if int(keep.sum()) < MIN_LIVE:
         keep = torch.ones(n, dtype=torch.bool)

@@ -22,7 +22,7 @@ def _lines(config: PretrainConfig, manifest: Manifest, ownership: Ownership) -> 
     found = sizes(train, manifest.id_embedding.dim, manifest.audio.dim, manifest.audio.window)
     entries = {name: manifest.entry(name) for lane in ownership.lanes for name in lane}
     frames, steps = sum(entry.split.train for entry in entries.values()), total_steps(train)
-    yield f"dry run of {config.runs}/{config.name}: {world} ranks, {len(entries)} identities; nothing is started"
+    yield f"{config.runs}/{config.name}: {world} rank{'s' * (world > 1)}, {len(entries)} identities"
     yield (
         f"batch    {lanes} frames of {manifest.size}x{manifest.size} a step, one from each lane of identities; "
         f"{steps} steps see {steps * lanes} frames, {steps * lanes / frames:.1f} times the {frames} there are"

@@ -68,7 +68,9 @@ def main(argv: list[str]) -> int:
         )
     if command.audio:
         Sound(command.audio)  # what can't be heard is said now, and not after all else
-    folders = dict.fromkeys(bake_run(str(f)) if (f / checkpoint.FOLDER).is_dir() else f for f in command.folders)
+    folders = dict.fromkeys(
+        bake_run(str(f), data=command.data) if (f / checkpoint.FOLDER).is_dir() else f for f in command.folders
+    )
     groups = {folder: identities_in(folder) for folder in folders}
     todo = list(dict.fromkeys(identity for group in groups.values() for identity in group))
     console = Console(highlight=False, markup=False)

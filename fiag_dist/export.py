@@ -28,6 +28,8 @@ from fiag_dist.storage import open_storage
 from fiag_dist.synthesize import Identity
 from fiag_dist.types import Gaussians
 
+WRITER = "comment fiag_dist"
+"""How the third line of a file begins that was written here."""
 Branch = Literal["merged", "face", "mouth"]
 _NEAR_M, _SHEET_M, _BEHIND_M, _MOST_SETBACK_M = 0.006, 0.02, 0.002, 0.06
 """In front of a mouth's Gaussian are the face's within 6 mm across, no deeper than 2 cm behind the foremost of them; 2 mm behind these is behind."""
@@ -107,7 +109,7 @@ def write_ply(path: Path, gaussians: Gaussians, comment: str) -> None:
     lines = [
         "ply",
         "format binary_little_endian 1.0",
-        f"comment {plain}",
+        f"{WRITER} {plain}",
         f"element vertex {len(rows)}",
         *properties,
         "end_header",
@@ -122,20 +124,24 @@ def frames(identity: Identity, rehearsal: Rehearsal, audio: Path | None, first: 
     """
     info, loop = identity.info, identity.loop
     device = next(identity.actor.buffers()).device
+    too_short = ConfigError(
+        f"frame {stop - 1}: {audio} ends before it, at {info.fps} frames a second; the rule is a frame that the sound lasts to"
+    )
     if audio is None:
         silence = identity.listen(Sound(np.zeros(SAMPLE_RATE, np.float32)).pieces())
         heard: Any = [next(islice(silence, info.fps // 2, None))] * (stop - first)
     else:
-        heard = islice(identity.listen(Sound(audio).pieces()), first, stop)
+        sound = Sound(audio)
+        if 0 < sound.seconds < (stop - 1) / info.fps:
+            raise too_short  # before anything is written
+        heard = islice(identity.listen(sound.pieces()), first, stop)
     t = first
     for window in heard:
         inputs = (window.astype(np.float32), loop.expressions[loop.at(t)], loop.swing[loop.at(t)])
         yield rehearsal.move(*(torch.from_numpy(array).to(device) for array in inputs))
         t += 1
     if t < stop:
-        raise ConfigError(
-            f"frame {stop - 1}: {audio} ends before it, at {info.fps} frames a second; the rule is a frame that the sound lasts to"
-        )
+        raise too_short
 
 
 def main(argv: list[str]) -> int:
@@ -149,13 +155,12 @@ def main(argv: list[str]) -> int:
         raise ConfigError(
             f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
         )
-    if command.sequence:
-        _refuse_others(command.out, first, stop)
+    _refuse_others(command, first, stop)
     identity = Identity.load(command.identity)
     rehearsal = Rehearsal(identity.actor)
     people = [rehearsal.rest] if command.frame == "neutral" and not command.sequence else None
     back_m = setback_m(rehearsal.rest) if command.branch == "merged" else 0.0
-    said = f"fiag_dist {__version__}, synthetic, identity {identity.info.name}"
+    said = f"{__version__}, synthetic, identity {identity.info.name}"
     num, size = 0, 0
     for person in people or frames(identity, rehearsal, command.audio, first, stop):
         path = _numbered(command.out, first + num) if command.sequence else command.out
@@ -169,15 +174,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _refuse_others(out: Path, first: int, stop: int) -> None:
-    """Raises ConfigError where files of another sequence would stay beside this one's: players take all that are there."""
-    mine = {_numbered(out, number) for number in range(first, stop)}
-    others = sorted(path.name for path in out.glob("*.ply") if path not in mine)
+def _refuse_others(command: ExportCommand, first: int, stop: int) -> None:
+    """Raises ConfigError where a file that no export wrote would be replaced, or one of another sequence would stay: players take all that are there."""
+    out = command.out
+    mine = {_numbered(out, number) for number in range(first, stop)} if command.sequence else {out}
+    for path in sorted(mine):
+        if path.is_file() and not _is_ours(path):
+            raise ConfigError(f"--out {path}: is there, and not from fiag-dist export; give another name, or delete it")
+    others = sorted(path.name for path in out.glob("*.ply") if path not in mine) if command.sequence else []
     if others:
         raise ConfigError(
             f"--out {out}: holds {len(others)} other .ply file{'s' if len(others) > 1 else ''} ({others[0]} ...), which would be taken for "
             "part of the sequence; give another folder, or delete them"
         )
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return any(file.readline(200).startswith(WRITER.encode()) for _ in range(3))
 
 
 def _numbered(out: Path, number: int) -> Path:

@@ -19,7 +19,7 @@ def run(
 
     between: called after each step by all ranks.
     """
-    config, clock = training.config, Clock()
+    config, clock, begun = training.config, Clock(), training.step
     if training.done:  # a finished run that was started again
         return True
     while not training.done and not stopped():
@@ -35,7 +35,8 @@ def run(
             save()
     if training.done:
         look(training, monitor)
-    save()
+    if training.step > begun:  # else there is nothing new, and a save would first take away what it began from
+        save()
     return training.done
 
 

@@ -5,6 +5,8 @@ from fiag_dist.storage import LocalStorage, cache_folder, open_storage
 
 RECORDS = ("metrics.jsonl", "logs/rank{rank}.log")
 """Files that a run which goes on adds to. TensorBoard's need not be brought: each process writes one of its own, and all are kept."""
+LAST = "identity.json"
+"""Copied after all else: a folder with it is whole."""
 
 
 class Mirror:
@@ -31,7 +33,8 @@ class Mirror:
         """Copies what changed since the last time. Raises DataError when the place can't be reached."""
         if self._remote is None:
             return
-        for path in sorted(p for p in self.folder.rglob("*") if p.is_file()):
+        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: (path.name == LAST, path)):
             name, seen = path.relative_to(self.folder).as_posix(), path.stat()
             state = seen.st_size, seen.st_mtime_ns
             if self._writer_of(name) == self._rank and self._published.get(name) != state:

@@ -182,7 +182,9 @@ def _merge(gathered: list[tuple[dict[str, tuple[float, int]], dict[str, int]]]) 
         if tag.startswith("memory/"):
             merged[tag] = max(means, default=None)
         else:
-            count = sum(count for _, count in found)
+            # A term of the loss that some lanes lack (no mouth in sight, nobody to tell from) counts as 0 there: terms add up to the total, at any world size.
+            steps = "loss/total" if tag.startswith("loss/") else tag
+            count = sum(sums[steps][1] for sums, _ in gathered if steps in sums)
             merged[tag] = sum(total for total, _ in found) / count if count else None
         if tag == "time/compute_ms" and means:
             merged["balance/slowest_rank"] = max(means) / (sum(means) / len(means))

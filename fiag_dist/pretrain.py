@@ -1,5 +1,6 @@
 """fiag-dist pretrain, and torchrun ... -m fiag_dist.pretrain: many identities, one field, one IE-Net, one UM-Net; IM-Nets with their owners."""
 
+import os
 import shlex
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing
@@ -31,7 +32,17 @@ from fiag_dist.status import Teller, told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 
-BEGINS_WITH = ("init_identities", *(f"train.model.field.{name}" for name in ("init", "num_face", "num_mouth")))
+BEGINS_WITH = (
+    "init_identities",
+    "train.model.field.init",
+    "train.model.field.num_face",
+    "train.model.field.num_mouth",
+    "train.model.identity.grid.init",
+    "train.model.motion.universal_grid.init",
+    "train.model.motion.personal_grid.init",
+    "train.model.motion.mouth_grid.init",
+    "train.model.motion.audio.silence",
+)
 """Settings that only a run's first step asks for."""
 
 
@@ -40,7 +51,8 @@ def main(argv: list[str]) -> int:
     config = load(PretrainConfig, argv, prog="fiag-dist pretrain")
     if config.dry_run_world:
         manifest = read_manifest(config.data)
-        print(dryrun.report(config, manifest, _assign(config, manifest, config.dry_run_world)))
+        plan = dryrun.report(config, manifest, _assign(config, manifest, config.dry_run_world))
+        print(f"dry run: nothing is started\n{plan}")
         return 0
     here = process.start(config.first_step_timeout_s)
     folder = checkpoint.join(config.runs, config.name)
@@ -50,8 +62,8 @@ def main(argv: list[str]) -> int:
         )  # some seconds, before the line below
     run_storage = open_storage(folder)
     training = build(config, here, open_storage(config.data), run_storage)
-    if here.is_first:
-        command = f"torchrun --nproc-per-node={here.world} -m fiag_dist.pretrain {folder}/config.yaml"
+    if here.is_first and not training.done:  # a finished run keeps the settings that it was trained with
+        command = f"{_launcher(here.world)} -m fiag_dist.pretrain {shlex.quote(f'{folder}/config.yaml')}"
         run_storage.write("config.yaml", to_yaml(config, command).encode())
         run_storage.write("command.txt", (shlex.join(["fiag-dist", "pretrain", *argv]) + "\n").encode())
     process.barrier()
@@ -136,6 +148,8 @@ def build(
         check_formats(manifest, stored.info["formats"], f"run {run_storage.url}")
         _check_people(stored.identities, ownership, run_storage.url)
         told_apart = _told_apart(stored.info["config"], config, run_storage.url)
+        if stored.step >= total_steps(config.train):
+            told_apart = ""  # it is finished, and nothing is trained with them
         if here.is_first and told_apart:
             print(f"{run_storage.url}: goes on with other settings: {told_apart}", flush=True)
         head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)
@@ -174,7 +188,7 @@ def identity_tensors(training: Training, name: str) -> dict[str, torch.Tensor]:
 
 
 def _assign(config: PretrainConfig, manifest: Manifest, world: int) -> Ownership:
-    names = list(config.identities) or manifest.names
+    names = list(dict.fromkeys(config.identities)) or manifest.names  # a name given twice is one person, with one owner
     frames = {name: manifest.entry(name).split.train for name in names}
     return assign(names, frames, config.train.frames_per_step, world)
 
@@ -187,6 +201,13 @@ def _check_people(known: Container[str], ownership: Ownership, run: str) -> None
         raise CheckpointError(
             f"{run} was begun without {who}; go on without them (--identities), give another --name, or adapt them to it: fiag-dist adapt"
         )
+
+
+def _launcher(world: int) -> str:
+    """torchrun as it started these ranks."""
+    a_node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    nodes = f"--nnodes={world // a_node} " if world > a_node else ""
+    return f"torchrun {nodes}--nproc-per-node={a_node}"
 
 
 def _told_apart(before: dict, config: PretrainConfig, run: str) -> str:

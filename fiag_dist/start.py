@@ -192,6 +192,13 @@ def refuse_contradictions(config: TrainConfig) -> None:
             f"train.model.motion.hook_k_most is {motion.hook_k_most} and hook_k {motion.hook_k}: k is drawn between them; "
             "set hook_k to 1 or more and hook_k_most to at least that, or to 0"
         )
+    for branch in ("face", "mouth"):
+        num, capacity = (getattr(config.model.field, f"{what}_{branch}") for what in ("num", "capacity"))
+        if num > capacity:
+            raise ConfigError(
+                f"train.model.field.num_{branch} is {num} and capacity_{branch} {capacity}: more Gaussians to begin with than there is room for; "
+                f"set capacity_{branch} to {num} or more"
+            )
     for name in FIELD_GROUPS:
         first, last = getattr(config.optim, name)
         if not (min(first, last) > 0 or first == last == 0):

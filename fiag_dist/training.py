@@ -98,6 +98,8 @@ class Training:
         self._groups = list(self.head.groups())
         self._refused_in_a_row = 0
         self._regrown = {"field/pruned": 0, "field/grown": 0}
+        self._judged = 0
+        """Steps when Gaussians were last pruned, or that nothing was seen before."""
         self.statistics = {name: density.Statistics(f.capacity, f.means.device) for name, f in self.head.fields.items()}
         averaged = {n: p for n, p in self.head.named_parameters() if n.startswith(AVERAGED)}
         self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
@@ -206,6 +208,8 @@ class Training:
         """Growth and pruning from what all ranks saw: the same rows everywhere."""
         thresholds = {"face": self.config.density.grad_face, "mouth": self.config.density.grad_mouth}
         generator = torch.Generator().manual_seed(_seed(self.config.seed, self.step))
+        judged = max(self._judged, self.config.stages.landmark_steps)  # before it nothing is rendered
+        pruned = density.everybody_had_a_turn(judged, self.step, max(map(len, self.feed.ownership.lanes)))
         edits: dict[str, RowEdit] = {}
         for name, gaussians in self.head.fields.items():
             seen = self.statistics[name]
@@ -216,7 +220,7 @@ class Training:
                 seen,
                 self.config.density,
                 thresholds[name],
-                prune_threshold(self.step, self.config),
+                prune_threshold(self.step, self.config) if pruned else 0.0,
                 generator,
             )
             regrowth = process.broadcast_object(own)  # another kind of CPU rounds differently
@@ -224,7 +228,8 @@ class Training:
             gaussians.live.fill_(len(regrowth.source))
             self._regrown["field/pruned"] += regrowth.pruned
             self._regrown["field/grown"] += regrowth.grown
-            seen.clear()
+            seen.clear(None if pruned else regrowth.source)
+        self._judged = self.step if pruned else self._judged
         known = {n for n, _ in self.head.named_parameters()}
         self.engine.remap({n: edit for n, edit in edits.items() if n in known and edit.values.numel()})
 
@@ -281,6 +286,7 @@ class Training:
             optim[f"statistics.{name}.sums"] = process.all_reduce(seen.sums.clone(), "sum").cpu()
             optim[f"statistics.{name}.opacity"] = process.all_reduce(seen.opacity.clone(), "max").cpu()
         optim["counts"] = torch.tensor([self.engine.refused, *self._regrown.values()])
+        optim["judged"] = torch.tensor(self._judged)
         return shared, optim
 
     def restore(self, step: int, shared: Mapping[str, Tensor], optim: Mapping[str, Tensor], rank: int) -> None:
@@ -300,6 +306,7 @@ class Training:
         if "counts" in optim:  # older checkpoints have none
             self.engine.refused, *regrown = optim["counts"].tolist()
             self._regrown = dict(zip(self._regrown, regrown, strict=True))
+        self._judged = int(optim.get("judged", step))  # older checkpoints do not say
         self.step = step
 
 

@@ -28,6 +28,10 @@ _ASPECT_CHANGE = 0.05
 _EXACT = (
     Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
 )  # without them swscale reads colours 1.2 levels too dark on average, and differently on other kinds of CPU
+_HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
+"""PQ and HLG, as phones record: pictures whose white is a third or half of the signal."""
+_LONGEST_HOLE_S = 3600.0
+"""More than this between two pictures is no still picture: a time stamp is wrong."""
 _AAC_FRAME = 1024
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -73,12 +77,12 @@ def tags_of(path: str | Path) -> dict[str, str]:
 
 
 def read_frames(
-    path: str | Path, fps: float, max_seconds: float = 0.0
+    path: str | Path, fps: float, max_seconds: float = 0.0, every: int = 1
 ) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
     """Upright RGB frames of square pixels at a fixed rate: frame i is the source frame nearest in time to i / fps, whatever the clip's own rate.
 
-    max_seconds: stop there; 0 reads all. Frames are decoded as they are asked for. All have the size of the first: a recording of a call may change its
-    size on the way. Raises DataError as `probe` does, and where the picture changes its shape.
+    max_seconds: stop there; 0 reads all. every: only each so-many-th. Frames are decoded as they are asked for. All have the size of the first: a recording
+    of a call may change its size on the way. Raises DataError as `probe` does, and where the picture changes its shape or time stamps make no sense.
     """
     limit = int(max_seconds * fps + 1e-6) if max_seconds else sys.maxsize
     with opened(path) as container:
@@ -86,10 +90,12 @@ def read_frames(
         index, before, before_s, start_s, gap_s, size = 0, None, 0.0, None, 1.0 / fps, None
         timeless = 0
         for frame in decoded(container, stream, path):
-            if frame.pts is None:
-                continue
+            stamp_s = _stamp_s(frame, stream, container)
+            if stamp_s is None:
+                if start_s is None:
+                    continue
+                stamp_s = start_s + before_s + gap_s
             size = _one_size(size, frame, stream, path)
-            stamp_s = float(frame.pts * (frame.time_base or stream.time_base))
             start_s = stamp_s if start_s is None else start_s
             now_s = stamp_s - start_s
             if before is not None:
@@ -97,12 +103,18 @@ def read_frames(
                     timeless += 1
                     continue  # a stamp that runs backwards carries no new time
                 gap_s = now_s - before_s
+                if gap_s > _LONGEST_HOLE_S:
+                    raise DataError(
+                        f"{path}: its pictures jump from {before_s:.0f} s to {now_s:.0f} s, more than an hour; its time stamps are damaged: "
+                        "convert the file with ffmpeg and try again"
+                    )
                 middle_s, image = (before_s + now_s) / 2, None
                 while index / fps < middle_s:
                     if index >= limit:
                         return
-                    image = _upright(before, size, path) if image is None else image
-                    yield image
+                    if index % every == 0:
+                        image = _upright(before, size, path) if image is None else image
+                        yield image
                     index += 1
             before, before_s = frame, now_s
         if before is None or size is None:
@@ -113,7 +125,8 @@ def read_frames(
                 "ffmpeg -i OLD -vf setpts=N/25/TB NEW, where 25 is the frame rate"
             )
         while index / fps < before_s + gap_s - 0.5 / fps and index < limit:  # the last frame stays on for its own time
-            yield _upright(before, size, path)
+            if index % every == 0:
+                yield _upright(before, size, path)
             index += 1
 
 
@@ -253,6 +266,15 @@ def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream
     return stream
 
 
+def _stamp_s(frame: av.VideoFrame, stream: av.VideoStream, container: InputContainer) -> float | None:
+    """When a frame is shown, seconds; None where the file does not say.
+
+    AVI says only in which order frames are decoded. They leave the decoder in the order of showing, and at the same rate: when one was decoded is as good.
+    """
+    stamp, base = frame.dts if container.format.name == "avi" else frame.pts, frame.time_base or stream.time_base
+    return None if stamp is None or base is None else float(stamp * base)
+
+
 def _shown_size(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[int, int]:
     """Width and height of square pixels, before the picture is turned: those of camcorders and DVDs are not square."""
     return round(frame.width * (stream.sample_aspect_ratio or 1)), frame.height
@@ -273,9 +295,14 @@ def _one_size(
 
 
 def _upright(frame: av.VideoFrame, size: tuple[int, int], path: str | Path) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB as a player shows it, of this width and height before it is turned: phones store beside the pixels how they are turned or mirrored."""
+    """RGB as a player shows it, of this width and height before it is turned: phones store beside the pixels how they are turned or mirrored.
+
+    What is lighter than white, in HDR, is white.
+    """
+    is_hdr = frame.color_trc in _HDR
+    shown = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709} if is_hdr else {}
     try:
-        image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation=_EXACT)
+        image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], interpolation=_EXACT, **shown)
     except (av.FFmpegError, OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 extras=${1:-ingest}
-stamp=.venv/.fiag-installed # line 1: hash of what was asked; line 2: extras that are in
+stamp=.venv/.fiag-installed # line 1: hash of what was asked; 2: extras that are in; 3: where it was made
 
 fail() {
   echo "install: $1" >&2
@@ -14,6 +14,11 @@ fail() {
 
 wanted=$(cat pyproject.toml launch/constraints.txt launch/install.sh | sha256sum | cut -d' ' -f1)
 have=""
+place=$(sed -n 3p "$stamp" 2>/dev/null || true)
+if [ -n "$place" ] && [ "$place" != "$PWD" ]; then # its commands begin with the path of their Python
+  echo "install: .venv was made in $place; making it anew"
+  rm -rf .venv
+fi
 if [ -f "$stamp" ] && .venv/bin/python -c '' 2>/dev/null; then
   have=$(sed -n 2p "$stamp")
   missing=$(comm -23 <(tr ',' '\n' <<<"$extras" | sort -u) <(tr ',' '\n' <<<"$have" | sort -u))
@@ -75,5 +80,5 @@ if [[ ",$extras," == *,ingest,* ]]; then
   .venv/bin/python -c 'import cv2, dlib, mediapipe' ||
     fail "mediapipe, dlib or OpenCV does not load (above); if a libGL, libEGL or libGLESv2 is missing, run: apt-get install libgl1 libegl1 libgles2"
 fi
-printf '%s\n%s\n' "$wanted" "$extras" >"$stamp"
+printf '%s\n' "$wanted" "$extras" "$PWD" >"$stamp"
 echo "install: done, $(du -sh .venv | cut -f1) in .venv"

@@ -21,11 +21,11 @@ if [ -n "$clips" ]; then
   pretrain=configs/pretrain_cpu.yaml
   adapt=configs/adapt_fast.yaml
   mkdir -p "$work"
-  [ -f "$work/clips.txt" ] || echo "$clips" >"$work/clips.txt"
-  if [ "$(cat "$work/clips.txt")" != "$clips" ]; then
+  if [ -f "$work/shards/manifest.json" ] && [ "$(cat "$work/clips.txt")" != "$clips" ]; then
     echo "quickstart: $work is of the clips in $(cat "$work/clips.txt"), and a pretraining takes in nobody new; move or delete $work first" >&2
     exit 2
   fi
+  echo "$clips" >"$work/clips.txt"
   step "2 of 6: clips to shards"
   fiag-dist weights fetch
   fiag-dist pack "$clips" --out "$work/shards" --max-seconds 10

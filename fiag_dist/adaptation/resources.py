@@ -103,11 +103,22 @@ def needs_of(jobs: Sequence[Job], num_trials: int, room: Room, out: str) -> Need
         return Needs(config.cpus_per_trial, 0, _asked_gpus(config, room))
     most = max(1, min(room.most_cores, room.cores // num_trials))
     tried = [config.cpus_per_trial] if config.cpus_per_trial else [2**k for k in range(most.bit_length())]
-    question = {"cores": room.most_cores, "gpus": room.gpus, "threads": tried, "config": to_dict(config)}
+    manifests = {url: read_manifest(open_storage(url), check=False) for url in {job.data for job in jobs}}
+    by_footage = sorted(jobs, key=lambda job: -manifests[job.data].entry(job.name).num_frames)
+    largest = manifests[by_footage[0].data]
+    question = {
+        "cores": room.most_cores,
+        "gpus": room.gpus,
+        "threads": tried,
+        "config": to_dict(config),
+        "start": jobs[0].start,
+        "size": largest.size,
+        "num_frames": largest.entry(by_footage[0].name).num_frames,
+    }
     kept = stored_json(out, KEPT)
     if kept.get("question") == json.loads(json.dumps(question)):
         return decided(Seen(**kept["seen"] | {"step_ms": dict(kept["seen"]["step_ms"])}), config, room)
-    seen = _measured(jobs, tried, room)
+    seen = _measured(by_footage, tried, room)
     if seen is None:
         return Needs(tried[0], 0, _asked_gpus(config, room))
     plain = asdict(seen) | {"step_ms": list(seen.step_ms.items())}  # JSON has no numbers for keys
@@ -154,15 +165,13 @@ def look_at(job: Job, threads: Sequence[int]) -> Seen:
     )
 
 
-def _measured(jobs: Sequence[Job], threads: Sequence[int], room: Room) -> Seen | None:
-    """A look at the job with the most footage that can be looked at; none when the first few all fail, as they will when they are adapted."""
+def _measured(by_footage: Sequence[Job], threads: Sequence[int], room: Room) -> Seen | None:
+    """A look at the first job, that with the most footage, that can be looked at; none when the first few all fail, as they will when they are adapted."""
     import ray
     from ray.exceptions import RayError
 
-    gpus = min(1.0, _asked_gpus(jobs[0].config, room))
+    gpus = min(1.0, _asked_gpus(by_footage[0].config, room))
     look = ray.remote(num_cpus=max(threads), num_gpus=1 if gpus else 0, max_calls=1, max_retries=1)(look_at)
-    manifests = {url: read_manifest(open_storage(url), check=False) for url in {job.data for job in jobs}}
-    by_footage = sorted(jobs, key=lambda job: -manifests[job.data].entry(job.name).num_frames)
     for job in by_footage[:LOOKED_AT]:
         with suppress(RayError, FiagError):
             return ray.get(look.remote(job, threads))

@@ -87,6 +87,7 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
     tell("baking")
     data, folder = open_storage(job.data), mirror.folder
     manifest, personal = read_manifest(data, check=False), training.pool[job.name]
+    open_storage(job.folder).delete(INFO)  # while its files are replaced, a folder is no identity, on S3 neither
     embedding, steps_trained = training.embedding(job.name), trained.steps
     write_identity_folder(
         folder, training.head, personal, data, manifest, job.name, job.start, steps_trained, embedding

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -66,9 +65,10 @@ def pack_clip(
     if _is_movable(cfg):
         weights.path(WHISPER)  # is missed before the work, not in the middle of it
     clock.stage("finding the head", 0.02)
-    crop = find_crop(islice(video.read_frames(path, cfg.fps, cfg.max_seconds), 0, None, SEARCH_STEP), path.name)
-    heard = len(wav) / video.SAMPLE_RATE
-    reel = Reel(path, cfg.fps, crop, min(cfg.max_seconds or heard, heard))
+    heard_s = len(wav) / video.SAMPLE_RATE
+    used_s = min(cfg.max_seconds or heard_s, heard_s)
+    crop = find_crop(video.read_frames(path, cfg.fps, used_s, SEARCH_STEP), path.name)
+    reel = Reel(path, cfg.fps, crop, used_s)
     with handed_on(cfg.size) as mattes:
         return _watch_and_solve(reel, cfg, name, wav, mattes, clock)
 

@@ -65,6 +65,8 @@ class Visit:
         self._began_s: float | None = None
         """When, by the machine's clock, it is played from there; None while paused."""
         self._drawn: Look | None = None
+        self._newest: viser.UploadedFile | None = None
+        """The speech that was given last."""
         gui, info = client.gui, show.info
         consent = f" Consent: {html.escape(info.consent)}" if info.consent else ""
         gui.add_markdown(f"**{html.escape(info.name)}** is synthetic: it never said what it says here.{consent}")
@@ -147,16 +149,23 @@ class Visit:
 
     def _uploaded(self, file: viser.UploadedFile) -> None:
         self._stop()
+        self._newest = file
         name = html.escape(file.name)
         self._said.content = f"listening to {name} .."
-        with tempfile.NamedTemporaryFile(suffix=Path(file.name).suffix) as stored:
-            stored.write(file.content)
-            stored.flush()
-            try:
-                speech = self._show.listen(Sound(stored.name))
-            except FiagError as error:
-                self._said.content = html.escape(str(error).replace(stored.name, file.name))
-                return
+        stored_as = ""
+        try:
+            with tempfile.NamedTemporaryFile(suffix=Path(file.name).suffix) as stored:
+                stored_as = stored.name
+                stored.write(file.content)
+                stored.flush()
+                speech = self._show.listen(Sound(stored_as))
+        except (FiagError, OSError, ValueError) as error:  # a full disk, a name that no disk takes
+            if file is self._newest:
+                said = str(error).replace(stored_as, file.name) if stored_as else f"{file.name}: {error}"
+                self._said.content = html.escape(said)
+            return
+        if file is not self._newest:  # one that came later was listened to sooner
+            return
         length_s = len(speech) / self._show.info.fps
         self._said.content = f"{name}, {length_s:.1f} s"
         self._speech, self._drawn = speech, None

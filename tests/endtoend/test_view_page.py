@@ -157,6 +157,9 @@ def test_nonsense_of_one_browser_is_held_to_its_range(page: Page) -> None:
     gui.named["time, s"].value = -math.inf
     visit._stop()
     assert visit.now_s() == 0
+    for name in ("speech.w\0v", f"speech.{'x' * 300}"):  # no disk takes them
+        visit._uploaded(SimpleNamespace(name=name, content=b"RIFF"))  # type: ignore[arg-type]
+        assert visit._said.content.startswith(f"{name}: ")
 
 
 def test_what_goes_wrong_in_one_visit_is_said_once_and_stops_no_other(

@@ -8,12 +8,15 @@ import pytest
 from fault_proxy import Proxy
 
 from fiag_dist import cli
+from fiag_dist.config import PretrainConfig
+from fiag_dist.configfile import load
 from fiag_dist.dist.checkpoint import COMMIT, FOLDER
 from fiag_dist.dist.process import Process
+from fiag_dist.errors import DataError
 from fiag_dist.mirror import Mirror
 from fiag_dist.monitor import Monitor
 from fiag_dist.status import told
-from fiag_dist.storage import open_storage
+from fiag_dist.storage import S3Storage, open_storage
 
 
 def test_runs_on_s3_are_listed(url: str, proxy: Proxy, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +34,24 @@ def test_runs_on_s3_are_listed(url: str, proxy: Proxy, capsys: pytest.CaptureFix
         ["one", "stopped", "30/40", "75%", "20", "0.5"],
         ["two", "finished", "30/40", "75%", "20", "0.5"],
     ]
+
+
+def test_settings_of_a_run_on_s3_are_read(url: str) -> None:
+    open_storage(f"{url}/one").write("config.yaml", b"# torchrun\ntrain: {steps: 7}\n")
+    assert load(PretrainConfig, [f"{url}/one/config.yaml"]).train.steps == 7
+    with pytest.raises(DataError, match=f"{url}/two/config.yaml: no such file"):
+        load(PretrainConfig, [f"{url}/two/config.yaml"])
+
+
+def test_an_identity_is_copied_last_file_last(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIAG_CACHE", str(tmp_path))
+    mirror, copied = Mirror(f"{url}/anna", Process()), []
+    for name in ("identity.json", "identity.safetensors", "preview.mp4", "tb/events"):
+        open_storage(mirror.folder).write(name, b"made")
+    write = S3Storage.write
+    monkeypatch.setattr(S3Storage, "write", lambda self, name, data: copied.append(name) or write(self, name, data))
+    mirror.publish()
+    assert copied == ["identity.safetensors", "preview.mp4", "tb/events", "identity.json"]
 
 
 def test_a_run_that_moves_and_comes_back_keeps_all_of_its_record(

@@ -14,7 +14,7 @@ import tiny_identity as tiny
 from rich.console import Console
 
 from fiag_dist.actor import TENSORS, load_info
-from fiag_dist.adaptation import search, trial
+from fiag_dist.adaptation import resources, search, trial
 from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
@@ -73,6 +73,24 @@ class TestResources:
     def test_a_gpu_is_shared_by_what_fits(self, needed_mib: float, at_once: int) -> None:
         needs = decided(Seen(2000, needed_mib, 80_000, {1: 20}), AdaptConfig(), GPU_ROOM)
         assert needs.at_once(GPU_ROOM) == at_once
+
+    def test_a_look_is_kept_for_the_same_checkpoint_and_clips(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A larger model, or a longer clip, was given the room of those before."""
+        looks: list[list[Job]] = []
+        monkeypatch.setattr(resources, "_measured", lambda jobs, *_: looks.append(jobs) or Seen(500, 0, 0, {1: 100}))
+        data = tiny.pack(tmp_path / "shards", "anna", "ben")
+        jobs = [dataclasses.replace(job_in(tmp_path, name), data=data) for name in ("anna", "ben")]
+        for asked in (jobs, jobs, [dataclasses.replace(job, start="/other/step-00000002") for job in jobs]):
+            assert resources.needs_of(asked, 2, ROOM, str(tmp_path)).threads == 1
+        assert [job.start for job in (looks[0][0], looks[1][0])] == [jobs[0].start, "/other/step-00000002"]
+        manifest = tmp_path / "shards" / "manifest.json"
+        longer = json.loads(manifest.read_text())
+        longer["identities"][1]["num_frames"] += 1
+        manifest.write_text(json.dumps(longer))
+        resources.needs_of(jobs, 2, ROOM, str(tmp_path))
+        assert [job.name for job in looks[2]] == ["ben", "anna"]
 
     def test_what_the_settings_say_is_not_overruled(self) -> None:
         asked = AdaptConfig(cpus_per_trial=2, gpus_per_trial=0.25)

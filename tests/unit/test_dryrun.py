@@ -77,14 +77,20 @@ def test_ranks_people_and_memory_are_listed(
     status, out, _ = dry(shards, capsys, "--dry-run-world", "2", "--train.frames-per-step", "2")
     assert status == 0
     lines = out.splitlines()
-    assert "2 ranks, 5 identities; nothing is started" in lines[0]
-    assert "2 frames of 32x32 a step" in lines[1]
+    assert lines[0] == "dry run: nothing is started"
+    assert lines[1].endswith(": 2 ranks, 5 identities")
+    assert "2 frames of 32x32 a step" in lines[2]
     rows = [line.split() for line in lines if re.match(r" +\d", line)]
     assert [row[:4] for row in rows] == [["0", "1", "3", "60"], ["1", "1", "2", "40"]]
     assert sorted(" ".join(" ".join(row[8:]) for row in rows).replace(",", "").split()) == sorted(NAMES)
     assert float(rows[0][5]) > float(rows[1][5])
     assert lines[-1].startswith("balance  frames a rank 40 to 60")
     assert not any(tmp_path.iterdir()), "a run folder was made"
+
+
+def test_a_name_given_twice_is_one_person(shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--dry-run-world", "2", "--train.frames-per-step", "2", "--identities", NAMES[0], NAMES[0], NAMES[1])
+    assert ": 2 ranks, 2 identities" in dry(shards, capsys, *words)[1]
 
 
 def test_what_a_run_would_refuse_is_refused(shards: str, capsys: pytest.CaptureFixture[str]) -> None:

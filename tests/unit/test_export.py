@@ -146,6 +146,9 @@ def test_the_header_is_that_of_other_writers(home: Path, tmp_path: Path) -> None
 def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
     ball, ply = [str(home / "ball")], ["--out", str(tmp_path / "x.ply")]
     folder = ["--out", str(tmp_path / "x")]
+    (tmp_path / "scans").mkdir()
+    for theirs in ("scan.ply", "scans/000001.ply"):
+        (tmp_path / theirs).write_text("ply\nformat ascii 1.0\ncomment my own\n")
     cases = [
         ([*ball, *folder], r"ends in \.ply"),
         ([*ball, *ply, "--frame", "-1"], "a number from 0"),
@@ -154,6 +157,9 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([*ball, *folder, "--sequence", "5:5"], "A:B with 0 <= A < B"),
         ([*ball, *folder, "--sequence", "5:6", "--frame", "3"], "one of the two"),
         ([*ball, *ply, "--sequence", "5:6"], "a folder for the numbered files"),
+        ([*ball, *folder, "--sequence", "8:20", "--audio", str(home / "speech.wav")], "frame 19: .* ends before it"),
+        ([*ball, "--out", str(tmp_path / "scan.ply")], r"scan\.ply: is there, and not from fiag-dist export"),
+        ([*ball, "--sequence", "0:2", "--out", str(tmp_path / "scans")], r"000001\.ply: is there, and not from"),
         ([str(tmp_path), *ply], r"no identity\.json"),
         (["s3://b/ids/anna", *ply], r"^s3://b/ids/anna: .* aws s3 cp --recursive s3://b/ids/anna anna$"),
         ([*ball, "--out", "s3://b/x.ply"], r"^s3://b/x\.ply: .* aws s3 cp x\.ply s3://b/x\.ply$"),
@@ -162,4 +168,4 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         with pytest.raises((ConfigError, DataError), match=message) as caught:
             export.main(argv)
         assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["000001.ply", "scan.ply", "scans"]

@@ -231,7 +231,10 @@ def test_quickstart_keeps_one_folder_of_clips_apart_from_another(checkout: Path)
     (checkout / "launch" / "install.sh").write_text("exit 0\n")
     (checkout / "bin" / "mkdir").symlink_to(str(shutil.which("mkdir")))
     executable(checkout / "bin" / "fiag-dist", "exit 3")  # how far it comes is enough
+    assert run(checkout, "quickstart.sh", "theirs").returncode == 3, "a mistake that packed nothing keeps nobody out"
     assert run(checkout, "quickstart.sh", "ours").returncode == 3
+    (checkout / "quickstart" / "clips" / "shards").mkdir()
+    (checkout / "quickstart" / "clips" / "shards" / "manifest.json").touch()
     assert run(checkout, "quickstart.sh", "ours").returncode == 3
     result = run(checkout, "quickstart.sh", "theirs")
     assert result.returncode == 2

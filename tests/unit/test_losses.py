@@ -19,6 +19,7 @@ from fiag_dist.config import (
     StageConfig,
     TrainConfig,
 )
+from fiag_dist.dist.ownership import draw
 from fiag_dist.landmarks import IRISES, LIPS
 from fiag_dist.losses import Rival
 from fiag_dist.model.motion import StillNet
@@ -217,6 +218,17 @@ def test_universal_rates_fall_as_the_relatives_do():
     np.testing.assert_allclose(shares("adaptation"), [0.1, 0.1, 0.5**0.5, 0.5**0.8])
 
 
+def test_all_of_a_lane_have_had_a_turn_after_a_whole_round():
+    names = [f"p{k}" for k in range(7)]
+    for since in range(20):
+        for until in range(since, since + 20):
+            drawn = {draw(0, step, 1, names) for step in range(since, until)}
+            assert not density.everybody_had_a_turn(since, until, 7) or drawn == {*names}
+        assert density.everybody_had_a_turn(since, since + 13, 7)
+    assert not density.everybody_had_a_turn(8, 14, 7)
+    assert density.everybody_had_a_turn(7, 14, 7)
+
+
 def test_a_gaussian_that_one_identity_needs_survives():
     head = small_head()
     field, seen = head.face_field, density.Statistics(400)
@@ -232,6 +244,15 @@ def test_a_gaussian_that_one_identity_needs_survives():
     assert {3, 7} <= set(regrowth.source.tolist())
     assert not set(range(100)) - {3, 7} & set(regrowth.source.tolist())
     assert regrowth.pruned == 98
+    assert density.regrow(field, seen, DensityConfig(), 1.0, 0.0, torch.Generator()).pruned == 0, (
+        "others are yet to come"
+    )
+    kept = torch.tensor([3, 200, 3])
+    opacities = seen.opacity[kept].tolist()
+    seen.clear(kept)
+    assert seen.opacity[:4].tolist() == [*opacities, 0.0]
+    seen.clear()
+    assert not seen.opacity.any()
 
 
 def test_growth_is_where_the_gradient_is_and_stops_at_capacity():

@@ -174,7 +174,13 @@ def test_another_rank_keeps_its_log_and_prints_nothing(tmp_path: Path, capsys: p
 def test_ranks_are_merged_by_their_counts() -> None:
     gathered = [
         (
-            {"loss/total": (6.0, 2), "memory/peak_mib": (100.0, 2), "time/compute_ms": (20.0, 2), "eval/a": (1.0, 1)},
+            {
+                "loss/total": (6.0, 2),
+                "loss/mouth": (3.0, 1),
+                "memory/peak_mib": (100.0, 2),
+                "time/compute_ms": (20.0, 2),
+                "eval/a": (1.0, 1),
+            },
             {"n": 1},
         ),
         (
@@ -185,6 +191,7 @@ def test_ranks_are_merged_by_their_counts() -> None:
     assert monitor._merge(gathered) == {
         "balance/slowest_rank": 1.5,
         "eval/a": 1.0,
+        "loss/mouth": 1.0,
         "loss/total": 7 / 3,
         "m": 3,
         "memory/peak_mib": 300.0,

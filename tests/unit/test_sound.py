@@ -105,3 +105,18 @@ def test_more_channels_than_can_be_mixed_are_one_line(tmp_path: Path) -> None:
         file.writeframes(bytes(2 * 9 * 1600))
     with pytest.raises(DataError, match=r"nine.wav: its 9 channels of sound can't be mixed .*; convert .* -ac 2"):
         video.read_audio(path)
+
+
+def test_tags_may_be_in_any_encoding(tmp_path: Path) -> None:
+    """LIST INFO of a wav has none of its own: an artist's name in Latin 1 made the file unreadable."""
+    path = tmp_path / "tagged.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16_000)
+        file.writeframes(np.full(8_000, 1000, "<i2").tobytes())
+    artist = "Müller".encode("latin-1")
+    info = b"INFO" + b"IART" + len(artist).to_bytes(4, "little") + artist
+    data = path.read_bytes() + b"LIST" + len(info).to_bytes(4, "little") + info
+    path.write_bytes(b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:])
+    assert len(video.read_audio(path)) == 8_000

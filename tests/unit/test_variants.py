@@ -1,5 +1,7 @@
 """The paper's ablations: each variant trains, checkpoints, goes on and is baked; what is left out costs nothing; what makes no sense is refused."""
 
+import copy
+import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,7 +22,9 @@ from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.process import Process
 from fiag_dist.errors import CheckpointError, ConfigError
-from fiag_dist.pretrain import _info, build, identity_tensors
+from fiag_dist.loop import run
+from fiag_dist.monitor import Monitor
+from fiag_dist.pretrain import BEGINS_WITH, _info, build, identity_tensors
 from fiag_dist.rehearsal import Rehearsal
 from fiag_dist.stages import Stage
 from fiag_dist.start import refuse_contradictions
@@ -146,6 +150,18 @@ def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path)
         build(config, Process(), open_storage(url), open_storage(run))
     with pytest.raises(CheckpointError, match=line):
         bake_run(run)
+    shutil.move(tmp_path / "two", tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=line):
+        bake_run(run, data=f"{tmp_path}/moved")
+
+
+def test_what_only_a_first_step_asks_for_are_settings() -> None:
+    settings = to_dict(PretrainConfig())
+    for name in BEGINS_WITH:
+        value = settings
+        for key in name.split("."):
+            value = value[key]
+        assert not isinstance(value, dict)
 
 
 def test_what_was_counted_goes_on_after_a_resume(shards: str) -> None:
@@ -165,6 +181,38 @@ def test_what_was_counted_goes_on_after_a_resume(shards: str) -> None:
         assert tags["train/refused_steps"] == 2
         older = {name: value for name, value in optim.items() if name != "counts"}
         again.restore(made.step, shared, older, 0)
+
+
+def test_nothing_is_pruned_before_all_were_seen(shards: str) -> None:
+    """Who was not rendered since the last update had no say: with more people in a lane than steps between updates, what only they need went."""
+    pruning = {"density": {"start": 1, "every": 1, "prune_from": 0.3, "prune_to": 0.3, "grow": 0.0}}
+    with training(shards, {"frames_per_step": 1, **pruning}) as made:
+        assert made.feed.ownership.lanes == (("ball", "twin"),)
+        for _ in range(3):  # landmarks; then images of one of them, the second in a round, and of the first in the next
+            assert made.learn(made.feed.next(made.step))["field/pruned"] == 0
+            opacities = made.statistics["face"].opacity
+            assert opacities.any() == (made.step > 1)
+        step, kept = made.step, {name: identity_tensors(made, name) for name in made.feed.names}
+        shared, optim, kept = copy.deepcopy((*made.shared(), kept))  # they are those that training goes on with
+        after = made.learn(made.feed.next(made.step))["field/pruned"]
+        assert after > 0
+        assert not opacities.any()
+    with training(shards, {"frames_per_step": 1, **pruning}) as again:
+        for name, tensors in kept.items():
+            again.pool.load(name, tensors)
+        again.restore(step, shared, optim, 0)
+        again.feed.restore({name: int(tensors["count"]) for name, tensors in kept.items()})
+        assert again.learn(again.feed.next(again.step))["field/pruned"] == after
+
+
+def test_a_run_that_is_stopped_at_once_saves_nothing(shards: str, tmp_path: Path) -> None:
+    """A save of the step that it began from would first take away the checkpoint of that step."""
+    saved: list[int] = []
+    with training(shards, {}) as made, closing(Monitor(tmp_path, Process())) as monitor:
+        assert not run(made, monitor, lambda: saved.append(made.step), stopped=lambda: True)
+        assert not saved
+        assert not run(made, monitor, lambda: saved.append(made.step), stopped=lambda: made.step == 2)
+        assert saved == [2]
 
 
 def test_a_personal_net_without_a_finite_gradient_stays_as_it_is(shards: str) -> None:
@@ -240,6 +288,7 @@ def test_k_of_the_hook_is_drawn_in_training_only() -> None:
         ({"model": {"motion": {"personal": False}}}, "train.loss.contrast is 1.0"),
         ({"model": {"motion": {"hook_k": 20, "hook_k_most": 10}}}, "hook_k_most is 10 and hook_k 20"),
         (merged(NO_IDENTITY, {"model": {"identity": {"embedding": "table"}}}), "embedding is table, but"),
+        ({"model": {"field": {"num_mouth": 3000}}}, "num_mouth is 3000 and capacity_mouth 2000: .* to 3000 or more"),
         ({"stages": {"warm_up": 0.5, "identity": 0.2}}, "warm_up 0.5, identity 0.2"),
         ({"optim": {"means": [0, 1e-6]}}, "train.optim.means goes from 0.0 to 1e-06: .* 0 0 to freeze it"),
         ({"optim": {"sh_dc": [1e-3, 0]}}, "train.optim.sh_dc goes from 0.001 to 0.0"),

@@ -71,6 +71,24 @@ def test_colours_come_back_to_the_level(tmp_path: Path) -> None:
     assert np.abs(error).max() <= 2  # steps of YUV are coarser than those of RGB
 
 
+@pytest.mark.parametrize(("trc", "white"), [(1, 192), (18, 255), (16, 253)])
+def test_diffuse_white_of_hdr_is_white(tmp_path: Path, trc: int, white: int) -> None:
+    """75 % of the signal in HLG, 58 % in PQ (BT.2408); without their curves phones' pictures were grey."""
+    path, share = tmp_path / "hdr.mkv", 0.58 if trc == 16 else 0.75
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p10le"
+        stream.codec_context.colorspace, stream.codec_context.color_range = 9, 1
+        stream.codec_context.color_primaries, stream.codec_context.color_trc = 9 if trc > 1 else 1, trc
+        frame = av.VideoFrame(SIDE, SIDE, "yuv420p10le")
+        for plane, level in zip(frame.planes, (64 + share * 876, 512, 512), strict=True):
+            plane.update(np.full(plane.buffer_size // 2, round(level), "<u2").tobytes())
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert first_frame(path).color_trc == trc
+    assert np.abs(next(video.read_frames(path, 25)).astype(int) - white).max() <= 2
+
+
 def test_files_without_tags_are_read_as_bt601_as_ever(tmp_path: Path) -> None:
     path = tmp_path / "old.mp4"
     with av.open(str(path), "w") as container:
@@ -120,6 +138,31 @@ def test_the_longest_name_that_a_disk_takes_is_taken(tmp_path: Path) -> None:
     with video.VideoWriter(path, SIDE, SIDE, 25) as writer:
         writer.write(grey(0))
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_avi_says_nothing_of_when_frames_are_shown(tmp_path: Path) -> None:
+    """With B-frames half of them were lost, and others shown twice."""
+    path = tmp_path / "clip.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = SIDE
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "1", "bf": "3"}
+        for k in range(25):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey(10 * k), format="rgb24")))
+        container.mux(stream.encode(None))
+    assert levels(path, 25) == list(range(25))
+
+
+def test_pictures_that_jump_hours_are_one_line(tmp_path: Path) -> None:
+    write_at(tmp_path / "jump.mkv", [0.0, 0.04, 0.08, 93_600.0, 93_600.04])
+    with pytest.raises(DataError, match=r"its pictures jump from 0 s to 93600 s, more than an hour; .* are damaged"):
+        levels(tmp_path / "jump.mkv", 25)
+
+
+def test_each_so_many_th_frame_is_that_of_all(tmp_path: Path) -> None:
+    write_at(tmp_path / "fifty.mkv", [k / 50 for k in range(20)])
+    sparse = [round(float(image.mean()) / 10) for image in video.read_frames(tmp_path / "fifty.mkv", 25, every=4)]
+    assert sparse == levels(tmp_path / "fifty.mkv", 25)[::4] == [0, 8, 16]
 
 
 def test_other_rates_are_resampled_by_time(tmp_path: Path) -> None:
