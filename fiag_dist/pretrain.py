@@ -147,11 +147,10 @@ def build(
     if stored:
         check_formats(manifest, stored.info["formats"], f"run {run_storage.url}")
         _check_people(stored.identities, ownership, run_storage.url)
-        told_apart = _told_apart(stored.info["config"], config, run_storage.url)
-        if stored.step >= total_steps(config.train):
-            told_apart = ""  # it is finished, and nothing is trained with them
-        if here.is_first and told_apart:
-            print(f"{run_storage.url}: goes on with other settings: {told_apart}", flush=True)
+        if stored.step < total_steps(config.train):  # else nothing is trained with them
+            others = _other_settings(stored.info["config"], config, run_storage.url)
+            if here.is_first and others:
+                print(f"{run_storage.url}: goes on with other settings: {others}", flush=True)
         head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)
     else:
         names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
@@ -210,7 +209,7 @@ def _launcher(world: int) -> str:
     return f"torchrun {nodes}--nproc-per-node={a_node}"
 
 
-def _told_apart(before: dict, config: PretrainConfig, run: str) -> str:
+def _other_settings(before: dict, config: PretrainConfig, run: str) -> str:
     """The settings of a run that goes on that are not as they were, in words. Raises CheckpointError where it can't go on with them."""
     found = {
         name: f"{name} {now}, before {old}"
