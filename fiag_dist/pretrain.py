@@ -56,10 +56,8 @@ def main(argv: list[str]) -> int:
         return 0
     here = process.start(config.first_step_timeout_s)
     folder = checkpoint.join(config.runs, config.name)
-    if here.is_first:
-        print(
-            f"{folder}: looks through {config.data} and at the run so far", flush=True
-        )  # some seconds, before the line below
+    if here.is_first:  # it takes some seconds
+        print(f"{folder}: looks through {config.data} and at the run so far", flush=True)
     run_storage = open_storage(folder)
     training = build(config, here, open_storage(config.data), run_storage)
     if here.is_first and not training.done:  # a finished run keeps the settings that it was trained with
