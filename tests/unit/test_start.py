@@ -170,7 +170,10 @@ def test_a_roomier_head_is_the_same_with_rows_to_spare(packed: tuple[Storage, Ma
 @pytest.mark.parametrize(
     ("model", "line"),
     [
-        (ModelConfig(field=replace(FIELD, capacity_face=500)), r"face_field.means is \[600, 3\] in it, \[500, 3\] in"),
+        (
+            ModelConfig(field=replace(FIELD, num_face=400, capacity_face=500)),
+            r"face_field.means is \[600, 3\] in it, \[500, 3\] in",
+        ),
         (
             ModelConfig(field=replace(FIELD, capacity_face=700, sh_degree=2)),
             r"sh_rest is \[600, 3, 3\] in it, \[700, 8, 3\]",
