@@ -99,7 +99,7 @@ class Training:
         self._refused_in_a_row = 0
         self._regrown = {"field/pruned": 0, "field/grown": 0}
         self._judged = 0
-        """Steps when Gaussians were last pruned, or that nothing was seen before."""
+        """The step after which Gaussians were last pruned: who had a turn since then is asked."""
         self.statistics = {name: density.Statistics(f.capacity, f.means.device) for name, f in self.head.fields.items()}
         averaged = {n: p for n, p in self.head.named_parameters() if n.startswith(AVERAGED)}
         self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}

@@ -25,9 +25,8 @@ __all__ = ["SAMPLE_RATE", "VideoInfo", "VideoWriter", "probe", "read_audio", "re
 
 _ASPECT_CHANGE = 0.05
 """By this share the shape of the picture may change within a clip: its size is a whole number of pixels, or of blocks of them."""
-_EXACT = (
-    Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
-)  # without them swscale reads colours 1.2 levels too dark on average, and differently on other kinds of CPU
+_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.BITEXACT
+"""By its quick path swscale reads colours 1.2 levels too dark (docs/decisions.md, 48)."""
 _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 """PQ and HLG, as phones record: pictures whose white is a third or half of the signal."""
 _LONGEST_HOLE_S = 3600.0
