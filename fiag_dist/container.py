@@ -11,6 +11,8 @@ from av.stream import Disposition
 
 from fiag_dist.errors import DataError
 
+LONGEST_HOLE_S = 3600.0
+"""More than this between two time stamps is no muted microphone and no still picture: one is wrong, and would fill the memory."""
 Track = TypeVar("Track", av.VideoStream, av.AudioStream)
 
 
@@ -55,6 +57,15 @@ def decoded(container: InputContainer, stream: av.VideoStream | av.AudioStream, 
         raise DataError(
             f"{path}: damaged data in the {stream.type} track ({error.strerror}); convert the file with ffmpeg and try again"
         ) from error
+
+
+def refuse_jump(path: object, what: str, before_s: float, now_s: float) -> None:
+    """Raises DataError where time stamps leave a hole of more than LONGEST_HOLE_S. what: its sound, its pictures."""
+    if now_s - before_s > LONGEST_HOLE_S:
+        raise DataError(
+            f"{path}: {what} {before_s:.0f} s to {now_s:.0f} s, more than an hour; its time stamps are damaged: "
+            "convert the file with ffmpeg and try again"
+        )
 
 
 @contextmanager

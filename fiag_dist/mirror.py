@@ -1,12 +1,11 @@
 """A run folder on S3: what grows line by line is written on this machine, and copied to where the run lives at every checkpoint."""
 
+from fiag_dist.actor import INFO
 from fiag_dist.dist.process import Process
 from fiag_dist.storage import LocalStorage, cache_folder, open_storage
 
 RECORDS = ("metrics.jsonl", "logs/rank{rank}.log")
 """Files that a run which goes on adds to. TensorBoard's need not be brought: each process writes one of its own, and all are kept."""
-LAST = "identity.json"
-"""Copied after all else: a folder with it is whole."""
 
 
 class Mirror:
@@ -34,7 +33,7 @@ class Mirror:
         if self._remote is None:
             return
         files = [path for path in self.folder.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: (path.name == LAST, path)):
+        for path in sorted(files, key=lambda path: (path.name == INFO, path)):  # INFO last: a folder with it is whole
             name, seen = path.relative_to(self.folder).as_posix(), path.stat()
             state = seen.st_size, seen.st_mtime_ns
             if self._writer_of(name) == self._rank and self._published.get(name) != state:

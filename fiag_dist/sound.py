@@ -10,7 +10,7 @@ import av
 import numpy as np
 from jaxtyping import Float32
 
-from fiag_dist.container import audio_track, decoded, opened, video_track
+from fiag_dist.container import audio_track, decoded, opened, refuse_jump, video_track
 from fiag_dist.errors import DataError
 
 SAMPLE_RATE = 16_000
@@ -18,8 +18,6 @@ _PIECE = SAMPLE_RATE
 """Samples at a time of a sound that is in memory already, or of silence."""
 _JITTER_S = 0.02
 """By so much time stamps may run ahead of the samples before packets are missing: containers round them, recorders stamp unevenly."""
-_LONGEST_HOLE_S = 3600.0
-"""More silence than this is no muted microphone: a time stamp is wrong, and would fill the memory."""
 
 
 class Sound:
@@ -55,11 +53,7 @@ class Sound:
         given = 0
         for (start_s, _), run in groupby(self._runs(), itemgetter(0)):
             missing = round(start_s * rate) - given  # negative: that much of the run comes before time zero
-            if missing > _LONGEST_HOLE_S * rate:
-                raise DataError(
-                    f"{self._source}: its sound jumps from {given / rate:.0f} s to {start_s:.0f} s, more than an hour; "
-                    "its time stamps are damaged: convert the file with ffmpeg and try again"
-                )
+            refuse_jump(self._source, "its sound jumps from", given / rate, start_s)
             for left in range(missing, 0, -_PIECE):
                 yield np.zeros((channels, min(left, _PIECE)), np.float32)
             given, skip = given + max(0, missing), max(0, -missing)

@@ -17,7 +17,7 @@ from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from jaxtyping import Float32, UInt8
 
-from fiag_dist.container import decoded, opened, video_track, writing
+from fiag_dist.container import decoded, opened, refuse_jump, video_track, writing
 from fiag_dist.errors import DataError
 from fiag_dist.sound import SAMPLE_RATE, Sound, read_audio
 
@@ -29,8 +29,6 @@ _EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FUL
 """By its quick path swscale reads colours 1.2 levels too dark (docs/decisions.md, 48)."""
 _HDR = (ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67)
 """PQ and HLG, as phones record: pictures whose white is a third or half of the signal."""
-_LONGEST_HOLE_S = 3600.0
-"""More than this between two pictures is no still picture: a time stamp is wrong."""
 _AAC_FRAME = 1024
 _AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
@@ -86,47 +84,16 @@ def read_frames(
     limit = int(max_seconds * fps + 1e-6) if max_seconds else sys.maxsize
     with opened(path) as container:
         stream = _video_stream(container, path)
-        index, before, before_s, start_s, gap_s, size = 0, None, 0.0, None, 1.0 / fps, None
-        timeless = 0
-        for frame in decoded(container, stream, path):
-            stamp_s = _stamp_s(frame, stream, container)
-            if stamp_s is None:
-                if start_s is None:
-                    continue
-                stamp_s = start_s + before_s + gap_s
-            size = _one_size(size, frame, stream, path)
-            start_s = stamp_s if start_s is None else start_s
-            now_s = stamp_s - start_s
-            if before is not None:
-                if now_s <= before_s:
-                    timeless += 1
-                    continue  # a stamp that runs backwards carries no new time
-                gap_s = now_s - before_s
-                if gap_s > _LONGEST_HOLE_S:
-                    raise DataError(
-                        f"{path}: its pictures jump from {before_s:.0f} s to {now_s:.0f} s, more than an hour; its time stamps are damaged: "
-                        "convert the file with ffmpeg and try again"
-                    )
-                middle_s, image = (before_s + now_s) / 2, None
-                while index / fps < middle_s:
-                    if index >= limit:
-                        return
-                    if index % every == 0:
-                        image = _upright(before, size, path) if image is None else image
-                        yield image
-                    index += 1
-            before, before_s = frame, now_s
-        if before is None or size is None:
-            raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
-        if timeless and not before_s:
-            raise DataError(
-                f"{path}: none of its {timeless + 1} frames comes later than the first, by their time stamps; give them new ones with "
-                "ffmpeg -i OLD -vf setpts=N/25/TB NEW, where 25 is the frame rate"
-            )
-        while index / fps < before_s + gap_s - 0.5 / fps and index < limit:  # the last frame stays on for its own time
-            if index % every == 0:
-                yield _upright(before, size, path)
-            index += 1
+        index = 0
+        for frame, size, until_s in _shown(container, stream, path, fps):
+            image = None
+            while index / fps < until_s:
+                if index >= limit:
+                    return
+                if index % every == 0:
+                    image = _upright(frame, size, path) if image is None else image
+                    yield image
+                index += 1
 
 
 class VideoWriter:
@@ -263,6 +230,55 @@ def _video_stream(container: InputContainer, path: str | Path) -> av.VideoStream
     if stream is None:
         raise DataError(f"{path}: no video track; give a clip that shows a face")
     return stream
+
+
+def _shown(
+    container: InputContainer, stream: av.VideoStream, path: str | Path, fps: float
+) -> Iterator[tuple[av.VideoFrame, tuple[int, int], float]]:
+    """Frames, the size of all, and until when each is the nearest, seconds; the last one stays on for its own time."""
+    before, size, before_s, gap_s = None, (0, 0), 0.0, 1.0 / fps
+    for frame, size, now_s in _timed(container, stream, path, gap_s):
+        if before is not None:
+            gap_s = now_s - before_s
+            yield before, size, (before_s + now_s) / 2
+        before, before_s = frame, now_s
+    if before is not None:
+        yield before, size, before_s + gap_s - 0.5 / fps
+
+
+def _timed(
+    container: InputContainer, stream: av.VideoStream, path: str | Path, gap_s: float
+) -> Iterator[tuple[av.VideoFrame, tuple[int, int], float]]:
+    """Frames, the size of the first, and the time since it, seconds, which rises: a stamp that runs backwards carries no new time.
+
+    gap_s: after a frame comes one that has no stamp. Raises DataError where there is no frame, or stamps make no sense.
+    """
+    size, start_s, before_s, timeless = None, None, 0.0, 0
+    for frame in decoded(container, stream, path):
+        stamp_s = _stamp_s(frame, stream, container)
+        if stamp_s is None:
+            if start_s is None:
+                continue
+            stamp_s = start_s + before_s + gap_s
+        size = _one_size(size, frame, stream, path)
+        if start_s is None:
+            start_s = stamp_s
+            yield frame, size, 0.0
+            continue
+        now_s = stamp_s - start_s
+        if now_s <= before_s:
+            timeless += 1
+            continue
+        refuse_jump(path, "its pictures jump from", before_s, now_s)
+        gap_s, before_s = now_s - before_s, now_s
+        yield frame, size, now_s
+    if start_s is None:
+        raise DataError(f"{path}: no video frame can be decoded; convert the file with ffmpeg and try again")
+    if timeless and not before_s:
+        raise DataError(
+            f"{path}: none of its {timeless + 1} frames comes later than the first, by their time stamps; give them new ones with "
+            "ffmpeg -i OLD -vf setpts=N/25/TB NEW, where 25 is the frame rate"
+        )
 
 
 def _stamp_s(frame: av.VideoFrame, stream: av.VideoStream, container: InputContainer) -> float | None:

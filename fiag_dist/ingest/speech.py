@@ -50,7 +50,7 @@ def heard_in(path: Path, name: str, max_seconds: float = 0.0) -> Float32[np.ndar
     wav = read_audio(path, max_seconds)
     if max(float(wav.max(initial=0.0)), -float(wav.min(initial=0.0))) < SILENCE:
         raise DataError(
-            f"{name}: its audio track is silent; the mouth is driven by speech, so give a clip with sound (of several tracks, in the first)"
+            f"{name}: its audio track is silent; the mouth is driven by speech, so give a clip with sound; of several tracks the first is heard"
         )
     return wav
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fiag_dist import cli
 from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import changes, from_dict, from_yaml, load, to_dict, to_yaml
 from fiag_dist.errors import ConfigError
@@ -35,6 +36,11 @@ def test_silence_of_a_file_keeps_the_defaults_of_the_nested_class(tmp_path: Path
 def test_unknown_key_names_the_nearest(tmp_path: Path, text: str, nearest: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown key .*did you mean '{nearest}'"):
         from_yaml(PretrainConfig, written(tmp_path, text))
+
+
+def test_an_unknown_key_ends_a_command_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", written(tmp_path, "train: {stpes: 3}\n")]) == 2
+    assert "did you mean 'steps'" in capsys.readouterr().err
 
 
 def test_exponent_without_a_point_is_a_number(tmp_path: Path) -> None:
