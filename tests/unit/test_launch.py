@@ -131,6 +131,16 @@ def test_the_extra_cuda_takes_a_build_for_gpus_where_there_is_none(
     assert not expected or expected in calls[0]
 
 
+def test_an_environment_of_another_place_is_made_anew(checkout: Path) -> None:
+    """Its commands begin with the path of their Python: in a folder that was moved they end with `bad interpreter`."""
+    (checkout / ".venv").mkdir()
+    (checkout / ".venv" / ".fiag-installed").write_text("hash\ningest\n/somewhere/else\n")
+    executable(checkout / "bin" / "g++", "exit 0")
+    result = run(checkout, "install.sh")
+    assert "install: .venv was made in /somewhere/else; making it anew" in result.stdout
+    assert not (checkout / ".venv").exists()
+
+
 def test_quickstart_refuses_a_folder_that_is_not_there(checkout: Path) -> None:
     result = run(checkout, "quickstart.sh", "absent")
     assert result.returncode == 2
