@@ -20,6 +20,11 @@ os.environ.setdefault("GLOG_minloglevel", "2")  # its native library reports eve
 
 SEARCH_LONG_SIDE = 960
 """Frames are shrunk to this before the face is looked for, pixels."""
+SURE_OF_FACE = 0.75
+"""What the detector must say of a sampled frame, 0..1. An upright face has 0.8 and more; a picture that stands on its head is read as some
+face the right way up in half of its frames at 0.5, the detector's own default, and in next to none at this."""
+LYING_DEG = 45
+"""A head that leans more than this to one side, as the median of a clip, is taken for a video that lies on its side."""
 TWO_FACES_SIZE, TWO_FACES_SHARE = 0.6, 0.2
 """A second face counts from this share of the first one's size; a clip is refused when this share of its frames shows one."""
 
@@ -92,9 +97,9 @@ def find_crop(samples: Iterable[UInt8[np.ndarray, "height width 3"]], name: str)
     """One square that holds the whole head, hair and some shoulder, wherever it moves in `samples` (frames spread over the clip).
 
     It is fixed for the clip, so that neither the background nor the camera jumps. `name` is the clip's, for messages. Raises DataError when no
-    face is found, or two of similar size are.
+    face is found, two of similar size are, or the head lies on its side.
     """
-    boxes, seen, doubles, shape = [], 0, 0, (0, 0, 3)
+    boxes, leans, seen, doubles, shape = [], [], 0, 0, (0, 0, 3)
     task = _landmarker(num_faces=2, video=False)
     try:
         for image in samples:
@@ -103,12 +108,19 @@ def find_crop(samples: Iterable[UInt8[np.ndarray, "height width 3"]], name: str)
             if not faces:
                 continue
             boxes.append(_head_box(faces[0]))
+            leans.append(_lean(faces[0]))
             doubles += len(faces) > 1 and _another(faces[0], faces[1])
     finally:
         task.close()
     if len(boxes) < max(1, seen // 10):
         raise DataError(
-            f"{name}: a face in {len(boxes)} of {seen} sampled frames; give a clip that shows one face from the front"
+            f"{name}: a face in {len(boxes)} of {seen} sampled frames; give a clip that shows one face, upright and from the front"
+        )
+    lean = float(np.median(leans))
+    if abs(lean) > LYING_DEG:
+        raise DataError(
+            f"{name}: the head lies on its side; turn the video, for example: "
+            f"ffmpeg -i {name} -vf transpose={1 if lean > 0 else 2} upright.mp4"
         )
     if doubles > TWO_FACES_SHARE * len(boxes):
         raise DataError(
@@ -150,6 +162,7 @@ def _landmarker(num_faces: int, video: bool) -> Any:
         base_options=BaseOptions(model_asset_path=str(weights.path("face-landmarker"))),
         running_mode=mode,
         num_faces=num_faces,
+        min_face_detection_confidence=0.5 if video else SURE_OF_FACE,
         output_face_blendshapes=video,
         output_facial_transformation_matrixes=video,
     )
@@ -191,6 +204,12 @@ def _pixels(points: Any, shape: tuple[int, ...]) -> Float32[np.ndarray, "478 3"]
 def _height(points: Float32[np.ndarray, "478 3"]) -> float:
     """Forehead to chin, pixels."""
     return float(np.linalg.norm(points[FOREHEAD_TOP, :2] - points[CHIN, :2]))
+
+
+def _lean(points: Float32[np.ndarray, "478 3"]) -> float:
+    """How far the picture would have to be turned clockwise for the chin to be below the forehead, degrees in -180..180."""
+    across, down = points[CHIN, :2] - points[FOREHEAD_TOP, :2]
+    return float(np.degrees(np.arctan2(across, down)))
 
 
 def _another(face: Float32[np.ndarray, "478 3"], other: Float32[np.ndarray, "478 3"]) -> bool:

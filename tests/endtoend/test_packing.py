@@ -33,6 +33,7 @@ REFUSED = {
     "slow": "5 frames a second, 12 needed",
     "nobody": "a face in 0 of",
     "turned_over": "a face in 0 of",
+    "lying": "the head lies on its side; turn the video, for example: ffmpeg -i lying.mp4 -vf transpose=2 upright.mp4",
     "loop": "Too many levels of symbolic links",
     "unreadable": "Input/output error",
     "truncated": "can't be read as video or audio",
@@ -67,6 +68,7 @@ def everything(cut: tuple[list[np.ndarray], np.ndarray], tmp_path_factory: pytes
     clipmaker.write(folder / "large.mp4", [cv2.resize(image, (3840, 2160)) for image in images[:20]], wav)
     clipmaker.turn(clipmaker.write(folder / "phone.mp4", [np.rot90(image) for image in images], wav), 90)
     clipmaker.turn(clipmaker.write(folder / "turned_over.mp4", images[:10], wav), 180)
+    clipmaker.turn(clipmaker.write(folder / "lying.mp4", images[:10], wav), 90)
     (folder / "truncated.mp4").write_bytes(good.read_bytes()[:9000])
     (folder / "loop.mp4").symlink_to("loop.mp4")
     (folder / "unreadable.mp4").symlink_to("/proc/self/mem")
