@@ -121,7 +121,7 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
     path = Path(command.clips)
     if not path.exists():
         raise DataError(
-            f"{command.clips}: no such folder, clip or shards; give clips (mp4, mov, mkv, webm) or a folder with {MANIFEST}"
+            f"{command.clips}: no such folder, clip or shards; give clips (mp4, mov, mkv, webm, avi) or a folder with {MANIFEST}"
         )
     shards = f"{command.out.rstrip('/')}/{BESIDE}"
     settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=extractor)

@@ -46,7 +46,7 @@ EMBEDDING = EmbeddingFormat(model="dlib-resnet-v1", dim=128)
 class PackCommand:
     """Packs video clips of one person each into shards. Run again, it does only what is new, changed or unfinished."""
 
-    clips: tyro.conf.Positional[tuple[str, ...]]
+    clips: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="CLIP_OR_FOLDER...")]
     """Clips (mp4, mov, mkv, webm, avi) and folders of them."""
     out: str
     """Folder or s3://bucket/prefix for the shards; identities that are there already stay."""
