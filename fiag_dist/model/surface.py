@@ -36,11 +36,11 @@ class FaceSurface:
         weights = rng.dirichlet([1.0, 1.0, 1.0], num)
         return (self.corners_T33[chosen] * weights[..., None]).sum(1) + rng.normal(0, thickness_m, (num, 3))
 
-    def distance(self, points_N3: np.ndarray) -> np.ndarray:
-        """Distance to the nearest vertex, centre or edge centre of the surface, metres [N]."""
+    def distance(self, points_N3: np.ndarray, at_most: float = np.inf) -> np.ndarray:
+        """Distance to the nearest vertex, centre or edge centre of the surface, metres [N]; infinite beyond `at_most`."""
         corners = self.corners_T33
         middles = [(corners[:, i] + corners[:, (i + 1) % 3]) / 2 for i in range(3)]
-        return KDTree(np.concatenate([self.points_V3, corners.mean(1), *middles])).query(points_N3)[0]
+        return KDTree(np.concatenate([self.points_V3, corners.mean(1), *middles])).query(points_N3, distance_upper_bound=at_most)[0]
 
 
 class MotionGate(nn.Module):
@@ -55,7 +55,7 @@ class MotionGate(nn.Module):
         super().__init__()
         axis = np.linspace(-BOUND_M, BOUND_M, VOLUME_CELLS)
         z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
-        distance = surface.distance(np.stack([x, y, z], -1).reshape(-1, 3))
+        distance = surface.distance(np.stack([x, y, z], -1).reshape(-1, 3), far_m)
         gate = np.clip((far_m - distance) / (far_m - near_m), 0, 1).reshape(1, 1, *x.shape)
         self.register_buffer("volume", torch.from_numpy(gate).float(), persistent=False)
 
