@@ -74,7 +74,9 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 def _stored(kernel: Any, types: tuple) -> bool:
-    return kernel._cache.load_overload(types, kernel.targetctx) is not None
+    """Whether the cache has the kernel's code; it is looked up, and not yet made part of this process."""
+    cache = kernel._cache
+    return cache._cache_file.load(cache._index_key(types, kernel.targetctx.codegen())) is not None
 
 
 @lru_cache(maxsize=1)

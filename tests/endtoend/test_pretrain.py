@@ -15,6 +15,7 @@ from commands import ROOT, command, fiag_dist, records, torchrun
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fiag_dist import cli
 from fiag_dist.dist.ownership import assign
 
 LAST = "checkpoints/step-00000048"
@@ -186,21 +187,28 @@ def test_the_error_of_one_rank_comes_first_and_ends_the_others(
     assert time.monotonic() - said < 30, rest
 
 
+def test_missing_shards_get_one_line(config: Path):
+    done = fiag_dist("pretrain", config, "--name", "wrong", "--data", "/nowhere/at/all", check=False)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
+    assert len(lines) == 1
+    assert "/nowhere/at/all" in lines[0]
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["--train.frames-per-step", "9"], "frames_per_step 9 for 3 identities"),
-        (["--data", "/nowhere/at/all"], "/nowhere/at/all"),
         (["--identities", "demoo"], "demoo"),
     ],
 )
-def test_wrong_settings_get_one_line(config: Path, words: list[str], says: str):
-    done = fiag_dist("pretrain", config, "--name", "wrong", *words, check=False)
-    assert done.returncode == 2
-    lines = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
-    assert len(lines) == 1
-    assert says in lines[0]
-    assert "Traceback" not in done.stderr
+def test_wrong_settings_get_one_line(config: Path, words: list[str], says: str, capfd: pytest.CaptureFixture[str]):
+    """A dry run reads them as ranks do before they start."""
+    assert cli.main(["pretrain", str(config), "--name", "wrong", "--dry-run-world", "2", *words]) == 2
+    said = capfd.readouterr().err
+    (line,) = said.splitlines()
+    assert says in line
 
 
 def test_a_run_takes_in_nobody_new(pretrained: Path, config: Path, shards: Path):
