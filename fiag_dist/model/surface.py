@@ -40,7 +40,9 @@ class FaceSurface:
         """Distance to the nearest vertex, centre or edge centre of the surface, metres [N]; infinite beyond `at_most`."""
         corners = self.corners_T33
         middles = [(corners[:, i] + corners[:, (i + 1) % 3]) / 2 for i in range(3)]
-        return KDTree(np.concatenate([self.points_V3, corners.mean(1), *middles])).query(points_N3, distance_upper_bound=at_most)[0]
+        return KDTree(np.concatenate([self.points_V3, corners.mean(1), *middles])).query(
+            points_N3, distance_upper_bound=at_most
+        )[0]
 
 
 class MotionGate(nn.Module):
