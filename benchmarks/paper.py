@@ -20,6 +20,7 @@ from paper_study import Study, divided
 
 from fiag_dist.errors import guarded
 from fiag_dist.metrics.panel import asked
+from fiag_dist.start import refuse_below
 
 Experiment = Literal[
     "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "fig8", "fig10", "likeness", "prior"
@@ -69,6 +70,7 @@ class PaperCommand:
 def main(argv: Sequence[str], isolated: bool = True) -> int:
     """Writes a page for each experiment. isolated: False makes cells in this process, and peaks of memory then mean nothing."""
     command = tyro.cli(PaperCommand, args=list(argv), prog="paper.py")
+    refuse_below({"seeds": 1, "num_held_out": 1}, command)
     plan = Plan(
         clips=command.clips,
         out=command.out,

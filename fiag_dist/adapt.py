@@ -27,7 +27,7 @@ from fiag_dist.ingest.speech import FROM_FILE
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import BESIDE, Manifest, read_manifest
 from fiag_dist.shards.manifest import FILE as MANIFEST
-from fiag_dist.start import check_channels, check_formats
+from fiag_dist.start import check_channels, check_formats, refuse_below, refuse_nonsense
 from fiag_dist.storage import open_storage
 
 
@@ -152,10 +152,15 @@ def _searched(command: AdaptCommand) -> Search:
     searched = search.parse(command.search, command.samples)
     if searched.settings and not command.settings.plateau.frames:
         raise ConfigError("--search with --plateau.frames 0: samples are judged by held-out frames; hold some out")
-    if command.settings.room < 1:
+    settings = command.settings
+    refuse_nonsense(settings.train)
+    if settings.train.frames_per_step != 1:
         raise ConfigError(
-            f"--room {command.settings.room:g}: a field can't be smaller than the checkpoint's; give 1 or more"
+            f"train.frames_per_step is {settings.train.frames_per_step}: the frames of a step come from different people, and an adaptation has one; give 1"
         )
+    refuse_below({"retries": 0}, settings)
+    if settings.room < 1:
+        raise ConfigError(f"--room {settings.room:g}: a field can't be smaller than the checkpoint's; give 1 or more")
     return searched
 
 

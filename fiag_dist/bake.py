@@ -1,5 +1,6 @@
 """From trained networks to an identity folder that stands on its own: the baked head, and the backdrop to render it over."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from fiag_dist.shards.reader import iter_frames, read_meta
 from fiag_dist.stages import sh_degree
 from fiag_dist.start import check_formats, load_head
 from fiag_dist.storage import Storage, open_storage
+
+BAKED_FROM = "checkpoint.sha256"
+"""Beside the people of a run: the hash of the checkpoint's COMMIT.json, which has those of all its files."""
 
 
 def write_identity_folder(
@@ -65,8 +69,8 @@ def bake_run(
 ) -> Path:
     """The identities that a pretraining was trained on, as folders in `below` in its run folder: each with its own personal net.
 
-    Those baked from the newest checkpoint before are kept. change: what is done to the head first. data: where the shards are; empty: where they were in
-    training. Raises CheckpointError when the run has none, or shards hold something else by now.
+    Those baked from the newest checkpoint before are kept; of another one, which may have had the same name, all go. change: what is done to the head
+    first. data: where the shards are; empty: where they were in training. Raises CheckpointError when the run has none, or shards hold something else by now.
     """
     storage, folder = checkpoint.resolve(run)
     stored = checkpoint.load(storage, folder)
@@ -78,6 +82,11 @@ def bake_run(
     head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
     head.sh_degree = sh_degree(stored.step, config.train)
     change(head)
+    known = open_storage(out)
+    source = hashlib.sha256(storage.read(f"{folder}/{checkpoint.COMMIT}")).hexdigest().encode()
+    if not known.exists(BAKED_FROM) or known.read(BAKED_FROM) != source:
+        known.delete("")
+        known.write(BAKED_FROM, source)
     for name in stored.identities:
         done = out / name
         if (done / INFO).is_file() and load_info(done).checkpoint == start:

@@ -263,7 +263,7 @@ class TrainConfig:
     """People that are looked at, spread evenly over all by name."""
     checkpoint_every: int = 500
     keep: int = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept; 0: all."""
     keep_every: int = 0
     """Checkpoints at multiples of this many steps are kept for good; 0: none."""
     refused_at_most: int = 20

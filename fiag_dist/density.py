@@ -1,6 +1,7 @@
 """Growth and pruning of a field that many identities share (model.md 5)."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -76,9 +77,9 @@ class Statistics:
         self.opacity[: len(opacity)] = opacity
 
 
-def everybody_had_a_turn(since: int, until: int, people: int) -> bool:
-    """Whether steps since .. until - 1 hold a whole round of a lane of so many people: each has one turn in it, in any order."""
-    return math.ceil(since / people) * people + people <= until
+def everybody_had_a_turn(since: int, until: int, lanes: Iterable[int]) -> bool:
+    """Whether steps since .. until - 1 hold a whole round of each of the lanes of so many people: each has one turn in it, in any order."""
+    return all(math.ceil(since / people) * people + people <= until for people in lanes)
 
 
 @torch.no_grad()

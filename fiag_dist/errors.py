@@ -1,6 +1,7 @@
 """What can go wrong through no bug of ours. Each message says what happened, the value, the rule and the fix, in one line."""
 
 import difflib
+import errno
 import os
 import select
 import signal
@@ -47,6 +48,7 @@ def meant(name: str, known: Iterable[str], most: int | None = None) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names[:most]) or 'none'}"
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
 CHECKED = "FIAG_CHECKED"
 """Environment variable: at 1, kernels refuse numbers that are not finite. Processes that a command starts inherit it."""
 
@@ -54,8 +56,9 @@ CHECKED = "FIAG_CHECKED"
 def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main(argv)` and returns the exit status: how every command, `python -m fiag_dist.X` included, meets a user's mistake.
 
-    A FiagError becomes one line on stderr and 2; Ctrl-C becomes 130, SIGTERM 143. Anything else is a bug of ours and keeps its traceback. `--debug`
-    (anywhere in `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode on, for this process and those it starts.
+    A FiagError becomes one line on stderr and 2, a full disk too, wherever it is met; Ctrl-C becomes 130, SIGTERM 143. Anything else is a bug of ours and
+    keeps its traceback. `--debug` (anywhere in `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode on, for this
+    process and those it starts.
     A reader that has seen enough (`| head`) ends it with 141, as it ends other programs. `argv` None: the process's own arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
@@ -76,6 +79,12 @@ def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None)
         if debug:
             traceback.print_exc()
         print(f"fiag-dist: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if debug or error.errno not in FULL:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"fiag-dist: {where}{error.strerror}; make room, and give the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"fiag-dist: stopped by {'SIGTERM' if terminated.is_set() else 'Ctrl-C'}", file=sys.stderr)

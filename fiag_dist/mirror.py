@@ -1,8 +1,10 @@
 """A run folder on S3: what grows line by line is written on this machine, and copied to where the run lives at every checkpoint."""
 
+from pathlib import Path
+
 from fiag_dist.actor import INFO
 from fiag_dist.dist.process import Process
-from fiag_dist.storage import LocalStorage, cache_folder, open_storage
+from fiag_dist.storage import LocalStorage, Storage, cache_folder, open_storage
 
 RECORDS = ("metrics.jsonl", "logs/rank{rank}.log")
 """Files that a run which goes on adds to. TensorBoard's need not be brought: each process writes one of its own, and all are kept."""
@@ -19,29 +21,49 @@ class Mirror:
         self.folder = storage.folder if is_local else cache_folder() / "runs" / url.partition("://")[2]
         self._rank = process.rank
         self._published: dict[str, tuple[int, int]] = {}
-        names = [name.format(rank=self._rank) for name in RECORDS]
-        for name in [name for name in names if self._writer_of(name) == self._rank]:
-            if self._remote and self._remote.exists(name):
-                here, there = self.folder / name, self._remote.read(name)
+        if self._remote:
+            self._begin(self._remote)
+
+    def _begin(self, remote: Storage) -> None:
+        """What an earlier process left here and is not there any more goes; what is there is not brought there again, where it may be newer."""
+        names, there = [name.format(rank=self._rank) for name in RECORDS], set(remote.list())
+        for name, path in self._own():
+            if name not in there:
+                path.unlink()
+            elif name not in names:
+                self._published[name] = _state(path)
+        for name in names:
+            if name in there and self._writer_of(name) == self._rank:
+                here, stored = self.folder / name, remote.read(name)
                 # Another machine may have gone on since, and what is there reaches to the newest checkpoint: ours stays where it goes on from that.
-                if not (here.exists() and here.read_bytes().startswith(there)):
+                if not (here.exists() and here.read_bytes().startswith(stored)):
                     here.parent.mkdir(parents=True, exist_ok=True)
-                    here.write_bytes(there)
+                    here.write_bytes(stored)
 
     def publish(self) -> None:
         """Copies what changed since the last time. Raises DataError when the place can't be reached."""
         if self._remote is None:
             return
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: (path.name == INFO, path)):  # INFO last: a folder with it is whole
-            name, seen = path.relative_to(self.folder).as_posix(), path.stat()
-            state = seen.st_size, seen.st_mtime_ns
-            if self._writer_of(name) == self._rank and self._published.get(name) != state:
+        for name, path in sorted(
+            self._own(), key=lambda own: (own[1].name == INFO, own)
+        ):  # a folder with INFO is whole
+            state = _state(path)
+            if self._published.get(name) != state:
                 self._remote.write(name, path.read_bytes())
                 self._published[name] = state
+
+    def _own(self) -> list[tuple[str, Path]]:
+        """The files here that this rank writes, by name."""
+        files = [(path.relative_to(self.folder).as_posix(), path) for path in self.folder.rglob("*") if path.is_file()]
+        return [(name, path) for name, path in files if self._writer_of(name) == self._rank]
 
     @staticmethod
     def _writer_of(name: str) -> int:
         """The rank that writes a file: its own log; everything else is rank 0's."""
         number = name.removeprefix("logs/rank").removesuffix(".log")
         return int(number) if number.isdigit() else 0
+
+
+def _state(path: Path) -> tuple[int, int]:
+    seen = path.stat()
+    return seen.st_size, seen.st_mtime_ns

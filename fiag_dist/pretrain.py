@@ -27,7 +27,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import stage_at, total_steps
-from fiag_dist.start import check_formats, fresh_head, load_head
+from fiag_dist.start import check_formats, fresh_head, load_head, refuse_below, refuse_nonsense
 from fiag_dist.status import Teller, told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
@@ -49,6 +49,8 @@ BEGINS_WITH = (
 def main(argv: list[str]) -> int:
     """Trains a run folder to its end, going on from its newest checkpoint."""
     config = load(PretrainConfig, argv, prog="fiag-dist pretrain")
+    refuse_nonsense(config.train)
+    refuse_below({"init_identities": 1, "dry_run_world": 0, "neighbour_every": 0}, config)
     if config.dry_run_world:
         manifest = read_manifest(config.data)
         plan = dryrun.report(config, manifest, _assign(config, manifest, config.dry_run_world))

@@ -25,6 +25,8 @@ from fiag_dist.stages import FIELD_GROUPS
 from fiag_dist.storage import Storage
 from fiag_dist.types import ACTION_UNITS, BOUND_M, EXPRESSION_NAMES, IdentityMeta, Label, Shot
 
+LEAST = {"steps": 0, "frames_per_step": 1, "seed": 0, "keep": 0, "keep_every": 0, "watched": 0, "refused_at_most": 0}
+"""What numbers of `train` may be at least."""
 FRAMES_LOOKED_AT = 6
 """Frames of each identity that place and colour the first Gaussians."""
 SURFACE_SHARE = 0.55
@@ -46,7 +48,7 @@ def fresh_head(
     device: torch.device | str = "cpu",
 ) -> Head:
     """A head whose field, listener and mean face come from the training frames of `names`. The same arguments give the same head."""
-    refuse_contradictions(config)
+    refuse_nonsense(config)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     metas = [read_meta(storage, manifest.entry(name)) for name in names]
@@ -65,7 +67,7 @@ def load_head(config: TrainConfig, formats: Mapping[str, Any], shared: Mapping[s
 
     formats: as a checkpoint's info has them. Raises CheckpointError when `config` describes another model.
     """
-    refuse_contradictions(config)
+    refuse_nonsense(config)
     check_channels(formats)
     rest = shared["universal.rest_landmarks"]
     head = _empty(config, formats["id_dim"], formats["audio_dim"], formats["audio_window"], rest)
@@ -172,8 +174,16 @@ def settle(head: Head, storage: Storage, manifest: Manifest, meta: IdentityMeta,
         field.sh_dc[: len(field)] = (colors - 0.5) / SH_DC
 
 
-def refuse_contradictions(config: TrainConfig) -> None:
-    """Raises ConfigError when settings, each fine by itself, make no sense together."""
+def refuse_below(least: Mapping[str, int], settings: Any, prefix: str = "") -> None:
+    """Raises ConfigError for a number that is below what it can be. least: by name."""
+    for name, number in least.items():
+        if getattr(settings, name) < number:
+            raise ConfigError(f"{prefix}{name} is {getattr(settings, name)}; give {number} or more")
+
+
+def refuse_nonsense(config: TrainConfig) -> None:
+    """Raises ConfigError when a number is below what it can be, or when settings, each fine by itself, make no sense together."""
+    refuse_below(LEAST, config, "train.")
     identity, motion, loss, stages = config.model.identity, config.model.motion, config.loss, config.stages
     if not identity.enabled and loss.triplet:
         raise ConfigError(

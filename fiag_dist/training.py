@@ -209,7 +209,7 @@ class Training:
         thresholds = {"face": self.config.density.grad_face, "mouth": self.config.density.grad_mouth}
         generator = torch.Generator().manual_seed(_seed(self.config.seed, self.step))
         judged = max(self._judged, self.config.stages.landmark_steps)  # before it nothing is rendered
-        pruned = density.everybody_had_a_turn(judged, self.step, max(map(len, self.feed.ownership.lanes)))
+        pruned = density.everybody_had_a_turn(judged, self.step, map(len, self.feed.ownership.lanes))
         edits: dict[str, RowEdit] = {}
         for name, gaussians in self.head.fields.items():
             seen = self.statistics[name]

@@ -53,6 +53,8 @@ class Trained:
     plateau: Plateau
     skipped: int = 0
     """Steps of the motion stage that a plateau saved."""
+    seconds_before: float = 0.0
+    """What the processes took that were interrupted, up to the checkpoint that this one goes on from."""
 
     @property
     def steps(self) -> int:
@@ -75,6 +77,8 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
         _note_consent(job, report, threads)
         return
     open_storage(job.folder).delete(DONE)  # from here on the folder is no longer the answer to the job before
+    if not job.scratch:
+        open_storage(job.folder).delete(SCRATCH)  # what it was compared with
     began = time.time()
     sample = chosen_sample(job) if job.search.settings else job
     mirror = Mirror(job.folder, Process())
@@ -94,7 +98,7 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
     )
     tell("scoring")
     metrics = evaluate_identity(folder) | {
-        "seconds": round(time.time() - began, 1),
+        "seconds": round(trained.seconds_before + time.time() - began, 1),
         "steps": trained.steps,
         "skipped_steps": trained.skipped,
         "validation_psnr_db": trained.score_db,
@@ -139,6 +143,7 @@ def _note_consent(job: Job, report: Report, threads: int) -> None:
 
 def train(job: Job, report: Report, threads: int = 1) -> Trained:
     """Trains a job to its end, going on from its last checkpoint. Reports at every look at held-out frames and every checkpoint."""
+    began = time.time()
     use_threads(threads)
     here, mirror = Process(), Mirror(job.folder, Process())
     training = build(job)
@@ -167,6 +172,7 @@ def train(job: Job, report: Report, threads: int = 1) -> Trained:
         shared, optim = training.shared()
         personal = training.pool.tensors(job.name) | {"count": torch.tensor(training.feed.counts[job.name])}
         state = {"job": job.training_key, "looks": trained.plateau.scores_db, "skipped": trained.skipped}
+        state["seconds"] = trained.seconds_before + time.time() - began
         saving.save(work, checkpoint.FOLDER, training.step, shared, optim, {job.name: personal}, state, here, keep=1)
         mirror.publish()
         tell()
@@ -200,6 +206,7 @@ def _go_on(trained: Trained, job: Job, work: Storage) -> None:
     training.pool.load(job.name, personal)
     training.feed.restore({job.name: int(personal["count"])})
     trained.plateau.scores_db, trained.skipped = list(stored.info["looks"]), stored.info["skipped"]
+    trained.seconds_before = stored.info.get("seconds", 0.0)
 
 
 def build(job: Job) -> Training:

@@ -19,7 +19,10 @@ from fiag_dist.dist.checkpoint import COMMIT, EMBEDDING, EMBEDDINGS, FORMAT, OPT
 from fiag_dist.dist.process import Process, all_gather_object, all_true
 from fiag_dist.errors import CheckpointError, DataError, DistributedError
 from fiag_dist.stages import due
-from fiag_dist.storage import Storage
+from fiag_dist.storage import Storage, UnreachableError
+
+SEEN_WITHIN_S = 60.0
+"""How long the first rank waits for files that others have written."""
 
 Course = Generator[Callable[[], Any], list[Any], "Saved"]
 """A save: yields what to do next in the thread, is sent what that gave on every rank, and returns what became of it."""
@@ -60,7 +63,7 @@ class Saver:
         self._keep, self._keep_every = keep, keep_every
         self._beside, self._report = beside, report
         self._course: Course | None = None
-        self._phase: Future[tuple[Any, str | None]] = Future()
+        self._phase: Future[tuple[Any, DataError | None]] = Future()
         self._step = -1
         self._waited_s = 0.0
 
@@ -91,7 +94,8 @@ class Saver:
     def poll(self) -> None:
         """Goes on with the save that is under way, if its phase has ended on every rank; waits for nothing but the other ranks' coming here.
 
-        Raises CheckpointError on every rank when any of them could not write; checkpoints made before are then untouched.
+        Raises CheckpointError on every rank when any of them could not write, UnreachableError when a remote place that gives no answer is all that
+        stood in the way; checkpoints made before are then untouched.
         Raises DistributedError when the shared tensors differ between ranks; then nothing is committed.
         """
         if self._course and all_true(self._phase.done(), self._process.device):
@@ -108,11 +112,12 @@ class Saver:
     def _go_on(self, course: Course) -> None:
         began = time.perf_counter()
         reports = all_gather_object(self._phase.result())
-        failed = next(((rank, failure) for rank, (_, failure) in enumerate(reports) if failure), None)
+        failed = [(rank, failure) for rank, (_, failure) in enumerate(reports) if failure]
         if failed:
             self._course = None
-            raise CheckpointError(
-                f"checkpoint of step {self._step}: rank {failed[0]} could not write: {failed[1]}; the checkpoints before it are untouched"
+            is_passing = all(isinstance(failure, UnreachableError) for _, failure in failed)
+            raise (UnreachableError if is_passing else CheckpointError)(
+                f"checkpoint of step {self._step}: rank {failed[0][0]} could not write: {failed[0][1]}; the checkpoints before it are untouched"
             )
         try:
             self._phase = _in_thread(course.send([result for result, _ in reports]))
@@ -154,9 +159,21 @@ class Saver:
 
     def _commit(self, folder: str, commit: dict[str, Any]) -> None:
         if self._process.is_first:
+            self._see(folder, commit["files"])
             self._storage.write(f"{folder}/{COMMIT}", (json.dumps(commit, indent=1) + "\n").encode())
             if self._keep:
                 self._thin_out(folder)
+
+    def _see(self, folder: str, files: Mapping[str, Any]) -> None:
+        """Waits until what all ranks wrote is here: a shared folder may show another node's files some seconds later. Raises DataError when it isn't shared."""
+        until = time.monotonic() + SEEN_WITHIN_S
+        while missing := {f"{folder}/{path}" for path in files} - self._storage.sizes(folder).keys():
+            if time.monotonic() > until:
+                raise DataError(
+                    f"{self._storage.url}/{min(missing)} was written by another node, and is not there for this one; give --runs that all nodes share: "
+                    "s3://bucket/prefix or a shared folder"
+                )
+            time.sleep(0.5)
 
     def _thin_out(self, own: str) -> None:
         """Deletes older checkpoints beyond those to keep, and older folders that were never committed."""
@@ -189,15 +206,15 @@ def save(
     return folder[0]
 
 
-def _in_thread(action: Callable[[], Any]) -> Future[tuple[Any, str | None]]:
-    """Starts `action` -> its result, or the text of the DataError that it met. The thread holds up no exit: after an error a rank leaves at once."""
-    future: Future[tuple[Any, str | None]] = Future()
+def _in_thread(action: Callable[[], Any]) -> Future[tuple[Any, DataError | None]]:
+    """Starts `action` -> its result, or the DataError that it met. The thread holds up no exit: after an error a rank leaves at once."""
+    future: Future[tuple[Any, DataError | None]] = Future()
 
     def work() -> None:
         try:
             future.set_result((action(), None))
         except DataError as error:
-            future.set_result((None, str(error)))
+            future.set_result((None, type(error)(str(error))))  # without what led to it: it is sent to all ranks
         except BaseException as error:
             future.set_exception(error)
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 from ranks import Ranks
 
+from fiag_dist.dist import saving
 from fiag_dist.dist.checkpoint import load, newest
 from fiag_dist.dist.process import Process
 from fiag_dist.dist.saving import save
 from fiag_dist.errors import CheckpointError, DataError
-from fiag_dist.storage import LocalStorage, open_storage
+from fiag_dist.storage import LocalStorage, UnreachableError, open_storage
 
 SHARED = {"weight": torch.arange(4.0)}
 NAMES = {0: ("anna", "carl"), 1: ("bob",)}
@@ -25,14 +26,28 @@ class NoRoom(LocalStorage):
         super().write(path, data)
 
 
-def save_own(me: Process, url: str, step: int, full: bool = False) -> str:
-    storage = NoRoom(url) if full and me.rank == 1 else open_storage(url)
+class NoAnswer(LocalStorage):
+    """A place that one rank can't reach."""
+
+    def write(self, path: str, data: bytes) -> None:
+        if "identities" in path:
+            raise UnreachableError(f"{path}: 503 SlowDown")
+        super().write(path, data)
+
+
+def save_own(me: Process, url: str, step: int, of_second: type[LocalStorage] = LocalStorage) -> str:
+    storage = of_second(url) if me.rank == 1 else open_storage(url)
     own = {"rank": torch.tensor([me.rank])}
     people = {name: {"owner": torch.tensor([me.rank]), "embedding": torch.ones(2)} for name in NAMES[me.rank]}
     try:
         return save(storage, "checkpoints", step, SHARED, own, people, {"note": "x"}, me, keep=1)
-    except CheckpointError as error:
-        return str(error)
+    except (CheckpointError, UnreachableError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def save_apart(me: Process, url: str) -> str:
+    saving.SEEN_WITHIN_S = 1.0
+    return save_own(me, f"{url}/{me.rank}", 1)
 
 
 def test_every_rank_writes_its_own_and_anyone_reads_all(two: Ranks, tmp_path: Path) -> None:
@@ -47,11 +62,24 @@ def test_every_rank_writes_its_own_and_anyone_reads_all(two: Ranks, tmp_path: Pa
 
 def test_one_rank_without_room_is_an_error_on_all_and_costs_nothing(two: Ranks, tmp_path: Path) -> None:
     two.run(save_own, str(tmp_path), 1)
-    first, second = two.run(save_own, str(tmp_path), 2, True)
+    first, second = two.run(save_own, str(tmp_path), 2, NoRoom)
     assert first == second
-    assert first.startswith("checkpoint of step 2: rank 1 could not write: ")
+    assert first.startswith("CheckpointError: checkpoint of step 2: rank 1 could not write: ")
     assert newest(open_storage(tmp_path), "checkpoints") == "checkpoints/step-00000001"
     assert two.run(save_own, str(tmp_path), 2) == ["checkpoints/step-00000002"] * 2
+
+
+def test_a_place_that_does_not_answer_is_another_error_which_is_tried_again(two: Ranks, tmp_path: Path) -> None:
+    first, second = two.run(save_own, str(tmp_path), 1, NoAnswer)
+    assert first == second
+    assert first.startswith("UnreachableError: checkpoint of step 1: rank 1 could not write: identities/bob")
+
+
+def test_nodes_that_share_no_folder_are_told_at_their_first_checkpoint(two: Ranks, tmp_path: Path) -> None:
+    first, second = two.run(save_apart, str(tmp_path))
+    assert first == second
+    assert "identities/bob.safetensors was written by another node, and is not there for this one; give --runs" in first
+    assert newest(open_storage(tmp_path / "0"), "checkpoints") is None
 
 
 @pytest.mark.parametrize("step", [7])

@@ -246,6 +246,8 @@ def broken(adapted: Path, shards: Path, pretrained: Path, tmp_path_factory: pyte
         ("adapt {folder}/truncated --from {run} --out {folder}/out", "manifest"),
         ("adapt {shards} --from {run} --out {folder}/out --consent yes", "--consent"),
         ("adapt {shards} --from {run} --out {folder}/out --search lr,bath", "bath"),
+        ("adapt {shards} --from {run} --out {folder}/out --train.frames-per-step 4", "frames_per_step is 4"),
+        ("adapt {shards} --from {run} --out {folder}/out --retries -1", "retries is -1; give 0 or more"),
         ("pack {folder}/missing --out {folder}/packed", "missing"),
         ("evaluate {folder}/missing", "missing"),
         ("shards verify {folder}/truncated", "1 fault, named above"),

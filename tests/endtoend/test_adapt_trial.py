@@ -78,6 +78,7 @@ def test_what_was_cut_off_goes_on_to_the_same_bits(job: Job, tmp_path: Path) -> 
     seen: list[Progress] = []
     again = train(job, seen.append)
     assert seen[0].step == 20
+    assert again.seconds_before > 0
     for (name, tensor), other in zip(
         whole.training.head.state_dict().items(), again.training.head.state_dict().values(), strict=True
     ):

@@ -11,7 +11,8 @@ import torch
 from fiag_dist.dist.checkpoint import load, newest
 from fiag_dist.dist.process import Process
 from fiag_dist.dist.saving import save
-from fiag_dist.errors import CheckpointError, DataError
+from fiag_dist.errors import CheckpointError, DataError, guarded
+from fiag_dist.monitor import Monitor
 from fiag_dist.render import PngFolder
 from fiag_dist.storage import open_storage
 from fiag_dist.video import VideoWriter
@@ -48,6 +49,21 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:
     assert load(storage, "checkpoints/step-00000001").shared["w"].unique().tolist() == [1.0]
     save_at(small_disk, 3, mib=1.0)  # what was begun has left no part behind
     assert newest(storage, "checkpoints") == "checkpoints/step-00000003"
+
+
+def test_a_full_disk_met_by_the_record_is_one_line(small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def trains(_: list[str]) -> int:
+        monitor = Monitor(small_disk, Process())
+        with (small_disk / "rest").open("wb") as rest:
+            rest.write(bytes(3 << 20))
+        for step in range(1, 9999):
+            monitor.add(step, {"loss/total": 1.0}, every=1)
+        return 0
+
+    assert guarded(trains, []) == 2
+    assert capfd.readouterr().err.splitlines() == [
+        "fiag-dist: No space left on device; make room, and give the same command again"
+    ]
 
 
 def noise(size: int, seed: int = 0) -> np.ndarray:

@@ -54,6 +54,29 @@ def test_an_identity_is_copied_last_file_last(url: str, tmp_path: Path, monkeypa
     assert copied == ["identity.safetensors", "preview.mp4", "tb/events", "identity.json"]
 
 
+def test_what_was_deleted_or_replaced_there_does_not_come_back(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody takes their agreement back, or is adapted on another machine: what lies here of before says nothing any more."""
+    monkeypatch.setenv("FIAG_CACHE", str(tmp_path))
+    home, mirror = open_storage(f"{url}/anna"), Mirror(f"{url}/anna", Process())
+    here = open_storage(mirror.folder)
+    for name in ("identity.json", "identity.safetensors", "tb/events.1", "logs/rank0.log"):
+        here.write(name, b"first")
+    mirror.publish()
+    home.write("identity.safetensors", b"from another machine")
+    again = Mirror(home.url, Process())
+    again.publish()
+    assert home.read("identity.safetensors") == b"from another machine"
+    assert home.read("tb/events.1") == b"first"
+    home.delete("")
+    anew = Mirror(home.url, Process())
+    here.write("tb/events.2", b"second")
+    anew.publish()
+    assert home.list() == ["tb/events.2"]
+    assert here.list() == ["tb/events.2"]
+
+
 def test_a_run_that_moves_and_comes_back_keeps_all_of_its_record(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

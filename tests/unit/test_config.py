@@ -43,6 +43,21 @@ def test_an_unknown_key_ends_a_command_in_a_line(tmp_path: Path, capsys: pytest.
     assert "did you mean 'steps'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.keep", "-1"], "train.keep is -1; give 0 or more"),
+        (["--init-identities", "0"], "init_identities is 0; give 1 or more"),
+        (["--dry-run-world", "-1"], "dry_run_world is -1; give 0 or more"),
+    ],
+)
+def test_a_number_that_can_not_be_meant_ends_a_command_in_a_line(
+    words: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["pretrain", *words]) == 2
+    assert capsys.readouterr().err == f"fiag-dist: {says}\n"
+
+
 def test_exponent_without_a_point_is_a_number(tmp_path: Path) -> None:
     value = from_yaml(PretrainConfig, written(tmp_path, "train: {loss: {motion: 1e-4}}\n")).train.loss.motion
     assert isinstance(value, float)

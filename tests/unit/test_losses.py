@@ -223,10 +223,11 @@ def test_all_of_a_lane_have_had_a_turn_after_a_whole_round():
     for since in range(20):
         for until in range(since, since + 20):
             drawn = {draw(0, step, 1, names) for step in range(since, until)}
-            assert not density.everybody_had_a_turn(since, until, 7) or drawn == {*names}
-        assert density.everybody_had_a_turn(since, since + 13, 7)
-    assert not density.everybody_had_a_turn(8, 14, 7)
-    assert density.everybody_had_a_turn(7, 14, 7)
+            assert not density.everybody_had_a_turn(since, until, [7]) or drawn == {*names}
+        assert density.everybody_had_a_turn(since, since + 13, [7])
+    assert not density.everybody_had_a_turn(8, 14, [7])
+    assert density.everybody_had_a_turn(7, 14, [7])
+    assert not density.everybody_had_a_turn(7, 14, [7, 6]), "the shorter lane's rounds lie elsewhere"
 
 
 def test_a_gaussian_that_one_identity_needs_survives():

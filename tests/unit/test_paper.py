@@ -19,7 +19,7 @@ from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict
 from fiag_dist.errors import ConfigError
 from fiag_dist.shards.manifest import read_manifest, write_manifest
-from fiag_dist.start import refuse_contradictions
+from fiag_dist.start import refuse_nonsense
 from fiag_dist.storage import open_storage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -215,7 +215,7 @@ def test_each_experiment_asks_for_settings_that_go_together_and_fills_its_page(t
     assert all(len(numbers) == 2 for numbers in found.rows.values())
     for _, settings in lab.pretrained_with:
         tree = merged(to_dict(from_yaml(PretrainConfig, ROOT / "configs/pretrain_cpu.yaml")), settings)
-        refuse_contradictions(from_dict(PretrainConfig, tree).train)
+        refuse_nonsense(from_dict(PretrainConfig, tree).train)
     for settings in lab.adapted_with:
         from_dict(AdaptConfig, merged(to_dict(from_yaml(AdaptConfig, ROOT / "configs/adapt_fast.yaml")), settings))
     page = write_page(tmp_path, name, found, "made by hand").read_text()
@@ -287,6 +287,8 @@ def test_bars_are_as_long_as_their_numbers() -> None:
         (["table7"], "holds shards, but speech features"),
         (["fig8", "--held-out", "dora"], "--held-out dora: not in"),
         (["fig8", "--num-held-out", "2"], "two or more must be left"),
+        (["fig8", "--seeds", "0"], "seeds is 0; give 1 or more"),
+        (["fig8", "--num-held-out", "0"], "num_held_out is 0; give 1 or more"),
         (["fig8", "--tested", "dora"], "--tested dora: not held out"),
     ],
 )

@@ -27,7 +27,7 @@ from fiag_dist.monitor import Monitor
 from fiag_dist.pretrain import BEGINS_WITH, _info, build, identity_tensors
 from fiag_dist.rehearsal import Rehearsal
 from fiag_dist.stages import Stage
-from fiag_dist.start import refuse_contradictions
+from fiag_dist.start import refuse_nonsense
 from fiag_dist.storage import open_storage
 from fiag_dist.training import Training
 
@@ -153,6 +153,27 @@ def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path)
     shutil.move(tmp_path / "two", tmp_path / "moved")
     with pytest.raises(CheckpointError, match=line):
         bake_run(run, data=f"{tmp_path}/moved")
+
+
+def test_people_of_a_run_are_those_of_its_newest_checkpoint(tmp_path: Path) -> None:
+    """A step that was made anew has the name of the one before it, and a run may go on without somebody."""
+    url, run = tiny_identity.pack(tmp_path / "two", "ball", "twin"), tmp_path / "run"
+    with training(url, {}) as made:
+        info = _info(PretrainConfig(data=url, train=made.config), made)
+
+        def stage(*names: str) -> None:
+            kept = {name: identity_tensors(made, name) for name in names}
+            saving.save(open_storage(run), checkpoint.FOLDER, 0, *made.shared(), kept, info, Process(), keep=1)
+
+        stage("ball", "twin")
+        before = (bake_run(str(run)) / "ball" / "identity.safetensors").read_bytes()
+        first = (run / "identities" / "ball" / "identity.json").stat().st_mtime_ns
+        assert (bake_run(str(run)) / "ball" / "identity.json").stat().st_mtime_ns == first, "kept"
+        made.head.face_field.opacities.data -= 1
+        stage("ball")
+        people = bake_run(str(run))
+    assert (people / "ball" / "identity.safetensors").read_bytes() != before
+    assert not (people / "twin").exists()
 
 
 def test_what_only_a_first_step_asks_for_are_settings() -> None:
@@ -293,9 +314,11 @@ def test_k_of_the_hook_is_drawn_in_training_only() -> None:
         ({"optim": {"means": [0, 1e-6]}}, "train.optim.means goes from 0.0 to 1e-06: .* 0 0 to freeze it"),
         ({"optim": {"sh_dc": [1e-3, 0]}}, "train.optim.sh_dc goes from 0.001 to 0.0"),
         ({"optim": {"quats": [-1, -1]}}, "train.optim.quats goes from -1.0 to -1.0"),
+        ({"keep": -1}, "train.keep is -1; give 0 or more"),
+        ({"seed": -1}, "train.seed is -1; give 0 or more"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(variant: dict, line: str) -> None:
     with pytest.raises(ConfigError, match=line) as refused:
-        refuse_contradictions(from_dict(PretrainConfig, {"train": variant}).train)
+        refuse_nonsense(from_dict(PretrainConfig, {"train": variant}).train)
     assert "\n" not in str(refused.value)
