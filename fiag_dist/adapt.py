@@ -166,7 +166,10 @@ def _searched(command: AdaptCommand) -> Search:
 
 def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest, start: str) -> list[Job]:
     """One for each identity, without what this process alone knows: paths are absolute."""
-    entries = [manifest.entry(name) for name in dict.fromkeys(_asked(command, data, manifest))]
+    names = dict.fromkeys(_asked(command, data, manifest))
+    if BESIDE in names:
+        raise DataError(f"{BESIDE}: in --out this is where clips are packed; give the clip another name")
+    entries = [manifest.entry(name) for name in names]
     data, start, out = map(_absolute, (data, start, command.out))
     return [
         Job(e.name, data, start, f"{out}/{e.name}", command.settings, command.scratch, searched, e.sha256, e.consent)

@@ -28,7 +28,7 @@ from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import stage_at, total_steps
 from fiag_dist.start import check_formats, fresh_head, load_head, refuse_below, refuse_nonsense
-from fiag_dist.status import Teller, told
+from fiag_dist.status import Teller, refuse_a_second, told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
 
@@ -61,6 +61,8 @@ def main(argv: list[str]) -> int:
     if here.is_first:  # it takes some seconds
         print(f"{folder}: looks through {config.data} and at the run so far", flush=True)
     run_storage = open_storage(folder)
+    if here.is_first:
+        refuse_a_second(run_storage)
     training = build(config, here, open_storage(config.data), run_storage)
     if here.is_first and not training.done:  # a finished run keeps the settings that it was trained with
         command = f"{_launcher(here.world)} -m fiag_dist.pretrain {shlex.quote(f'{folder}/config.yaml')}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fiag_dist.dist.process import Process
-from fiag_dist.errors import DataError
+from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.storage import Storage
 
 FILE = "status.json"
@@ -105,6 +105,15 @@ def read(storage: Storage, folder: str = "") -> Status | None:
         return Status(**json.loads(storage.read(path)))
     except (ValueError, TypeError):
         return None
+
+
+def refuse_a_second(storage: Storage) -> None:
+    """Raises ConfigError when another process of this machine is at work on the run."""
+    last = read(storage)
+    if last and last.state == "running" and last.is_here and last.pid != os.getpid():
+        raise ConfigError(
+            f"{storage.url}: is being trained already, by process {last.pid} of this machine; wait for it, end it, or give another --name"
+        )
 
 
 def born(pid: int) -> str | None:

@@ -169,6 +169,7 @@ class TestJob:
 
     def test_another_job_takes_the_mark_of_the_one_before(self, tmp_path: Path, monkeypatch) -> None:
         job = job_in(tmp_path)
+        open_storage(job.folder).write(f"{trial.SCRATCH}/identity.json", b"{}")
         write_done(job)
 
         def interrupted(*_) -> None:
@@ -178,6 +179,7 @@ class TestJob:
         with pytest.raises(KeyboardInterrupt):
             trial.adapt_identity(dataclasses.replace(job, footage="5e"), lambda progress: None)
         assert not is_done(job)
+        assert not open_storage(job.folder).exists(trial.SCRATCH), "another job is compared with nothing of before"
 
     def test_how_it_is_run_is_no_part_of_the_question(self, tmp_path: Path) -> None:
         job = job_in(tmp_path)

@@ -15,6 +15,7 @@ import pytest
 
 from fiag_dist import cli, runs, status
 from fiag_dist.dist.process import Process
+from fiag_dist.errors import ConfigError
 from fiag_dist.storage import open_storage
 
 
@@ -72,10 +73,13 @@ def test_a_killed_run_has_crashed_although_it_never_said_so(tmp_path: Path) -> N
         assert run.stdout
         assert run.stdout.readline() == "said\n"
         assert (only(tmp_path).state, only(tmp_path).because) == ("running", f"process {run.pid} on this machine lives")
+        with pytest.raises(ConfigError, match=f"is being trained already, by process {run.pid} of this machine"):
+            status.refuse_a_second(open_storage(folder))
     finally:
         run.send_signal(signal.SIGKILL)
         run.communicate()
     assert (only(tmp_path).state, only(tmp_path).step) == ("crashed", 3)
+    status.refuse_a_second(open_storage(folder))  # whoever died goes on
 
 
 def test_a_process_number_that_is_used_again_is_not_the_run(tmp_path: Path) -> None:
