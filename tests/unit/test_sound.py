@@ -112,3 +112,24 @@ def test_tags_may_be_in_any_encoding(tmp_path: Path) -> None:
     data = path.read_bytes() + b"LIST" + len(info).to_bytes(4, "little") + info
     path.write_bytes(b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:])
     assert len(video.read_audio(path)) == 8_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("speech.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{}/secret.mp3\n#EXT-X-ENDLIST\n"),
+        ("speech.wav", "ffconcat version 1.0\nfile secret.mp3\n"),
+        ("speech.sdp", "v=0\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n"),
+    ],
+    ids=["hls", "concat", "sdp"],
+)
+def test_no_file_is_read_because_another_names_it(tmp_path: Path, name: str, text: str) -> None:
+    """A visitor's playlist of our own files would be heard in his browser."""
+    with av.open(str(tmp_path / "secret.mp3"), "w") as container:
+        stream = container.add_stream("mp3", rate=16_000, layout="mono")
+        mux_sound(container, stream, np.ones(32_000, np.int16), {k: k / 50 for k in range(100)})
+    (tmp_path / name).write_text(text.format(tmp_path))
+    with pytest.raises(
+        DataError, match=rf"{name}: is a playlist, which names other files; give the sound or the video"
+    ):
+        sound.Sound(tmp_path / name)
