@@ -24,6 +24,8 @@ Track = TypeVar("Track", av.VideoStream, av.AudioStream)
 def opened(path: str | Path) -> InputContainer:
     """A file to read from; close it. Raises DataError for a file that is missing, no video or sound, or names other files instead of holding any."""
     try:
+        if _is_read_once(Path(path)):
+            raise DataError(f"{path}: is a pipe or a device, and is read several times here; write it to a file first")
         # FFmpeg takes `12:30 take.mp4` for an address; tags may be in any encoding
         whole = str(Path(path).absolute())
         return av.open(whole, "r", options={"format_whitelist": _MEDIA}, metadata_errors="replace")
@@ -36,6 +38,11 @@ def opened(path: str | Path) -> InputContainer:
         raise DataError(
             f"{path}: can't be read as video or audio ({reason}); give a video (mp4, mov, mkv, webm ...) or a sound (wav, mp3, m4a ...)"
         ) from error
+
+
+def _is_read_once(path: Path) -> bool:
+    """Whether there is something to be read that is neither file nor folder; `-` is what many programs call their input."""
+    return not (path.is_file() or path.is_dir()) and (path.exists() or str(path) == "-")
 
 
 def _begins_with(path: str | Path, heads: tuple[bytes, ...]) -> bool:

@@ -1,5 +1,8 @@
 """The sound of files: aligned with their pictures, over holes and changes, no more of it than is asked for."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -133,3 +136,20 @@ def test_no_file_is_read_because_another_names_it(tmp_path: Path, name: str, tex
         DataError, match=rf"{name}: is a playlist, which names other files; give the sound or the video"
     ):
         sound.Sound(tmp_path / name)
+
+
+def test_what_can_be_read_but_once_is_refused_unread(tmp_path: Path) -> None:
+    """A named pipe that nobody writes to is waited for without end."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", "/dev/null", "-"):
+        with pytest.raises(DataError, match=f"^{path}: is a pipe or a device, .*; write it to a file first$"):
+            sound.Sound(path)
+    clipmaker.write_sound(tmp_path / "a.wav", np.ones(1600, np.float32))
+    code = "from fiag_dist.sound import Sound\ntry: print(Sound('/dev/stdin').seconds)\nexcept Exception as e: print(e)"
+    with (tmp_path / "a.wav").open("rb") as file:
+        said = subprocess.run(
+            [sys.executable, "-c", code], stdin=file, capture_output=True, text=True, timeout=60
+        ).stdout
+    assert said == "0.1\n", "a file by another name"
+    piped = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=60).stdout
+    assert piped.startswith("/dev/stdin: is a pipe or a device")
