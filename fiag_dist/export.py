@@ -20,6 +20,7 @@ from scipy.spatial import KDTree
 from fiag_dist import __version__
 from fiag_dist.actor import refuse_remote
 from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.listening import num_frames
 from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Person
 from fiag_dist.rehearsal import Rehearsal
@@ -132,8 +133,12 @@ def frames(identity: Identity, rehearsal: Rehearsal, audio: Path | None, first: 
         heard: Any = [next(islice(silence, info.fps // 2, None))] * (stop - first)
     else:
         sound = Sound(audio)
-        if 0 < sound.seconds < (stop - 1) / info.fps:
-            raise too_short  # before anything is written
+        if (
+            0 < sound.seconds < (stop - 1) / info.fps
+        ):  # by its headers, which estimate it where nothing says it (aac, mp3)
+            num_samples = sum(piece.shape[1] for piece in sound.pieces())
+            if num_frames(num_samples, info.fps) < stop:
+                raise too_short  # before anything is written
         heard = islice(identity.listen(sound.pieces()), first, stop)
     t = first
     for window in heard:

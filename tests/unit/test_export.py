@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import clipmaker
 import gsply
 import numpy as np
 import pytest
@@ -129,6 +131,18 @@ def test_a_frame_is_that_of_the_rendering(home: Path, ball: Identity, tmp_path: 
     assert (one.means - read(tmp_path / "frames" / "000005.ply").means).abs().max() > 1e-5, "speech moves it"
     silent = next(export.frames(ball, Rehearsal(ball.actor), None, 7, 8))
     assert (one.means - silent.face.means).abs().max() > 1e-5
+
+
+def test_a_frame_that_only_the_headers_lack_is_there(home: Path, tmp_path: Path) -> None:
+    """Bare AAC says nothing of its length; FFmpeg takes 10 s that begin with noise for 4."""
+    samples = np.zeros(160_000, np.float32)
+    samples[:16_000] = np.random.default_rng(0).uniform(-0.6, 0.6, 16_000)
+    with av.open(str(tmp_path / "speech.aac"), "w") as container:
+        clipmaker._encode_sound(container, container.add_stream("aac", rate=16_000, layout="mono"), samples)
+    argv = [str(home / "ball"), "--audio", str(tmp_path / "speech.aac"), "--frame"]
+    assert export.main([*argv, "249", "--out", str(tmp_path / "249.ply")]) == 0
+    with pytest.raises(ConfigError, match=r"frame 253: .* ends before it"):
+        export.main([*argv, "253", "--out", str(tmp_path / "253.ply")])
 
 
 def test_the_header_is_that_of_other_writers(home: Path, tmp_path: Path) -> None:
