@@ -120,9 +120,22 @@ def refuse_remote(path: Path, written: bool = False) -> None:
     raise ConfigError(f"{rule}; copy it here first: aws s3 cp --recursive {url} {path.name}")
 
 
+def refuse_unreadable(folder: Path, *names: str) -> None:
+    """Raises DataError where files of an identity folder are there and can't be read; what is missing, or damaged, is told by who reads it."""
+    for name in names:
+        try:
+            if (folder / name).is_file():
+                (folder / name).open("rb").close()
+        except OSError as error:
+            raise DataError(
+                f"identity {folder}: {name} can't be read ({error.strerror}); check its rights, and the folder's"
+            ) from error
+
+
 def load_info(folder: Path) -> IdentityInfo:
     """Raises DataError when the folder holds no identity, or one of another version, ConfigError when it is on S3."""
     refuse_remote(folder)
+    refuse_unreadable(folder, INFO, TENSORS)
     path = folder / INFO
     if folder.is_file():
         raise DataError(f"identity {folder}: is a file; give the folder that it lies in: {folder.parent}")

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from fiag_dist.actor import refuse_unreadable
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.span import spikes
 from fiag_dist.types import ACTION_UNITS, EXPRESSION_NAMES, GAZE, STILL, Frame, IdentityMeta
@@ -124,6 +125,7 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
     size, fps: of the identity. Raises DataError when a file is missing, damaged or of another size.
     """
     again = "adapt the clip again"
+    refuse_unreadable(folder, VIDEO, POSES)
     for name in (VIDEO, POSES):
         if not (folder / name).is_file():
             raise DataError(f"identity {folder}: no {name} in it, and heads are rendered over it; {again}")

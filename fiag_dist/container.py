@@ -97,4 +97,5 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError) as error:
         reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise DataError(f"{path}: can't be written ({reason}); make room, or give another place") from error
+        mend = "check the rights there" if isinstance(error, PermissionError) else "make room"
+        raise DataError(f"{path}: can't be written ({reason}); {mend}, or give another place") from error

@@ -19,6 +19,7 @@ from scipy.spatial import KDTree
 
 from fiag_dist import __version__
 from fiag_dist.actor import refuse_remote
+from fiag_dist.container import writing
 from fiag_dist.errors import ConfigError, guarded
 from fiag_dist.listening import num_frames
 from fiag_dist.model.field import PARAMETERS
@@ -156,11 +157,12 @@ def main(argv: list[str]) -> int:
     first, stop = _range(command)
     if not command.sequence and command.out.suffix.lower() != ".ply":
         raise ConfigError(f"--out {command.out}: the rule is a name that ends in .ply, or --sequence A:B and a folder")
-    if command.sequence and (command.out.is_file() or command.out.suffix):
-        raise ConfigError(
-            f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
-        )
-    _refuse_others(command, first, stop)
+    with writing(command.out):
+        if command.sequence and (command.out.is_file() or command.out.suffix):
+            raise ConfigError(
+                f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
+            )
+        _refuse_others(command, first, stop)
     identity = Identity.load(command.identity)
     rehearsal = Rehearsal(identity.actor)
     people = [rehearsal.rest] if command.frame == "neutral" and not command.sequence else None

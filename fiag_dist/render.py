@@ -57,11 +57,11 @@ class PngFolder:
 
     def __init__(self, folder: Path):
         """Raises ConfigError for a folder that holds something: frames of two renderings must not mix. DataError for one that can't be made."""
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            raise ConfigError(
-                f"--out {folder}: holds something already; give a new or empty folder for the frames, or a name that ends in .mp4"
-            )
         with writing(folder):
+            if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+                raise ConfigError(
+                    f"--out {folder}: holds something already; give a new or empty folder for the frames, or a name that ends in .mp4"
+                )
             folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._count = folder, 0
 

@@ -11,6 +11,7 @@ import pytest
 import tiny_identity as tiny
 import torch
 from plyfile import PlyData
+from rights import as_nobody
 from test_render import write_wav
 
 from fiag_dist import export
@@ -183,3 +184,23 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
             export.main(argv)
         assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["000001.ply", "scan.ply", "scans"]
+
+
+def test_a_place_that_takes_no_files_is_one_line(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    long = "n" * 252
+    for argv, message in (
+        (
+            ["--out", "closed/x.ply"],
+            r"^closed/x\.ply: can't be written \(Permission denied\); check the rights there, or",
+        ),
+        (
+            ["--out", "closed", "--sequence", "0:2"],
+            r"^closed: can't be written \(Permission denied\); check the rights",
+        ),
+        (["--out", f"{long}.ply"], rf"^{long}\.ply: can't be written \(File name too long\); make room, or give"),
+    ):
+        with as_nobody(), pytest.raises(DataError, match=message):
+            export.main([str(home / "ball"), *argv])

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny_identity as tiny
+from rights import as_nobody
 
 from fiag_dist import cli, provenance, render, video
 from fiag_dist.errors import ConfigError, DataError
@@ -149,6 +150,17 @@ def test_frames_in_a_place_that_takes_no_folder_are_one_line(tmp_path: Path) -> 
         DataError, match=r"file/frames: can't be written \(Not a directory\); make room, or give another"
     ):
         render.PngFolder(tmp_path / "file" / "frames")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "frames").mkdir(mode=0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    with (
+        as_nobody(),
+        pytest.raises(DataError, match=r"^frames: can't be written \(Permission denied\); check the rights"),
+    ):
+        render.PngFolder(Path("frames"))
 
 
 @pytest.mark.parametrize(("seconds", "rate", "channels"), [(0.4, 44100, 2), (1.51, 16000, 1), (0.333, 96000, 1)])
