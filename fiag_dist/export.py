@@ -158,9 +158,9 @@ def main(argv: list[str]) -> int:
     if not command.sequence and command.out.suffix.lower() != ".ply":
         raise ConfigError(f"--out {command.out}: the rule is a name that ends in .ply, or --sequence A:B and a folder")
     with writing(command.out):
-        if command.sequence and (command.out.is_file() or command.out.suffix):
+        if command.sequence and not command.out.is_dir() and (command.out.exists() or command.out.suffix):
             raise ConfigError(
-                f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
+                f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files, which must be there if its name has a dot"
             )
         _refuse_others(command, first, stop)
     identity = Identity.load(command.identity)

@@ -87,7 +87,7 @@ def render(command: RenderCommand, console: Console) -> int:
         is_folder = out.is_dir()  # refuses names that are too long
     if not is_video and out.suffix and not is_folder:
         raise ConfigError(
-            f"--out {out}: the video is an mp4; give a name that ends in .mp4, or a folder for PNG frames"
+            f"--out {out}: the video is an mp4; give a name that ends in .mp4, or a folder for PNG frames, which must be there if its name has a dot"
         )
     if is_video and is_folder:
         raise ConfigError(f"--out {out}: is a folder; give the name of the video to write in it")

@@ -119,17 +119,23 @@ def test_a_merged_mouth_does_not_grow_through_the_lips(ball: Identity) -> None:
 def test_a_frame_is_that_of_the_rendering(home: Path, ball: Identity, tmp_path: Path) -> None:
     argv = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--branch", "face"]
     assert export.main([*argv, "--frame", "7", "--out", str(tmp_path / "7.ply")]) == 0
-    assert export.main([*argv, "--sequence", "5:9", "--out", str(tmp_path / "frames")]) == 0
-    names = sorted(path.name for path in (tmp_path / "frames").iterdir())
+    frames = tmp_path / "frames.v2"
+    with pytest.raises(ConfigError, match="a folder for the numbered files, which must be there if its name has a dot"):
+        export.main([*argv, "--sequence", "5:9", "--out", str(frames)])
+    frames.mkdir()
+    assert export.main([*argv, "--sequence", "5:9", "--out", str(frames)]) == 0
+    names = sorted(path.name for path in frames.iterdir())
     assert names == [f"{i:06d}.ply" for i in range(5, 9)]
-    one, seventh = read(tmp_path / "7.ply"), read(tmp_path / "frames" / "000007.ply")
+    one, seventh = read(tmp_path / "7.ply"), read(frames / "000007.ply")
     torch.testing.assert_close(one.means, seventh.means)
-    assert export.main([*argv, "--sequence", "4:9", "--out", str(tmp_path / "frames")]) == 0, "the same, and one more"
-    with pytest.raises(ConfigError, match=r"frames: holds 3 other \.ply files \(000004\.ply \.\.\.\), which would be"):
-        export.main([*argv, "--sequence", "7:9", "--out", str(tmp_path / "frames")])
+    assert export.main([*argv, "--sequence", "4:9", "--out", str(frames)]) == 0, "the same, and one more"
+    with pytest.raises(
+        ConfigError, match=r"frames\.v2: holds 3 other \.ply files \(000004\.ply \.\.\.\), which would be"
+    ):
+        export.main([*argv, "--sequence", "7:9", "--out", str(frames)])
     people: list[Person] = list(export.frames(ball, Rehearsal(ball.actor), home / "speech.wav", 5, 9))
     same(tmp_path / "7.ply", people[2].face)
-    assert (one.means - read(tmp_path / "frames" / "000005.ply").means).abs().max() > 1e-5, "speech moves it"
+    assert (one.means - read(frames / "000005.ply").means).abs().max() > 1e-5, "speech moves it"
     silent = next(export.frames(ball, Rehearsal(ball.actor), None, 7, 8))
     assert (one.means - silent.face.means).abs().max() > 1e-5
 

@@ -132,7 +132,10 @@ def _pairs(shown: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]
 
 def test_png_frames_hold_what_a_video_shows(home: Path, ball: Identity, tmp_path: Path) -> None:
     argv = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--background", "alpha"]
-    out = tmp_path / "frames"
+    out = tmp_path / "take1.5"
+    with pytest.raises(ConfigError, match="a folder for PNG frames, which must be there if its name has a dot"):
+        render.main([*argv, "--out", str(out)])
+    out.mkdir()
     assert render.main([*argv, "--out", str(out)]) == 0
     names = sorted(path.name for path in out.iterdir())
     assert names == [*(f"{i:06d}.png" for i in range(10)), "provenance.json"]
