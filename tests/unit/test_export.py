@@ -1,5 +1,6 @@
 """Exported .ply files: read by another reader and rendered, they are what we render."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,7 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([*ball, *ply, "--frame", "10", "--audio", str(home / "speech.wav")], "ends before it"),
         ([*ball, *folder, "--sequence", "5"], "A:B with 0 <= A < B"),
         ([*ball, *folder, "--sequence", "5:5"], "A:B with 0 <= A < B"),
+        ([*ball, *folder, "--sequence", "0:\u00b2"], "A:B with 0 <= A < B"),
         ([*ball, *folder, "--sequence", "5:6", "--frame", "3"], "one of the two"),
         ([*ball, *ply, "--sequence", "5:6"], "a folder for the numbered files"),
         ([*ball, *folder, "--sequence", "8:20", "--audio", str(home / "speech.wav")], "frame 19: .* ends before it"),
@@ -190,6 +192,18 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
             export.main(argv)
         assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["000001.ply", "scan.ply", "scans"]
+
+
+def test_only_names_that_are_there_are_looked_at(home: Path, tmp_path: Path) -> None:
+    """A million frames took minutes, and their names the memory, before anything was said."""
+    (tmp_path / "000001.ply").write_text("ply\nformat ascii 1.0\ncomment my own\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match=r"000001\.ply: is there, and not from fiag-dist export"):
+            export.main([str(home / "ball"), "--sequence", "0:200000", "--out", str(tmp_path)])
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_place_that_takes_no_files_is_one_line(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
