@@ -153,6 +153,8 @@ def main(argv: list[str]) -> int:
     """The command. Returns 0. Raises ConfigError, DataError or WeightsError."""
     command = tyro.cli(ExportCommand, args=argv, prog="fiag-dist export")
     refuse_remote(command.out, written=True)
+    if command.audio:
+        refuse_remote(command.audio, is_file=True)
     first, stop = _range(command)
     if not command.sequence and command.out.suffix.lower() != ".ply":
         raise ConfigError(f"--out {command.out}: the rule is a name that ends in .ply, or --sequence A:B and a folder")

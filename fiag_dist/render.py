@@ -83,6 +83,7 @@ def render(command: RenderCommand, console: Console) -> int:
     """Renders under a progress bar. Returns the number of frames. Raises ConfigError, DataError or WeightsError."""
     out, is_video = command.out, command.out.suffix.lower() == ".mp4"
     refuse_remote(out, written=True)
+    refuse_remote(command.audio, is_file=True)
     with writing(out):
         is_folder = out.is_dir()  # refuses names that are too long
     if not is_video and out.suffix and not is_folder:

@@ -13,6 +13,7 @@ import numba
 import torch
 import tyro
 
+from fiag_dist.actor import refuse_remote
 from fiag_dist.errors import ConfigError, guarded
 from fiag_dist.sound import Sound
 from fiag_dist.synthesize import Identity
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> int:
     if importlib.util.find_spec("viser") is None:
         raise ConfigError(f"view: the page needs a package that is not installed; run: {HINT}")
     check_address(command.host, command.port)
+    if command.audio:
+        refuse_remote(command.audio, is_file=True)
     torch.set_num_threads(1)  # a frame's networks are too small to be worth sharing out
     numba.set_num_threads(max(1, min(numba.get_num_threads() - 1, 8)))  # one core is the browser's
     show = Show(Identity.load(command.identity))

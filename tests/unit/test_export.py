@@ -185,6 +185,10 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([*ball, "--sequence", "0:2", "--out", str(tmp_path / "scans")], r"000001\.ply: is there, and not from"),
         ([str(tmp_path), *ply], r"no identity\.json"),
         (["s3://b/ids/anna", *ply], r"^s3://b/ids/anna: .* aws s3 cp --recursive s3://b/ids/anna anna$"),
+        (
+            [*ball, *ply, "--audio", "s3://b/a.wav"],
+            r"^s3://b/a\.wav: .* copy it here first: aws s3 cp s3://b/a\.wav a\.wav$",
+        ),
         ([*ball, "--out", "s3://b/x.ply"], r"^s3://b/x\.ply: .* aws s3 cp x\.ply s3://b/x\.ply$"),
     ]
     for argv, message in cases:

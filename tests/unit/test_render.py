@@ -260,6 +260,10 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([str(tmp_path / "x.avi")], r"ends in \.mp4"),
         ([str(tmp_path / f"{'n' * 252}.mp4")], r"can't be written \(File name too long\)"),
         (["s3://b/talk.mp4"], r"^s3://b/talk\.mp4: .* copy it then: aws s3 cp talk\.mp4 s3://b/talk\.mp4$"),
+        (
+            [str(tmp_path / "x.mp4"), "--audio", "s3://b/a.wav"],
+            r"^s3://b/a\.wav: .* copy it here first: aws s3 cp s3://b/a\.wav a\.wav$",
+        ),
         ([str(tmp_path / "x.mp4"), "--pose", "ball"], "SHARDS/IDENTITY"),
         ([str(tmp_path / "x.mp4"), "--pose", f"{home}/data/bal"], "did you mean 'ball'"),
         ([str(tmp_path / "x.mp4"), "--expression", f"{tmp_path}/none/ball"], "no such file"),

@@ -155,6 +155,11 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
             ([str(folder), "--port", "0", "--host", "203.0.113.7"], ConfigError, "203.0.113.7.*give a --host that is"),
             ([str(folder), "--host", "no.such.invalid"], ConfigError, "^--host no.such.invalid: leads to no address"),
             ([str(tmp_path), "--port", "0"], DataError, r"no identity\.json in it"),
+            (
+                [str(folder), "--port", "0", "--audio", "s3://b/a.wav"],
+                ConfigError,
+                r"^s3://b/a\.wav: .* copy it here first: aws s3 cp s3://b/a\.wav a\.wav$",
+            ),
             ([str(folder), "--port", "0", "--audio", str(tmp_path / "no.wav")], DataError, "No such file"),
         ]
         for argv, kind, message in cases:
