@@ -132,12 +132,16 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
     try:
         with np.load(io.BytesIO((folder / POSES).read_bytes()), allow_pickle=False) as stored:
             poses = {name: stored[name] for name in stored.files}
-            num = len(poses["index"])
+            num = poses["index"].size
             poses = _up_to_date(poses, num)
-            found = {name: poses[name].shape for name in ("viewmats", "K", "expressions", "swing")}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            found = {name: poses[name].shape for name in ("index", "viewmats", "K", "expressions", "swing")}
+            for name in found:
+                if not np.isfinite(poses[name]).all():
+                    raise ValueError(f"{name}: not all numbers are finite")
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"identity {folder}: {POSES} is damaged ({error}); {again}") from error
     shapes = {
+        "index": (num,),
         "viewmats": (num, 4, 4),
         "K": (3, 3),
         "expressions": (num, len(EXPRESSION_NAMES)),
