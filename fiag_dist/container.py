@@ -50,9 +50,14 @@ def _begins_with(path: str | Path, heads: tuple[bytes, ...]) -> bool:
         return file.read(16).startswith(heads)
 
 
+def video_tracks(container: InputContainer) -> list[av.VideoStream]:
+    """All that are no cover pictures; where nothing here decodes one, it has no codec context."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
 def video_track(container: InputContainer, path: str | Path) -> av.VideoStream | None:
     """The first one that is no cover picture; None where there is none. Raises DataError where nothing here decodes it."""
-    return _decodable([s for s in container.streams.video if not s.disposition & Disposition.attached_pic], path)
+    return _decodable(video_tracks(container), path)
 
 
 def audio_track(container: InputContainer, path: str | Path) -> av.AudioStream | None:

@@ -25,6 +25,14 @@ def test_sound_is_aligned_with_the_first_frame(tmp_path: Path, click_s: float) -
     assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(click_s - 0.5, abs=0.002)
 
 
+def test_speech_needs_no_pictures_that_can_be_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "film.mkv"
+    write_at(path, [0.5 + k / 25 for k in range(25)], audio_at_s=0.7)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_XXXXXXXXXXXXX"))
+    wav = video.read_audio(path)
+    assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(0.2, abs=0.002)
+
+
 @pytest.mark.parametrize("start_s", [0.0, 0.5, 1.0])
 def test_a_hole_in_the_sound_is_silent_and_moves_nothing(tmp_path: Path, start_s: float) -> None:
     path = tmp_path / "muted.mkv"
