@@ -109,20 +109,33 @@ def save_actor(folder: Path, actor: Actor, info: IdentityInfo) -> None:
     storage.write(INFO, (json.dumps(plain, indent=1) + "\n").encode())
 
 
-def refuse_remote(path: Path, written: bool = False) -> None:
-    """Raises ConfigError for an s3:// address: identities are used, and what is made with them is `written`, on this machine."""
+def refuse_remote(path: Path, written: bool = False, is_file: bool = False) -> None:
+    """Raises ConfigError for an s3:// address: identities, and the one file of a sound, are used, and what is made with them is `written`, on this machine."""
     if path.parts[:1] != ("s3:",):  # a path keeps one of the slashes
         return
     url = f"s3://{'/'.join(path.parts[1:])}"
     rule = f"{url}: evaluate, render, view, export and identity work with files on this machine"
     if written:
         raise ConfigError(f"{rule}; give a name here, and copy it then: aws s3 cp {path.name} {url}")
-    raise ConfigError(f"{rule}; copy it here first: aws s3 cp --recursive {url} {path.name}")
+    raise ConfigError(f"{rule}; copy it here first: aws s3 cp {'' if is_file else '--recursive '}{url} {path.name}")
+
+
+def refuse_unreadable(folder: Path, *names: str) -> None:
+    """Raises DataError where files of an identity folder are there and can't be read; what is missing, or damaged, is told by who reads it."""
+    for name in names:
+        try:
+            if (folder / name).is_file():
+                (folder / name).open("rb").close()
+        except OSError as error:
+            raise DataError(
+                f"identity {folder}: {name} can't be read ({error.strerror}); check its rights, and the folder's"
+            ) from error
 
 
 def load_info(folder: Path) -> IdentityInfo:
     """Raises DataError when the folder holds no identity, or one of another version, ConfigError when it is on S3."""
     refuse_remote(folder)
+    refuse_unreadable(folder, INFO, TENSORS)
     path = folder / INFO
     if folder.is_file():
         raise DataError(f"identity {folder}: is a file; give the folder that it lies in: {folder.parent}")

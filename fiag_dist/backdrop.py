@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from fiag_dist.actor import refuse_unreadable
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.span import spikes
 from fiag_dist.types import ACTION_UNITS, EXPRESSION_NAMES, GAZE, STILL, Frame, IdentityMeta
@@ -124,18 +125,23 @@ def read_backdrop(folder: Path, size: int, fps: int) -> Loop:
     size, fps: of the identity. Raises DataError when a file is missing, damaged or of another size.
     """
     again = "adapt the clip again"
+    refuse_unreadable(folder, VIDEO, POSES)
     for name in (VIDEO, POSES):
         if not (folder / name).is_file():
             raise DataError(f"identity {folder}: no {name} in it, and heads are rendered over it; {again}")
     try:
         with np.load(io.BytesIO((folder / POSES).read_bytes()), allow_pickle=False) as stored:
             poses = {name: stored[name] for name in stored.files}
-            num = len(poses["index"])
+            num = poses["index"].size
             poses = _up_to_date(poses, num)
-            found = {name: poses[name].shape for name in ("viewmats", "K", "expressions", "swing")}
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            found = {name: poses[name].shape for name in ("index", "viewmats", "K", "expressions", "swing")}
+            for name in found:
+                if not np.isfinite(poses[name]).all():
+                    raise ValueError(f"{name}: not all numbers are finite")
+    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"identity {folder}: {POSES} is damaged ({error}); {again}") from error
     shapes = {
+        "index": (num,),
         "viewmats": (num, 4, 4),
         "K": (3, 3),
         "expressions": (num, len(EXPRESSION_NAMES)),

@@ -98,7 +98,7 @@ def dispatch(argv: list[str]) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console script. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM."""
+    """The console script. Returns the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
     return guarded(dispatch, argv)
 
 

@@ -13,24 +13,51 @@ from fiag_dist.errors import DataError
 
 LONGEST_HOLE_S = 3600.0
 """More than this between two time stamps is no muted microphone and no still picture: one is wrong, and would fill the memory."""
+_HOLD_NOTHING = {"avisynth", "concat", "dash", "hls", "imf", "rtp", "rtsp", "sap", "sdp", "vapoursynth", "vobsub"}
+"""Formats that name other files or addresses, which FFmpeg reads as it opens them: a file that a visitor gives must not get at ours."""
+_MEDIA = ",".join(sorted(av.formats_available - _HOLD_NOTHING))
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"v=0", b"# VobSub")
+"""How files of such formats begin."""
 Track = TypeVar("Track", av.VideoStream, av.AudioStream)
 
 
 def opened(path: str | Path) -> InputContainer:
-    """A file to read from; close it. Raises DataError for a file that is missing or no video or sound."""
+    """A file to read from; close it. Raises DataError for a file that is missing, no video or sound, or names other files instead of holding any."""
     try:
+        if _is_read_once(Path(path)):
+            raise DataError(f"{path}: is a pipe or a device, and is read several times here; write it to a file first")
         # FFmpeg takes `12:30 take.mp4` for an address; tags may be in any encoding
-        return av.open(str(Path(path).absolute()), "r", metadata_errors="replace")
+        whole = str(Path(path).absolute())
+        return av.open(whole, "r", options={"format_whitelist": _MEDIA}, metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError) as error:
+        if isinstance(error, av.ArgumentError) and _begins_with(path, _PLAYLISTS):
+            raise DataError(
+                f"{path}: is a playlist, which names other files; give the sound or the video itself (wav, mp3, mp4 ...)"
+            ) from error
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
             f"{path}: can't be read as video or audio ({reason}); give a video (mp4, mov, mkv, webm ...) or a sound (wav, mp3, m4a ...)"
         ) from error
 
 
+def _is_read_once(path: Path) -> bool:
+    """Whether there is something to be read that is neither file nor folder; `-` is what many programs call their input."""
+    return not (path.is_file() or path.is_dir()) and (path.exists() or str(path) == "-")
+
+
+def _begins_with(path: str | Path, heads: tuple[bytes, ...]) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(16).startswith(heads)
+
+
+def video_tracks(container: InputContainer) -> list[av.VideoStream]:
+    """All that are no cover pictures; where nothing here decodes one, it has no codec context."""
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
 def video_track(container: InputContainer, path: str | Path) -> av.VideoStream | None:
     """The first one that is no cover picture; None where there is none. Raises DataError where nothing here decodes it."""
-    return _decodable([s for s in container.streams.video if not s.disposition & Disposition.attached_pic], path)
+    return _decodable(video_tracks(container), path)
 
 
 def audio_track(container: InputContainer, path: str | Path) -> av.AudioStream | None:
@@ -75,4 +102,5 @@ def writing(path: str | Path) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError) as error:
         reason = "its folder is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise DataError(f"{path}: can't be written ({reason}); make room, or give another place") from error
+        mend = "check the rights there" if isinstance(error, PermissionError) else "make room"
+        raise DataError(f"{path}: can't be written ({reason}); {mend}, or give another place") from error

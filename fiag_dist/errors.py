@@ -9,7 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 
@@ -53,21 +53,26 @@ CHECKED = "FIAG_CHECKED"
 """Environment variable: at 1, kernels refuse numbers that are not finite. Processes that a command starts inherit it."""
 
 
+def endings() -> list[signal.Signals]:
+    """Signals that end a command: SIGTERM, and SIGHUP of a terminal that is closed, unless it is ignored (nohup)."""
+    return [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Runs a command's `main(argv)` and returns the exit status: how every command, `python -m fiag_dist.X` included, meets a user's mistake.
 
-    A FiagError becomes one line on stderr and 2, a full disk too, wherever it is met; Ctrl-C becomes 130, SIGTERM 143. Anything else is a bug of ours and
-    keeps its traceback. `--debug` (anywhere in `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode on, for this
-    process and those it starts.
-    A reader that has seen enough (`| head`) ends it with 141, as it ends other programs. `argv` None: the process's own arguments.
+    A FiagError becomes one line on stderr and 2, a full disk too, wherever it is met; Ctrl-C becomes 130, SIGTERM 143, SIGHUP 129. Anything else is a bug
+    of ours and keeps its traceback. `--debug` (anywhere in `argv`, taken out before `main` sees it) adds the traceback to that line and turns checked mode
+    on, for this process and those it starts. A reader that has seen enough (`| head`) ends it with 141, as it ends other programs. `argv` None: the
+    process's own arguments.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    debug, terminated = "--debug" in args, threading.Event()
+    debug, ended_by = "--debug" in args, []
     if debug:
         os.environ[CHECKED] = "1"
     try:
         try:
-            with _termination_as_interrupt(terminated):
+            with _endings_as_interrupt(ended_by):
                 return main([arg for arg in args if arg != "--debug"])
         finally:
             sys.stdout.flush()
@@ -87,27 +92,31 @@ def guarded(main: Callable[[list[str]], int], argv: Sequence[str] | None = None)
         print(f"fiag-dist: {where}{error.strerror}; make room, and give the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"fiag-dist: stopped by {'SIGTERM' if terminated.is_set() else 'Ctrl-C'}", file=sys.stderr)
-        return 143 if terminated.is_set() else 130
+        number = ended_by[0] if ended_by else signal.SIGINT
+        with suppress(OSError):  # the terminal is gone
+            print(f"fiag-dist: stopped by {'Ctrl-C' if number == signal.SIGINT else number.name}", file=sys.stderr)
+        return 128 + number
 
 
 @contextmanager
-def _termination_as_interrupt(terminated: threading.Event) -> Iterator[None]:
-    """SIGTERM ends the body as Ctrl-C does, and is noted, since Ray makes an interrupt of its own of ours; a second one does not disturb the end."""
+def _endings_as_interrupt(ended_by: list[signal.Signals]) -> Iterator[None]:
+    """SIGTERM and SIGHUP end the body as Ctrl-C does, and are noted, since Ray makes an interrupt of its own of ours; a second does not disturb the end."""
 
     def interrupt(number: int, _: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        terminated.set()
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)
+        ended_by.append(signal.Signals(number))
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # others can't be told of signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in endings()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _nobody_reads() -> bool:

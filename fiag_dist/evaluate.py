@@ -67,6 +67,7 @@ def main(argv: list[str]) -> int:
             "no folder given; name identity folders, or a folder of them as `fiag-dist adapt --out` wrote it"
         )
     if command.audio:
+        refuse_remote(command.audio, is_file=True)
         Sound(command.audio)  # what can't be heard is said now, and not after all else
     folders = dict.fromkeys(
         bake_run(str(f), data=command.data) if (f / checkpoint.FOLDER).is_dir() else f for f in command.folders

@@ -7,7 +7,7 @@ opacity (logit), scale (3, log), rot (wxyz). Metres in the head frame: y up, z o
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ from scipy.spatial import KDTree
 
 from fiag_dist import __version__
 from fiag_dist.actor import refuse_remote
+from fiag_dist.container import writing
 from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.listening import num_frames
 from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Person
 from fiag_dist.rehearsal import Rehearsal
@@ -129,11 +131,14 @@ def frames(identity: Identity, rehearsal: Rehearsal, audio: Path | None, first: 
     )
     if audio is None:
         silence = identity.listen(Sound(np.zeros(SAMPLE_RATE, np.float32)).pieces())
-        heard: Any = [next(islice(silence, info.fps // 2, None))] * (stop - first)
+        heard: Any = repeat(next(islice(silence, info.fps // 2, None)), stop - first)
     else:
         sound = Sound(audio)
         if 0 < sound.seconds < (stop - 1) / info.fps:
-            raise too_short  # before anything is written
+            # Headers of bare AAC or MP3 do not say it: it is an estimate.
+            num_samples = sum(piece.shape[1] for piece in sound.pieces())
+            if num_frames(num_samples, info.fps) < stop:
+                raise too_short  # before anything is written
         heard = islice(identity.listen(sound.pieces()), first, stop)
     t = first
     for window in heard:
@@ -148,14 +153,17 @@ def main(argv: list[str]) -> int:
     """The command. Returns 0. Raises ConfigError, DataError or WeightsError."""
     command = tyro.cli(ExportCommand, args=argv, prog="fiag-dist export")
     refuse_remote(command.out, written=True)
+    if command.audio:
+        refuse_remote(command.audio, is_file=True)
     first, stop = _range(command)
     if not command.sequence and command.out.suffix.lower() != ".ply":
         raise ConfigError(f"--out {command.out}: the rule is a name that ends in .ply, or --sequence A:B and a folder")
-    if command.sequence and (command.out.is_file() or command.out.suffix):
-        raise ConfigError(
-            f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files"
-        )
-    _refuse_others(command, first, stop)
+    with writing(command.out):
+        if command.sequence and not command.out.is_dir() and (command.out.exists() or command.out.suffix):
+            raise ConfigError(
+                f"--sequence {command.sequence} --out {command.out}: the rule is a folder for the numbered files, which must be there if its name has a dot"
+            )
+        _refuse_others(command, first, stop)
     identity = Identity.load(command.identity)
     rehearsal = Rehearsal(identity.actor)
     people = [rehearsal.rest] if command.frame == "neutral" and not command.sequence else None
@@ -177,11 +185,14 @@ def main(argv: list[str]) -> int:
 def _refuse_others(command: ExportCommand, first: int, stop: int) -> None:
     """Raises ConfigError where a file that no export wrote would be replaced, or one of another sequence would stay: players take all that are there."""
     out = command.out
-    mine = {_numbered(out, number) for number in range(first, stop)} if command.sequence else {out}
+    there = {out}
+    if command.sequence:
+        there = {path for path in out.iterdir() if path.suffix == ".ply"} if out.is_dir() else set()
+    mine = {path for path in there if path == out or _is_numbered(path, first, stop)}
     for path in sorted(mine):
         if path.is_file() and not _is_ours(path):
             raise ConfigError(f"--out {path}: is there, and not from fiag-dist export; give another name, or delete it")
-    others = sorted(path.name for path in out.glob("*.ply") if path not in mine) if command.sequence else []
+    others = sorted(path.name for path in there - mine)
     if others:
         raise ConfigError(
             f"--out {out}: holds {len(others)} other .ply file{'s' if len(others) > 1 else ''} ({others[0]} ...), which would be taken for "
@@ -198,6 +209,12 @@ def _numbered(out: Path, number: int) -> Path:
     return out / f"{number:06d}.ply"
 
 
+def _is_numbered(path: Path, first: int, stop: int) -> bool:
+    """Whether it has the name of one of these frames."""
+    stem = path.stem
+    return stem.isdecimal() and first <= int(stem) < stop and path == _numbered(path.parent, int(stem))
+
+
 def _range(command: ExportCommand) -> tuple[int, int]:
     """First frame and one past the last."""
     if not command.sequence:
@@ -206,7 +223,7 @@ def _range(command: ExportCommand) -> tuple[int, int]:
             raise ConfigError(f"--frame {first}: the rule is neutral, or a number from 0")
         return first, first + 1
     left, colon, right = command.sequence.partition(":")
-    if not (colon and left.isdigit() and right.isdigit() and int(left) < int(right)):
+    if not (colon and left.isdecimal() and right.isdecimal() and int(left) < int(right)):
         raise ConfigError(
             f"--sequence {command.sequence}: the rule is A:B with 0 <= A < B; for example --sequence 0:50"
         )

@@ -57,11 +57,11 @@ class PngFolder:
 
     def __init__(self, folder: Path):
         """Raises ConfigError for a folder that holds something: frames of two renderings must not mix. DataError for one that can't be made."""
-        if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-            raise ConfigError(
-                f"--out {folder}: holds something already; give a new or empty folder for the frames, or a name that ends in .mp4"
-            )
         with writing(folder):
+            if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+                raise ConfigError(
+                    f"--out {folder}: holds something already; give a new or empty folder for the frames, or a name that ends in .mp4"
+                )
             folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._count = folder, 0
 
@@ -83,11 +83,12 @@ def render(command: RenderCommand, console: Console) -> int:
     """Renders under a progress bar. Returns the number of frames. Raises ConfigError, DataError or WeightsError."""
     out, is_video = command.out, command.out.suffix.lower() == ".mp4"
     refuse_remote(out, written=True)
+    refuse_remote(command.audio, is_file=True)
     with writing(out):
         is_folder = out.is_dir()  # refuses names that are too long
     if not is_video and out.suffix and not is_folder:
         raise ConfigError(
-            f"--out {out}: the video is an mp4; give a name that ends in .mp4, or a folder for PNG frames"
+            f"--out {out}: the video is an mp4; give a name that ends in .mp4, or a folder for PNG frames, which must be there if its name has a dot"
         )
     if is_video and is_folder:
         raise ConfigError(f"--out {out}: is a folder; give the name of the video to write in it")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from jaxtyping import Float32
 
-from fiag_dist.container import audio_track, decoded, opened, refuse_jump, video_track
+from fiag_dist.container import audio_track, decoded, opened, refuse_jump, video_tracks
 from fiag_dist.errors import DataError
 
 SAMPLE_RATE = 16_000
@@ -40,10 +41,7 @@ class Sound:
             self.rate, self.channels = stream.rate, stream.channels
             self.seconds = container.duration / av.time_base if container.duration else 0.0
             """As long as the file's headers say, 0 where they are silent; exact for samples."""
-            pictures = video_track(container, source)
-            if pictures:
-                first = next(decoded(container, pictures, source), None)
-                self._video_s = None if first is None else first.time
+            self._video_s = _first_picture_s(container, source)
 
     def pieces(self, rate: int = SAMPLE_RATE, channels: int = 1) -> Iterator[Float32[np.ndarray, "channels samples"]]:
         """The samples, -1..1, resampled and mixed to `channels` (1 or 2), as they are decoded; zeros where packets are missing.
@@ -106,6 +104,19 @@ class Sound:
             stream = audio_track(container, self._source)
             assert stream is not None, "there was one a moment ago"
             yield from decoded(container, stream, self._source)
+
+
+def _first_picture_s(container: InputContainer, path: str | Path) -> float | None:
+    """When the first picture is shown, by the file's clock, seconds; by its headers where nothing here decodes it. None without pictures."""
+    tracks = video_tracks(container)
+    known = [track for track in tracks if track.codec_context is not None]
+    if known:
+        first = next(decoded(container, known[0], path), None)
+        return None if first is None else first.time
+    starts = [
+        track.start_time * track.time_base for track in tracks if track.start_time is not None and track.time_base
+    ]
+    return float(starts[0]) if starts else None
 
 
 def read_audio(path: str | Path, max_seconds: float = 0.0) -> Float32[np.ndarray, " samples"]:

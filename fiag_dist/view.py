@@ -1,6 +1,7 @@
 """fiag-dist view: an identity in a web page, to be looked at from any side and to be given something to say."""
 
 import contextlib
+import errno
 import importlib.util
 import socket
 import sys
@@ -12,6 +13,7 @@ import numba
 import torch
 import tyro
 
+from fiag_dist.actor import refuse_remote
 from fiag_dist.errors import ConfigError, guarded
 from fiag_dist.sound import Sound
 from fiag_dist.synthesize import Identity
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> int:
     if importlib.util.find_spec("viser") is None:
         raise ConfigError(f"view: the page needs a package that is not installed; run: {HINT}")
     check_address(command.host, command.port)
+    if command.audio:
+        refuse_remote(command.audio, is_file=True)
     torch.set_num_threads(1)  # a frame's networks are too small to be worth sharing out
     numba.set_num_threads(max(1, min(numba.get_num_threads() - 1, 8)))  # one core is the browser's
     show = Show(Identity.load(command.identity))
@@ -50,7 +54,8 @@ def main(argv: list[str]) -> int:
     page = Page(show, speech, command.host, command.port)
     with contextlib.closing(page), contextlib.suppress(KeyboardInterrupt):
         where = "" if is_loopback(command.host) else "; whoever reaches this machine can use it"
-        print(f"{show.info.name}: http://{command.host}:{page.port}{where} (Ctrl-C ends it)", flush=True)
+        host = f"[{command.host}]" if ":" in command.host else command.host
+        print(f"{show.info.name}: http://{host}:{page.port}{where} (Ctrl-C ends it)", flush=True)
         threading.Event().wait()
     return 0
 
@@ -60,12 +65,21 @@ def check_address(host: str, port: int) -> None:
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port {port}: the rule is 0 to 65535; for example --port 8080")
     try:
-        with socket.create_server((host, port)):
-            pass
-    except OSError as error:
+        for family, _, _, _, address in socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            socket.create_server(address, family=family).close()
+    except socket.gaierror as error:
         raise ConfigError(
-            f"--host {host} --port {port}: can't be listened on ({error.strerror}); end what does, or give another: --port {port + 1}"
+            f"--host {host}: leads to no address ({error.strerror}); give one of this machine, or leave it out"
         ) from error
+    except OSError as error:
+        mends = {
+            errno.EADDRINUSE: f"end what does, or give another: --port {port + 1 if port < 65535 else 8080}",
+            errno.EACCES: "give a --port from 1024 on",
+        }
+        mend = mends.get(error.errno or 0, "give a --host that is an address of this machine, or leave it out")
+        raise ConfigError(f"--host {host} --port {port}: can't be listened on ({error.strerror}); {mend}") from error
 
 
 if __name__ == "__main__":

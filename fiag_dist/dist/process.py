@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from fiag_dist.errors import DistributedError
+from fiag_dist.errors import DistributedError, endings
 
 T = TypeVar("T")
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
@@ -50,9 +50,10 @@ def start(timeout_s: float = 600.0) -> Process:
             "a rank needs all of them; start with torchrun, or unset RANK and WORLD_SIZE for a single process"
         )
     rank, world, local_rank, local_world = (int(os.environ[n]) for n in names[:4]) if launched else (0, 1, 0, 1)
-    if launched and callable(signal.getsignal(signal.SIGTERM)):
-        # Python hears of a signal only between its own steps, not while it waits for ranks that have died: until StopSignal, SIGTERM ends a rank at once.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in endings() if launched else ():
+        if callable(signal.getsignal(number)):
+            # Python hears of a signal only between its own steps, not while it waits for ranks that have died: until StopSignal, it ends a rank at once.
+            signal.signal(number, signal.SIG_DFL)
     device = _device(local_rank, local_world)
     _share_cores(local_rank, local_world, device, asked="" if launched else os.environ.get("OMP_NUM_THREADS", ""))
     store = None if launched else dist.HashStore()
@@ -163,14 +164,14 @@ def new_store(name: str, timeout_s: float) -> dist.Store | None:
 
 
 class StopSignal:
-    """Turns SIGTERM, SIGUSR1 and SIGINT into a flag, so that a run ends at a step's end with a checkpoint.
+    """Turns SIGTERM, SIGHUP, SIGUSR1 and SIGINT into a flag, so that a run ends at a step's end with a checkpoint.
 
     A second SIGINT interrupts at once. `close()` puts the former handlers back.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._former = {s: signal.signal(s, self._request) for s in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+        self._former = {s: signal.signal(s, self._request) for s in (*endings(), signal.SIGUSR1, signal.SIGINT)}
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

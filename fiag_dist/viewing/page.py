@@ -264,10 +264,16 @@ class Page:
             self._server.stop()
 
     def _came(self, client: viser.ClientHandle) -> None:
-        request = self._server._websock_server._live_connections[client.client_id].request
+        number = client.client_id
+        connection = self._server._websock_server._live_connections.get(number)
+        if connection is None:
+            return  # it has left
+        request = connection.request
         if request and not is_own_page(request.headers.get("Origin"), request.headers.get("Host"), self._host):
             return  # it gets neither controls nor pictures
-        self.visits[client.client_id] = Visit(client, self._show, self._speech, self._wake)
+        self.visits[number] = Visit(client, self._show, self._speech, self._wake)
+        if number not in self._server.get_clients():
+            self.visits.pop(number, None)  # it left meanwhile, and nobody says so again
         self._wake.set()
 
     def _left(self, client: viser.ClientHandle) -> None:

@@ -84,6 +84,18 @@ def test_a_second_interrupt_does_not_wait_for_the_step() -> None:
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_closed_terminal_stops_what_does_not_ignore_it(ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else lambda *_: None)
+    stop = StopSignal()
+    try:
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.requested is not ignored
+    finally:
+        stop.close()
+        signal.signal(signal.SIGHUP, before)
+
+
 WAITING = """
 import sys, threading, time
 from datetime import timedelta

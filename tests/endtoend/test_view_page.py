@@ -162,6 +162,20 @@ def test_nonsense_of_one_browser_is_held_to_its_range(page: Page) -> None:
         assert visit._said.content.startswith(f"{name}: ")
 
 
+def test_who_leaves_while_the_controls_are_made_is_no_visitor(page: Page) -> None:
+    client = SimpleNamespace(client_id=-7, gui=Gui(), camera=SimpleNamespace(on_update=lambda heard: None))
+    page._came(client)  # type: ignore[arg-type]
+    assert not client.gui.named, "it has left before"
+    connections = page._server._websock_server._live_connections
+    connections[-7] = SimpleNamespace(request=None)  # type: ignore[assignment]
+    try:
+        page._came(client)  # type: ignore[arg-type]
+    finally:
+        del connections[-7]
+    assert client.gui.named
+    assert -7 not in page.visits
+
+
 def test_what_goes_wrong_in_one_visit_is_said_once_and_stops_no_other(
     page: Page, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -111,27 +111,40 @@ def test_interrupt_ends_with_130(stand_in, capsys: pytest.CaptureFixture[str]) -
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_termination_ends_with_143_and_puts_away_what_was_begun(
-    stand_in, capsys: pytest.CaptureFixture[str], tmp_path: Path
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_termination_puts_away_what_was_begun(
+    stand_in, capsys: pytest.CaptureFixture[str], tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-
     def films(argv: list[str]) -> int:
         with VideoWriter(tmp_path / "talk.mp4", 64, 64, 25) as video:
             for _ in range(60):  # the encoder looks ahead before there is a file
                 video.write(np.zeros((64, 64, 3), np.uint8))
             assert list(tmp_path.iterdir())
             try:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(number)
             finally:
-                signal.raise_signal(signal.SIGTERM)  # a second one, as `timeout` sends it
+                signal.raise_signal(signal.SIGTERM)  # a second one, as `timeout` and the end of a session send it
         return 0
 
     stand_in(films)
-    assert cli.main(["render"]) == 143
-    assert capsys.readouterr().err == "fiag-dist: stopped by SIGTERM\n"
+    hangup = signal.signal(signal.SIGHUP, lambda *_: None)  # what starts tests may ignore it
+    try:
+        before = [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)]
+        assert cli.main(["render"]) == status
+        assert [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)] == before
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+    assert capsys.readouterr().err == f"fiag-dist: stopped by {number.name}\n"
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_hangup_that_is_ignored_ends_nothing(stand_in) -> None:
+    stand_in(lambda argv: signal.raise_signal(signal.SIGHUP) or 5)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert cli.main(["render"]) == 5
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
 
 
 def test_a_command_in_another_thread_runs(stand_in) -> None:

@@ -253,3 +253,5 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         ConfigError, match=r"^s3://b/ids: evaluate, .* on this machine; .*: aws s3 cp --recursive s3://b/ids ids$"
     ):
         evaluate.main(["s3://b/ids"])
+    with pytest.raises(ConfigError, match=r"copy it here first: aws s3 cp s3://b/a\.wav a\.wav$"):
+        evaluate.main([str(folder), "--audio", "s3://b/a.wav"])

@@ -1,14 +1,18 @@
 """Exported .ply files: read by another reader and rendered, they are what we render."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import av
+import clipmaker
 import gsply
 import numpy as np
 import pytest
 import tiny_identity as tiny
 import torch
 from plyfile import PlyData
+from rights import as_nobody
 from test_render import write_wav
 
 from fiag_dist import export
@@ -116,19 +120,37 @@ def test_a_merged_mouth_does_not_grow_through_the_lips(ball: Identity) -> None:
 def test_a_frame_is_that_of_the_rendering(home: Path, ball: Identity, tmp_path: Path) -> None:
     argv = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--branch", "face"]
     assert export.main([*argv, "--frame", "7", "--out", str(tmp_path / "7.ply")]) == 0
-    assert export.main([*argv, "--sequence", "5:9", "--out", str(tmp_path / "frames")]) == 0
-    names = sorted(path.name for path in (tmp_path / "frames").iterdir())
+    frames = tmp_path / "frames.v2"
+    with pytest.raises(ConfigError, match="a folder for the numbered files, which must be there if its name has a dot"):
+        export.main([*argv, "--sequence", "5:9", "--out", str(frames)])
+    frames.mkdir()
+    assert export.main([*argv, "--sequence", "5:9", "--out", str(frames)]) == 0
+    names = sorted(path.name for path in frames.iterdir())
     assert names == [f"{i:06d}.ply" for i in range(5, 9)]
-    one, seventh = read(tmp_path / "7.ply"), read(tmp_path / "frames" / "000007.ply")
+    one, seventh = read(tmp_path / "7.ply"), read(frames / "000007.ply")
     torch.testing.assert_close(one.means, seventh.means)
-    assert export.main([*argv, "--sequence", "4:9", "--out", str(tmp_path / "frames")]) == 0, "the same, and one more"
-    with pytest.raises(ConfigError, match=r"frames: holds 3 other \.ply files \(000004\.ply \.\.\.\), which would be"):
-        export.main([*argv, "--sequence", "7:9", "--out", str(tmp_path / "frames")])
+    assert export.main([*argv, "--sequence", "4:9", "--out", str(frames)]) == 0, "the same, and one more"
+    with pytest.raises(
+        ConfigError, match=r"frames\.v2: holds 3 other \.ply files \(000004\.ply \.\.\.\), which would be"
+    ):
+        export.main([*argv, "--sequence", "7:9", "--out", str(frames)])
     people: list[Person] = list(export.frames(ball, Rehearsal(ball.actor), home / "speech.wav", 5, 9))
     same(tmp_path / "7.ply", people[2].face)
-    assert (one.means - read(tmp_path / "frames" / "000005.ply").means).abs().max() > 1e-5, "speech moves it"
+    assert (one.means - read(frames / "000005.ply").means).abs().max() > 1e-5, "speech moves it"
     silent = next(export.frames(ball, Rehearsal(ball.actor), None, 7, 8))
     assert (one.means - silent.face.means).abs().max() > 1e-5
+
+
+def test_a_frame_that_only_the_headers_lack_is_there(home: Path, tmp_path: Path) -> None:
+    """Bare AAC says nothing of its length; FFmpeg takes 10 s that begin with noise for 4."""
+    samples = np.zeros(160_000, np.float32)
+    samples[:16_000] = np.random.default_rng(0).uniform(-0.6, 0.6, 16_000)
+    with av.open(str(tmp_path / "speech.aac"), "w") as container:
+        clipmaker._encode_sound(container, container.add_stream("aac", rate=16_000, layout="mono"), samples)
+    argv = [str(home / "ball"), "--audio", str(tmp_path / "speech.aac"), "--frame"]
+    assert export.main([*argv, "249", "--out", str(tmp_path / "249.ply")]) == 0
+    with pytest.raises(ConfigError, match=r"frame 253: .* ends before it"):
+        export.main([*argv, "253", "--out", str(tmp_path / "253.ply")])
 
 
 def test_the_header_is_that_of_other_writers(home: Path, tmp_path: Path) -> None:
@@ -155,6 +177,7 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([*ball, *ply, "--frame", "10", "--audio", str(home / "speech.wav")], "ends before it"),
         ([*ball, *folder, "--sequence", "5"], "A:B with 0 <= A < B"),
         ([*ball, *folder, "--sequence", "5:5"], "A:B with 0 <= A < B"),
+        ([*ball, *folder, "--sequence", "0:\u00b2"], "A:B with 0 <= A < B"),
         ([*ball, *folder, "--sequence", "5:6", "--frame", "3"], "one of the two"),
         ([*ball, *ply, "--sequence", "5:6"], "a folder for the numbered files"),
         ([*ball, *folder, "--sequence", "8:20", "--audio", str(home / "speech.wav")], "frame 19: .* ends before it"),
@@ -162,6 +185,10 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([*ball, "--sequence", "0:2", "--out", str(tmp_path / "scans")], r"000001\.ply: is there, and not from"),
         ([str(tmp_path), *ply], r"no identity\.json"),
         (["s3://b/ids/anna", *ply], r"^s3://b/ids/anna: .* aws s3 cp --recursive s3://b/ids/anna anna$"),
+        (
+            [*ball, *ply, "--audio", "s3://b/a.wav"],
+            r"^s3://b/a\.wav: .* copy it here first: aws s3 cp s3://b/a\.wav a\.wav$",
+        ),
         ([*ball, "--out", "s3://b/x.ply"], r"^s3://b/x\.ply: .* aws s3 cp x\.ply s3://b/x\.ply$"),
     ]
     for argv, message in cases:
@@ -169,3 +196,35 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
             export.main(argv)
         assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["000001.ply", "scan.ply", "scans"]
+
+
+def test_only_names_that_are_there_are_looked_at(home: Path, tmp_path: Path) -> None:
+    """A million frames took minutes, and their names the memory, before anything was said."""
+    (tmp_path / "000001.ply").write_text("ply\nformat ascii 1.0\ncomment my own\n")
+    tracemalloc.start()
+    try:
+        with pytest.raises(ConfigError, match=r"000001\.ply: is there, and not from fiag-dist export"):
+            export.main([str(home / "ball"), "--sequence", "0:200000", "--out", str(tmp_path)])
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_place_that_takes_no_files_is_one_line(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    long = "n" * 252
+    for argv, message in (
+        (
+            ["--out", "closed/x.ply"],
+            r"^closed/x\.ply: can't be written \(Permission denied\); check the rights there, or",
+        ),
+        (
+            ["--out", "closed", "--sequence", "0:2"],
+            r"^closed: can't be written \(Permission denied\); check the rights",
+        ),
+        (["--out", f"{long}.ply"], rf"^{long}\.ply: can't be written \(File name too long\); make room, or give"),
+    ):
+        with as_nobody(), pytest.raises(DataError, match=message):
+            export.main([str(home / "ball"), *argv])

@@ -1,12 +1,14 @@
 """What an identity folder says of itself, which ones are refused, and how a note of consent gets into it."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_identity as tiny
 import torch
+from rights import as_nobody
 from safetensors.torch import load_file, save_file
 
 from fiag_dist import identity_info
@@ -73,6 +75,23 @@ def test_other_versions_are_refused_with_what_helps(data: str, tmp_path: Path) -
     del before["consent"]
     path.write_text(json.dumps(before))
     assert load_info(folder).consent == "", "one written before there were notes still loads"
+
+
+@pytest.mark.parametrize("name", ["identity.json", "identity.safetensors", "poses.npz", "backdrop.mp4", ""])
+def test_what_rights_keep_from_being_read_is_not_called_damaged(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = tiny.make_identity(tmp_path / "ball", data)
+    monkeypatch.chdir(tmp_path)
+    tmp_path.chmod(0o755)
+    (folder / name).chmod(0)
+    refused = re.escape(f"identity ball: {name or 'identity.json'} can't be read (Permission denied); check its rights")
+    with as_nobody():
+        with pytest.raises(DataError, match=refused):
+            Identity.load("ball")
+        if name not in ("poses.npz", "backdrop.mp4"):
+            with pytest.raises(DataError, match=refused):
+                identity_info.main(["info", "ball"])
 
 
 def before_gaze(folder: Path, tensors: dict[str, torch.Tensor], version: int) -> None:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tiny_identity as tiny
+from rights import as_nobody
 
 from fiag_dist import cli, provenance, render, video
 from fiag_dist.errors import ConfigError, DataError
@@ -131,7 +132,10 @@ def _pairs(shown: list[np.ndarray]) -> tuple[list[np.ndarray], list[np.ndarray]]
 
 def test_png_frames_hold_what_a_video_shows(home: Path, ball: Identity, tmp_path: Path) -> None:
     argv = [str(home / "ball"), "--audio", str(home / "speech.wav"), "--background", "alpha"]
-    out = tmp_path / "frames"
+    out = tmp_path / "take1.5"
+    with pytest.raises(ConfigError, match="a folder for PNG frames, which must be there if its name has a dot"):
+        render.main([*argv, "--out", str(out)])
+    out.mkdir()
     assert render.main([*argv, "--out", str(out)]) == 0
     names = sorted(path.name for path in out.iterdir())
     assert names == [*(f"{i:06d}.png" for i in range(10)), "provenance.json"]
@@ -149,6 +153,17 @@ def test_frames_in_a_place_that_takes_no_folder_are_one_line(tmp_path: Path) -> 
         DataError, match=r"file/frames: can't be written \(Not a directory\); make room, or give another"
     ):
         render.PngFolder(tmp_path / "file" / "frames")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "frames").mkdir(mode=0)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    with (
+        as_nobody(),
+        pytest.raises(DataError, match=r"^frames: can't be written \(Permission denied\); check the rights"),
+    ):
+        render.PngFolder(Path("frames"))
 
 
 @pytest.mark.parametrize(("seconds", "rate", "channels"), [(0.4, 44100, 2), (1.51, 16000, 1), (0.333, 96000, 1)])
@@ -245,6 +260,10 @@ def test_mistakes_are_named(home: Path, tmp_path: Path) -> None:
         ([str(tmp_path / "x.avi")], r"ends in \.mp4"),
         ([str(tmp_path / f"{'n' * 252}.mp4")], r"can't be written \(File name too long\)"),
         (["s3://b/talk.mp4"], r"^s3://b/talk\.mp4: .* copy it then: aws s3 cp talk\.mp4 s3://b/talk\.mp4$"),
+        (
+            [str(tmp_path / "x.mp4"), "--audio", "s3://b/a.wav"],
+            r"^s3://b/a\.wav: .* copy it here first: aws s3 cp s3://b/a\.wav a\.wav$",
+        ),
         ([str(tmp_path / "x.mp4"), "--pose", "ball"], "SHARDS/IDENTITY"),
         ([str(tmp_path / "x.mp4"), "--pose", f"{home}/data/bal"], "did you mean 'ball'"),
         ([str(tmp_path / "x.mp4"), "--expression", f"{tmp_path}/none/ball"], "no such file"),

@@ -1,5 +1,8 @@
 """The sound of files: aligned with their pictures, over holes and changes, no more of it than is asked for."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -20,6 +23,14 @@ def test_sound_is_aligned_with_the_first_frame(tmp_path: Path, click_s: float) -
     write_at(path, [0.5 + k / 25 for k in range(25)], audio_at_s=click_s)
     wav = video.read_audio(path)
     assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(click_s - 0.5, abs=0.002)
+
+
+def test_speech_needs_no_pictures_that_can_be_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "film.mkv"
+    write_at(path, [0.5 + k / 25 for k in range(25)], audio_at_s=0.7)
+    path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_XXXXXXXXXXXXX"))
+    wav = video.read_audio(path)
+    assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(0.2, abs=0.002)
 
 
 @pytest.mark.parametrize("start_s", [0.0, 0.5, 1.0])
@@ -112,3 +123,41 @@ def test_tags_may_be_in_any_encoding(tmp_path: Path) -> None:
     data = path.read_bytes() + b"LIST" + len(info).to_bytes(4, "little") + info
     path.write_bytes(b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:])
     assert len(video.read_audio(path)) == 8_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("speech.m3u8", "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:1,\n{}/secret.mp3\n#EXT-X-ENDLIST\n"),
+        ("speech.wav", "ffconcat version 1.0\nfile secret.mp3\n"),
+        ("speech.sdp", "v=0\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n"),
+    ],
+    ids=["hls", "concat", "sdp"],
+)
+def test_no_file_is_read_because_another_names_it(tmp_path: Path, name: str, text: str) -> None:
+    """A visitor's playlist of our own files would be heard in his browser."""
+    with av.open(str(tmp_path / "secret.mp3"), "w") as container:
+        stream = container.add_stream("mp3", rate=16_000, layout="mono")
+        mux_sound(container, stream, np.ones(32_000, np.int16), {k: k / 50 for k in range(100)})
+    (tmp_path / name).write_text(text.format(tmp_path))
+    with pytest.raises(
+        DataError, match=rf"{name}: is a playlist, which names other files; give the sound or the video"
+    ):
+        sound.Sound(tmp_path / name)
+
+
+def test_what_can_be_read_but_once_is_refused_unread(tmp_path: Path) -> None:
+    """A named pipe that nobody writes to is waited for without end."""
+    os.mkfifo(tmp_path / "pipe.wav")
+    for path in (tmp_path / "pipe.wav", "/dev/null", "-"):
+        with pytest.raises(DataError, match=f"^{path}: is a pipe or a device, .*; write it to a file first$"):
+            sound.Sound(path)
+    clipmaker.write_sound(tmp_path / "a.wav", np.ones(1600, np.float32))
+    code = "from fiag_dist.sound import Sound\ntry: print(Sound('/dev/stdin').seconds)\nexcept Exception as e: print(e)"
+    with (tmp_path / "a.wav").open("rb") as file:
+        said = subprocess.run(
+            [sys.executable, "-c", code], stdin=file, capture_output=True, text=True, timeout=60
+        ).stdout
+    assert said == "0.1\n", "a file by another name"
+    piped = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, timeout=60).stdout
+    assert piped.startswith("/dev/stdin: is a pipe or a device")

@@ -178,6 +178,18 @@ def test_damaged_identities_are_refused(home: Path, tmp_path: Path) -> None:
                 Identity.load(folder)
             assert "\n" not in str(caught.value)
             (folder / name).write_bytes(content)
+    poses = dict(np.load(folder / "poses.npz"))
+    nan = np.full_like(poses["viewmats"], np.nan)
+    for change, message in (
+        ({"index": np.int32(5)}, r"poses\.npz has shapes {'index': \(\),"),
+        ({"index": poses["index"].astype(str)}, r"poses\.npz is damaged \("),
+        ({"viewmats": nan}, r"poses\.npz is damaged \(viewmats: not all numbers are finite\); adapt the clip again"),
+    ):
+        np.savez(folder / "poses.npz", **poses | change)
+        with pytest.raises(DataError, match=message) as caught:
+            Identity.load(folder)
+        assert "\n" not in str(caught.value)
+    (folder / "poses.npz").write_bytes(whole["poses.npz"])
     info = load_info(folder)
     with pytest.raises(DataError, match=r"backdrop\.mp4 has 40 frames"):
         read_backdrop(folder, 2 * info.size, info.fps)

@@ -195,10 +195,7 @@ def test_a_track_that_nothing_decodes_is_one_line(tmp_path: Path, codec: bytes, 
     path.write_bytes(data.replace(codec, codec[:2] + b"X" * (len(codec) - 2)))
     line = f"unknown.mkv: nothing here decodes its {kind} track; convert the file to mp4"
     with pytest.raises(DataError, match=line):
-        video.read_audio(path)
-    if kind == "video":
-        with pytest.raises(DataError, match=line):
-            video.probe(path)
+        video.probe(path) if kind == "video" else video.read_audio(path)
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -152,8 +152,14 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
                 f"--port {taken}: can't be listened on .*in use.*give another",
             ),
             ([str(folder), "--port", "70000"], ConfigError, "0 to 65535"),
-            ([str(folder), "--port", "0", "--host", "203.0.113.7"], ConfigError, "203.0.113.7.*can't be listened on"),
+            ([str(folder), "--port", "0", "--host", "203.0.113.7"], ConfigError, "203.0.113.7.*give a --host that is"),
+            ([str(folder), "--host", "no.such.invalid"], ConfigError, "^--host no.such.invalid: leads to no address"),
             ([str(tmp_path), "--port", "0"], DataError, r"no identity\.json in it"),
+            (
+                [str(folder), "--port", "0", "--audio", "s3://b/a.wav"],
+                ConfigError,
+                r"^s3://b/a\.wav: .* copy it here first: aws s3 cp s3://b/a\.wav a\.wav$",
+            ),
             ([str(folder), "--port", "0", "--audio", str(tmp_path / "no.wav")], DataError, "No such file"),
         ]
         for argv, kind, message in cases:
@@ -164,6 +170,22 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(view.importlib.util, "find_spec", lambda name: None if name == "viser" else find(name))
     with pytest.raises(ConfigError, match=r"not installed; run: bash launch/install.sh ingest,view"):
         view.main([str(folder)])
+
+
+def test_an_address_of_the_newer_kind_is_listened_on() -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error}")
+    view.check_address("::1", 0)
+
+
+def test_no_port_beyond_the_last_is_advised() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 65535)),
+        pytest.raises(ConfigError, match=r"in use.*or give another: --port 8080$"),
+    ):
+        view.check_address("127.0.0.1", 65535)
 
 
 def test_only_this_machine_is_served_unless_asked_otherwise() -> None:
