@@ -22,7 +22,7 @@ Track = TypeVar("Track", av.VideoStream, av.AudioStream)
 
 
 def opened(path: str | Path) -> InputContainer:
-    """A file to read from; close it. Raises DataError for a file that is missing, no video or sound, or names other files instead of holding any."""
+    """A file to read from; close it. Raises DataError for a file that is missing, a pipe, no video or sound, or that only names other files."""
     try:
         if _is_read_once(Path(path)):
             raise DataError(f"{path}: is a pipe or a device, and is read several times here; write it to a file first")
