@@ -123,7 +123,7 @@ def test_termination_puts_away_what_was_begun(
             try:
                 signal.raise_signal(number)
             finally:
-                signal.raise_signal(signal.SIGTERM)  # a second one, as `timeout` and the end of a session send it
+                signal.raise_signal(signal.SIGTERM)  # a second one, as `timeout` or a logout sends it
         return 0
 
     stand_in(films)
