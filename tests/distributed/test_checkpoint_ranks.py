@@ -72,13 +72,14 @@ def test_one_rank_without_room_is_an_error_on_all_and_costs_nothing(two: Ranks, 
 def test_a_place_that_does_not_answer_is_another_error_which_is_tried_again(two: Ranks, tmp_path: Path) -> None:
     first, second = two.run(save_own, str(tmp_path), 1, NoAnswer)
     assert first == second
-    assert first.startswith("UnreachableError: checkpoint of step 1: rank 1 could not write: identities/bob")
+    assert first.startswith("UnreachableError: checkpoint of step 1: rank 1 could not write: checkpoints/")
 
 
 def test_nodes_that_share_no_folder_are_told_at_their_first_checkpoint(two: Ranks, tmp_path: Path) -> None:
     first, second = two.run(save_apart, str(tmp_path))
     assert first == second
-    assert "identities/bob.safetensors was written by another node, and is not there for this one; give --runs" in first
+    assert "rank 0 could not write" in first
+    assert "was written by another node, and is not there for this one; give --runs that all nodes share" in first
     assert newest(open_storage(tmp_path / "0"), "checkpoints") is None
 
 
