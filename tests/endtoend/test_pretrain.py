@@ -226,7 +226,7 @@ def test_a_run_goes_on_with_what_it_began_with(pretrained: Path, config: Path):
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("fiag-dist:")]
     assert "train.model.field.num_mouth 77, before 100: only a run's first step asks for that; give another" in line
-    assert "77" not in (pretrained / "config.yaml").read_text()
+    assert "num_mouth: 77" not in (pretrained / "config.yaml").read_text()
 
 
 def test_steps_that_are_not_finite_are_refused_until_there_are_too_many(config: Path):
