@@ -149,10 +149,9 @@ def _asked(command: AdaptCommand, data: str, manifest: Manifest) -> Sequence[str
 
 def _searched(command: AdaptCommand) -> Search:
     """What is searched. Raises ConfigError for settings that can't be meant."""
-    searched = search.parse(command.search, command.samples)
-    if searched.settings and not command.settings.plateau.frames:
+    settings, searched = command.settings, search.parse(command.search, command.samples)
+    if searched.settings and not settings.plateau.frames:
         raise ConfigError("--search with --plateau.frames 0: samples are judged by held-out frames; hold some out")
-    settings = command.settings
     refuse_nonsense(settings.train)
     if settings.train.frames_per_step != 1:
         raise ConfigError(

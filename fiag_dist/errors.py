@@ -49,6 +49,7 @@ def meant(name: str, known: Iterable[str], most: int | None = None) -> str:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or of somebody's share of it, that takes no more."""
 CHECKED = "FIAG_CHECKED"
 """Environment variable: at 1, kernels refuse numbers that are not finite. Processes that a command starts inherit it."""
 

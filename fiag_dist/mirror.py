@@ -26,14 +26,14 @@ class Mirror:
 
     def _begin(self, remote: Storage) -> None:
         """What an earlier process left here and is not there any more goes; what is there is not brought there again, where it may be newer."""
-        names, there = [name.format(rank=self._rank) for name in RECORDS], set(remote.list())
+        records = [name.format(rank=self._rank) for name in RECORDS]
         for name, path in self._own():
-            if name not in there:
+            if not remote.exists(name):
                 path.unlink()
-            elif name not in names:
+            elif name not in records:
                 self._published[name] = _state(path)
-        for name in names:
-            if name in there and self._writer_of(name) == self._rank:
+        for name in records:
+            if self._writer_of(name) == self._rank and remote.exists(name):
                 here, stored = self.folder / name, remote.read(name)
                 # Another machine may have gone on since, and what is there reaches to the newest checkpoint: ours stays where it goes on from that.
                 if not (here.exists() and here.read_bytes().startswith(stored)):
@@ -44,9 +44,7 @@ class Mirror:
         """Copies what changed since the last time. Raises DataError when the place can't be reached."""
         if self._remote is None:
             return
-        for name, path in sorted(
-            self._own(), key=lambda own: (own[1].name == INFO, own)
-        ):  # a folder with INFO is whole
+        for name, path in sorted(self._own(), key=lambda own: (own[1].name == INFO, own)):  # INFO last: it says: whole
             state = _state(path)
             if self._published.get(name) != state:
                 self._remote.write(name, path.read_bytes())

@@ -58,10 +58,9 @@ def main(argv: list[str]) -> int:
         return 0
     here = process.start(config.first_step_timeout_s)
     folder = checkpoint.join(config.runs, config.name)
+    run_storage = open_storage(folder)
     if here.is_first:  # it takes some seconds
         print(f"{folder}: looks through {config.data} and at the run so far", flush=True)
-    run_storage = open_storage(folder)
-    if here.is_first:
         refuse_a_second(run_storage)
     training = build(config, here, open_storage(config.data), run_storage)
     if here.is_first and not training.done:  # a finished run keeps the settings that it was trained with

@@ -171,8 +171,9 @@ def train(job: Job, report: Report, threads: int = 1) -> Trained:
     def save() -> None:
         shared, optim = training.shared()
         personal = training.pool.tensors(job.name) | {"count": torch.tensor(training.feed.counts[job.name])}
-        state = {"job": job.training_key, "looks": trained.plateau.scores_db, "skipped": trained.skipped}
-        state["seconds"] = trained.seconds_before + time.time() - began
+        seconds = trained.seconds_before + time.time() - began
+        looks, skipped = trained.plateau.scores_db, trained.skipped
+        state = {"job": job.training_key, "looks": looks, "skipped": skipped, "seconds": seconds}
         saving.save(work, checkpoint.FOLDER, training.step, shared, optim, {job.name: personal}, state, here, keep=1)
         mirror.publish()
         tell()
