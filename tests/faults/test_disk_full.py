@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -53,11 +54,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(small_disk: Path) -> None:
 
 def test_a_full_disk_met_by_the_record_is_one_line(small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
     def trains(_: list[str]) -> int:
-        monitor = Monitor(small_disk, Process())
-        with (small_disk / "rest").open("wb") as rest:
-            rest.write(bytes(3 << 20))
-        for step in range(1, 9999):
-            monitor.add(step, {"loss/total": 1.0}, every=1)
+        with closing(Monitor(small_disk, Process())) as monitor:
+            with (small_disk / "rest").open("wb") as rest:
+                rest.write(bytes(3 << 20))
+            for step in range(1, 9999):
+                monitor.add(step, {"loss/total": 1.0}, every=1)
         return 0
 
     assert guarded(trains, []) == 2

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from drawn import repeatable
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def by_definition(
     return [image, target, (image - target).abs().mean(), uncovered]
 
 
-@settings(deadline=None, max_examples=25)
+@repeatable(25)
 @given(height=st.integers(1, 40), width=st.integers(1, 70), seed=st.integers(0, 1000))
 def test_values_and_gradients_are_those_of_the_definition(height: int, width: int, seed: int) -> None:
     values = parts(height, width, seed)

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from drawn import repeatable
+from hypothesis import given
 from hypothesis import strategies as st
 from numeric_twins import encode as encode_twin
 from numeric_twins import render
@@ -21,10 +22,6 @@ SIDES = st.one_of(st.sampled_from([1, 15, 16, 17, 32, 33, 63, 64, 65]), st.integ
 FEW = st.sampled_from([0, 1, 2, 40])
 USUAL = sorted({1, *CHANNELS})
 """Numbers of channels that rasterize is tried with in seconds; each other number is compiled first."""
-
-
-def repeatable(examples: int) -> settings:
-    return settings(max_examples=examples, deadline=None, derandomize=True, database=None)
 
 
 def rendered(values: list[Tensor], width: int, height: int, background: Tensor) -> tuple[Rendering, list[Tensor]]:
