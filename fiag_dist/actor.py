@@ -153,7 +153,8 @@ def load_info(folder: Path) -> IdentityInfo:
         for key, value in values.items():
             if hints[key] in (str, int) and type(value) is not hints[key]:
                 raise TypeError(f"{key}: {value!r:.60} is no {hints[key].__name__}")
-        info = IdentityInfo(**{**values, "motion": from_dict(MotionConfig, values["motion"], "motion")})
+        fields: dict[str, Any] = {**values, "motion": from_dict(MotionConfig, values["motion"], "motion")}
+        info = IdentityInfo(**fields)
         if not (0 < info.size <= MAX_SIZE and info.fps > 0):
             raise ValueError(
                 f"size {info.size}, fps {info.fps}: the rule is a size of 1 to {MAX_SIZE} pixels and a rate above 0"

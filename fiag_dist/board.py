@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -76,7 +77,8 @@ class Board:
         with Image.open(io.BytesIO(encoded)) as image:
             width, height = image.size
         content = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
-        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=content)]), step)
+        file: Any = self._writer._get_file_writer()
+        file.add_summary(Summary(value=[Summary.Value(tag=tag, image=content)]), step)
 
     def close(self) -> None:
         """Writes out what is buffered."""

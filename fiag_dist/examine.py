@@ -108,7 +108,7 @@ def evaluate_identity(
     if evaluation is None:
         with Panel() as panel:
             return evaluate_identity(folder, Evaluation(panel), people, progress)
-    folder, panel = Path(folder), evaluation.panel
+    folder, panel, strict = Path(folder), evaluation.panel, evaluation.strict
     info = load_info(folder)
     actor = load_actor(folder, info)
     actor = actor.cuda() if torch.cuda.is_available() else actor
@@ -140,7 +140,7 @@ def evaluate_identity(
     notes = []
 
     def leave_out(what: str) -> None:
-        if evaluation.strict:
+        if strict:
             raise DataError(f"identity {folder}: {what}")
         notes.append(what)
 

@@ -151,7 +151,7 @@ class Training:
         seeds = [_seed(config.seed, self.step, lesson.lane) for lesson in lessons]
         if stage is Stage.LANDMARKS:
             moved = self.engine.forward(shots, personals, seeds, rendered=False)
-            tried = []
+            tried: list[tuple[Performance | None, dict[str, Tensor]]] = []
             for motion, shot, personal, lesson in zip(moved, shots, personals, lessons, strict=True):
                 torch.manual_seed(_seed(config.seed, self.step, lesson.lane, 1))
                 tried.append((None, losses.landmark_terms(self.head, personal, motion, shot, config.loss)))
@@ -185,7 +185,7 @@ class Training:
         if lesson.rival is not None:
             return Rival(positive, self.embedding(lesson.rival), self.pool[lesson.rival])
         neighbour = self.neighbours.of(lesson.lane) if self.neighbours else None
-        return neighbour and Rival(positive, neighbour.embedding, neighbour.net)
+        return Rival(positive, neighbour.embedding, neighbour.net) if neighbour else None
 
     def _observe(self, lessons: Sequence[Lesson], performances: Sequence[Performance | None], share: float) -> None:
         for performance in performances:

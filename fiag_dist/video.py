@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import av
 import numpy as np
@@ -315,7 +316,9 @@ def _upright(frame: av.VideoFrame, size: tuple[int, int], path: str | Path) -> U
     What is lighter than white, in HDR, is white.
     """
     is_hdr = frame.color_trc in _HDR
-    shown = {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709} if is_hdr else {}
+    shown: dict[str, Any] = (
+        {"dst_color_trc": ColorTrc.BT709, "dst_color_primaries": ColorPrimaries.BT709} if is_hdr else {}
+    )
     try:
         # To planes, which PyAV puts side by side: the same pixels as to rgb24, in a third of the time.
         image = frame.to_ndarray(format="gbrp", width=size[0], height=size[1], interpolation=_EXACT, **shown)
@@ -324,7 +327,7 @@ def _upright(frame: av.VideoFrame, size: tuple[int, int], path: str | Path) -> U
         raise DataError(
             f"{path}: its colours can't be converted to RGB ({reason}); convert the file with ffmpeg to BT.709 and try again"
         ) from error
-    stored = frame.side_data.get("DISPLAYMATRIX")
+    stored: Any = frame.side_data.get("DISPLAYMATRIX")
     if stored:
         a, b, _, c, d = np.frombuffer(stored, np.int32)[:5].astype(float)  # x = a x + c y, y = b x + d y
         if abs(b) > abs(a):

@@ -17,17 +17,12 @@ fail() {
 step "ruff"
 ruff check . || fail "ruff check"
 ruff format --check . || fail "ruff format --check"
-step "pytest, and pyright beside it"
-types=$(mktemp)
-pyright --pythonpath .venv/bin/python >"$types" 2>&1 &
-checking=$!
-trap 'rm -f "$types"; kill "$checking" 2>/dev/null || true' EXIT
+step "pyrefly"
+pyrefly check || fail "pyrefly"
+step "pytest"
 cores=$(nproc)
 # The long files, of real ranks and servers, come first by name; files of few tests are not left for the end, where other cores would wait for them.
 pytest -m "not slow and not gpu" -n $((cores < 4 ? cores : 4)) --dist loadfile --no-loadscope-reorder "$@" || failed+=("pytest")
-wait "$checking" || failed+=("pyright")
-step "pyright said"
-cat "$types"
 for check in ${failed[@]+"${failed[@]}"}; do
   echo "test: failed: $check" >&2
 done

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,29 +26,36 @@ PARTS = (
 `optimizer`: the engine's step without the backward pass. `rest`: statistics for densification, moving averages, the log's numbers."""
 
 
+@dataclass
+class _Part:
+    name: str
+    began_s: float
+    inner_s: float = 0.0
+
+
 class Stopwatch:
     """Milliseconds by part; time in an inner part is not the outer one's."""
 
     def __init__(self) -> None:
         self.found_ms: dict[str, float] = {}
-        self._open: list[list] = []
+        self._open: list[_Part] = []
 
     @contextmanager
     def part(self, name: str, inside: str = "") -> Iterator[None]:
         """Counts its body as `name`; with `inside`, only directly within that part, and as the surrounding part elsewhere."""
-        if inside and (not self._open or self._open[-1][0] != inside):
+        if inside and (not self._open or self._open[-1].name != inside):
             yield
             return
-        mark = [name, now_s(), 0.0]
-        self._open.append(mark)
+        part = _Part(name, now_s())
+        self._open.append(part)
         try:
             yield
         finally:
             self._open.pop()
-            took_s = now_s() - mark[1]
-            self.found_ms[name] = self.found_ms.get(name, 0.0) + 1e3 * (took_s - mark[2])
+            took_s = now_s() - part.began_s
+            self.found_ms[name] = self.found_ms.get(name, 0.0) + 1e3 * (took_s - part.inner_s)
             if self._open:
-                self._open[-1][2] += took_s
+                self._open[-1].inner_s += took_s
 
     def take(self) -> dict[str, float]:
         """The times since the last call."""

@@ -56,13 +56,13 @@ def start(timeout_s: float = 600.0) -> Process:
             signal.signal(number, signal.SIG_DFL)
     device = _device(local_rank, local_world)
     _share_cores(local_rank, local_world, device, asked="" if launched else os.environ.get("OMP_NUM_THREADS", ""))
-    store = None if launched else dist.HashStore()
+    alone: dict[str, Any] = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     try:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             timeout=timedelta(seconds=timeout_s),
             device_id=device if device.type == "cuda" else None,
-            **({} if store is None else {"store": store, "rank": 0, "world_size": 1}),
+            **alone,
         )
     except (RuntimeError, ValueError) as error:
         raise DistributedError(

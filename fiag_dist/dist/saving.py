@@ -24,9 +24,6 @@ from fiag_dist.storage import Storage, UnreachableError
 SEEN_WITHIN_S = 60.0
 """How long the first rank waits for files that others have written."""
 
-Course = Generator[Callable[[], Any], list[Any], "Saved"]
-"""A save: yields what to do next in the thread, is sent what that gave on every rank, and returns what became of it."""
-
 
 @dataclass(frozen=True)
 class Saved:
@@ -40,6 +37,10 @@ class Saved:
     """From the beginning to the commit."""
     waited_s: float
     """How long of that this rank's training stood still."""
+
+
+Course = Generator[Callable[[], Any], list[Any], Saved]
+"""A save: yields what to do next in the thread, is sent what that gave on every rank, and returns what became of it."""
 
 
 class Saver:

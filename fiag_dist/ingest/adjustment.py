@@ -141,7 +141,7 @@ def _step(p: Problem, robust: float, damping: float) -> tuple[np.ndarray, np.nda
     for axis, calm in enumerate(p.calm_6):
         S[axis::6, axis::6] += calm * p.H_calm
     g_poses -= p.calm_6 * (p.differences.T @ p.unrest())
-    pose_step = cho_solve(cho_factor(S, lower=True), g_poses.reshape(-1) - half @ half_g)
+    pose_step = np.asarray(cho_solve(cho_factor(S, lower=True), g_poses.reshape(-1) - half @ half_g))
     point_step = np.zeros_like(p.X)
     point_step[free] = (inverse_L.transpose(0, 2, 1) @ (half_g - half.T @ pose_step).reshape(-1, 3, 1))[..., 0]
     pose_step = pose_step.reshape(num_frames, 6)

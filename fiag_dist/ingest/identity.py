@@ -1,6 +1,6 @@
 """Face-recogniser embeddings: 128 numbers that are near for one person and far between two (dlib's ResNet)."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -24,7 +24,7 @@ class IdentityEmbedder:
             raise ConfigError(
                 "packing clips needs dlib, which is not installed; run: bash launch/install.sh ingest"
             ) from error
-        self._dlib: Any = dlib
+        self._dlib = cast(Any, dlib)
         self._network = self._dlib.face_recognition_model_v1(str(weights.path("face-recognition")))
 
     def embed(

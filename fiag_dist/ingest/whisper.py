@@ -128,6 +128,6 @@ def _parameters(path: str) -> dict[str, Tensor]:
                 values = np.frombuffer(data, kind, num_bytes // kind.itemsize, offset).reshape(shape)
                 parameters[name] = torch.from_numpy(values.astype(np.float32))
             offset += num_bytes
-    except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (struct.error, ValueError, KeyError) as error:
         raise WeightsError(f"{path}: not a CTranslate2 model file ({error}); run: fiag-dist weights fetch") from error
     return parameters

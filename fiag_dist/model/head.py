@@ -126,15 +126,15 @@ def at_most(values: Tensor, most: float) -> Tensor:
 
 class _AtMost(torch.autograd.Function):
     @staticmethod
-    def forward(context: Any, values: Tensor, most: float) -> Tensor:
-        context.save_for_backward(values)
-        context.most = most
+    def forward(ctx: Any, values: Tensor, most: float) -> Tensor:
+        ctx.save_for_backward(values)
+        ctx.most = most
         return values.clamp(max=most)
 
     @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (values,) = context.saved_tensors
-        return gradient * ((values <= context.most) | (gradient > 0)), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (values,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient * ((values <= ctx.most) | (gradient > 0)), None
 
 
 def _first(motion: Motion, n: int) -> Motion:

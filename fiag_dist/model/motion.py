@@ -71,7 +71,7 @@ class FaceMotionNet(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.grid = TriPlane(grid, encoder)
+        self.grid: nn.Module = TriPlane(grid, encoder)
         self.audio = AudioCode(config.audio, audio_dim, audio_window)
         dim = grid.dim
         if config.form == "direct":

@@ -57,7 +57,7 @@ def _run(
     """Results as they come, None for what took its worker down."""
     import ray
 
-    board = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
+    board: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Board).remote()
     task = ray.remote(num_cpus=1, memory=_memory(), max_retries=0)(_task)
     far = Far(todo)
     waiting, running = list(reversed(range(len(todo)))), {}
@@ -81,7 +81,7 @@ def _run(
 
 def _memory() -> int:
     """What a task reserves: on nodes that are smaller than it, all there is."""
-    return int(min(WORKER_BYTES, max(node["Resources"].get("memory", 0) for node in living_nodes())))
+    return min(WORKER_BYTES, int(max(node["Resources"].get("memory", 0) for node in living_nodes())))
 
 
 def _result(reference: Any) -> Done | None:

@@ -245,6 +245,6 @@ def _answer(error: BaseException | None) -> dict[str, Any] | None:
 
     while error is not None:
         if isinstance(error, ClientError):
-            return error.response
+            return dict(error.response)
         error = error.__cause__
     return None

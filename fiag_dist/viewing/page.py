@@ -161,7 +161,7 @@ class Visit:
                 speech = self._show.listen(Sound(stored_as))
         except (FiagError, OSError, ValueError) as error:  # a full disk, a name that no disk takes
             if file is self._newest:
-                said = str(error).replace(stored_as, file.name) if stored_as else f"{file.name}: {error}"
+                said = str(error).replace(stored_as, file.name) if stored_as else f"{file.name}: {error}"  # pyrefly: ignore[redundant-condition]
                 self._said.content = html.escape(said)
             return
         if file is not self._newest:  # one that came later was listened to sooner
