@@ -17,14 +17,14 @@ from urllib.parse import urlsplit
 
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from fiag_dist import raster, ssim, weights
 from fiag_dist.backend import fault_of
 from fiag_dist.errors import ConfigError, FiagError, guarded
 from fiag_dist.model import grid
 from fiag_dist.storage import open_storage
+from fiag_dist.tables import tabulate
 
 PACKAGES = ("torch", "numpy", "numba", "deepspeed", "ray", "webdataset", "s3fs", "tensorboard", "av")
 OPTIONAL = {
@@ -174,13 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     with console.status("trying the backends; the first time, kernels are compiled: half a minute"):
         checks = examine(url)
-    table = Table(title="fiag-dist doctor")
-    for heading in ("what", "found", "state"):
-        table.add_column(heading, overflow="fold")
     colors = {"ok": "green", "note": "yellow", "broken": "red"}
-    for check in checks:
-        table.add_row(check.what, escape(check.found), f"[{colors[check.state]}]{check.state}[/]")
-    console.print(table)
+    rows = [(check.what, check.found, Text(check.state, colors[check.state])) for check in checks]
+    console.print(tabulate(("what", "found", "state"), rows, title="fiag-dist doctor", folded=("found",)))
     for check in checks:
         if check.state != "ok":
             console.print(f"{check.what}: {check.fix}", markup=False, highlight=False, soft_wrap=True)

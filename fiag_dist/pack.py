@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Column, Table
 
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError, guarded
@@ -35,6 +32,7 @@ from fiag_dist.shards.packing import Done, Packer, Work
 from fiag_dist.shards.settings import refuse_nonsense
 from fiag_dist.shards.workers import pack_all
 from fiag_dist.storage import Storage, open_storage
+from fiag_dist.tables import tabulate, text_of
 from fiag_dist.types import EXPRESSION_NAMES
 
 RECIPE = 11
@@ -286,21 +284,19 @@ def _outcome(result: Done) -> str:
 
 
 def _table(done: dict[str, Done], new: set[str]) -> str:
-    table = Table("clip", "state", "frames", "train", "test", "MiB", Column("note", overflow="fold"))
+    titles = ("clip", "state", "frames", "train", "test", "MiB", "note")
+    rows = []
     for name, result in done.items():
         entry = result.entry
         if entry is None or result.reason:
-            table.add_row(name, "refused", "", "", "", "", escape(result.reason))
+            rows.append((name, "refused", "", "", "", "", result.reason))
         else:
             numbers = (str(entry.num_frames), str(entry.split.train), str(entry.split.test))
             mib = f"{sum(entry.files.values()) / 2**20:.1f}"
             renamed = f"of {entry.source.file}" if entry.source and Path(entry.source.file).stem != name else ""
             note = "; ".join(filter(None, (renamed, result.note)))
-            table.add_row(name, "packed" if name in new else "unchanged", *numbers, mib, escape(note))
-    console = Console(highlight=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get().rstrip()
+            rows.append((name, "packed" if name in new else "unchanged", *numbers, mib, note))
+    return text_of(tabulate(titles, rows, folded=("clip", "note")))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from fiag_dist.tables import tabulate
 
 Row = Mapping[str, float | str | None]
 """The numbers of one identity by key; parts of a key are joined by dots, those of the one trained from scratch begin with `scratch.`."""
 
 LMD, BLIND_LMD = "lmd_px_at_512", "baselines.mouth_blind_warped.lmd_px_at_512"
+MEAN = "mean"
+"""The last row's name, where there are several."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ GROUPS = (
         ),
     ),
     Group(
-        "Face: LMD in px at 512; tracks of mouth opening and eye closure against the truth",
+        "Face: LMD in px at 512; mouth opening and eye closure against the truth's",
         (
             Column("LMD", LMD),
             Column("LMD from scratch", "scratch.lmd_px_at_512", screen=False),
@@ -122,15 +125,8 @@ def tables(rows: Sequence[tuple[str, Row]]) -> list[Table]:
         titles, lines = _cells(rows, [column for column in group.columns if column.screen])
         if len(titles) == 1:
             continue
-        table = Table(title=group.title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left")
-        for title in titles:
-            is_name = title == "identity"
-            longest = max(len(word) for word in title.split())
-            table.add_column(title, justify="left" if is_name else "right", no_wrap=is_name, min_width=longest)
-        for line in lines:
-            is_mean = line[0] == "mean"
-            table.add_row(*(c.replace(" (", "\n(") if is_mean else c for c in line), style="bold" if is_mean else None)
-        out.append(table)
+        cells = [[c.replace(" (", "\n(") for c in line] if line[0] == MEAN else line for line in lines]
+        out.append(tabulate(titles, cells, title=group.title, folded=("identity",), bold=(MEAN,)))
     return out
 
 
@@ -171,7 +167,7 @@ def _cells(rows: Sequence[tuple[str, Row]], columns: Iterable[Column]) -> tuple[
     columns = [column for column in columns if any(row.get(column.key) is not None for _, row in rows)]
     cells = [[name, *(_cell(column.form, row.get(column.key)) for column in columns)] for name, row in rows]
     if len(rows) > 1:
-        cells.append(["mean", *(_mean([row for _, row in rows], column) for column in columns)])
+        cells.append([MEAN, *(_mean([row for _, row in rows], column) for column in columns)])
     return ["identity", *(column.title for column in columns)], cells
 
 

@@ -19,9 +19,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from fiag_dist.errors import WeightsError
+from fiag_dist.tables import tabulate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,16 +179,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     if parser.parse_args(argv).action == "fetch":
         fetch_all(console.print)
-    table = Table(title=f"weights in {cache_folder()}")
-    table.add_column("name", no_wrap=True)
-    for heading in ("what for", "from", "licence", "SHA-256", "state"):
-        table.add_column(heading, overflow="fold")
+    rows = []
     for file in REGISTRY.values():
         state = "present" if present(file.name) else f"missing ({file.megabytes:.0f} MB to fetch)"
-        table.add_row(
-            file.name, file.purpose, f"{file.package} {file.version}", file.licence, f"{file.sha256[:8]}...", state
-        )
-    console.print(table)
+        origin = f"{file.package} {file.version}"
+        rows.append((file.name, file.purpose, origin, file.licence, f"{file.sha256[:8]}...", state))
+    titles = ("name", "what for", "from", "licence", "SHA-256", "state")
+    folded = ("what for", "from", "licence", "state")
+    console.print(tabulate(titles, rows, title=f"weights in {cache_folder()}", folded=folded))
     return 0
 
 

@@ -5,7 +5,6 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from fiag_dist.actor import INFO
@@ -13,6 +12,7 @@ from fiag_dist.adaptation.job import DONE, Job, is_done, stored_json
 from fiag_dist.adaptation.trial import SCRATCH, WORK
 from fiag_dist.examine import METRICS
 from fiag_dist.storage import Storage
+from fiag_dist.tables import tabulate
 
 CSV = "results.csv"
 COLUMNS = (
@@ -30,8 +30,18 @@ COLUMNS = (
     "why",
     "folder",
 )
-SHOWN = COLUMNS[:9]
-"""Those that fit a terminal."""
+SHOWN = {
+    "name": "identity",
+    "state": "state",
+    "steps": "steps",
+    "seconds": "seconds",
+    "head_psnr_db": "head",
+    "full_psnr_db": "full",
+    "nearest_warped_head_psnr_db": "nearest + warp",
+    "gain_db": "gain over it",
+    "scratch_head_psnr_db": "from scratch",
+}
+"""The columns that fit a terminal of 80 characters, and what they are called there."""
 ROWS_SHOWN = 30
 SIGNS = (DONE, INFO, f"{WORK}/")
 """What tells a folder of an identity, finished or begun, from others."""
@@ -102,17 +112,14 @@ def table(results: Sequence[Result]) -> Table:
     """For the terminal: the worst first, and no more than can be read."""
     worst = sorted(results, key=lambda result: result.rank)[:ROWS_SHOWN]
     columns = [c for c in SHOWN if any(result.values[c] is not None for result in worst)]
-    title = "adapted identities (test frames, head region)"
+    title = "Adapted identities: PSNR on test frames in dB, of the head where not full"
     if len(results) > len(worst):
-        title += f": the {len(worst)} worst of {len(results)}"
-    out = Table(title=title, title_justify="left", box=SIMPLE_HEAD, min_width=len(title))
-    for column in columns:
-        is_text = column in ("name", "state")
-        out.add_column(column.removesuffix("_db").replace("_", " "), justify="left" if is_text else "right")
-    for result in worst:
-        out.add_row(*(_cell(result.values[column]) for column in columns))
-    return out
+        title += f"; the {len(worst)} worst of {len(results)}"
+    rows = [[_cell(column, result.values[column]) for column in columns] for result in worst]
+    return tabulate([SHOWN[column] for column in columns], rows, title=title, folded=("identity",))
 
 
-def _cell(value: Value) -> str:
+def _cell(column: str, value: Value) -> str:
+    if column == "seconds" and value is not None:
+        return f"{float(value):.0f}"
     return f"{value:.2f}" if isinstance(value, float) else "" if value is None else str(value)

@@ -19,7 +19,7 @@ from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.resources import Room, Seen, decided
-from fiag_dist.adaptation.results import CSV, Result, result_of, results_in, table, write_csv
+from fiag_dist.adaptation.results import COLUMNS, CSV, Result, result_of, results_in, table, write_csv
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.tuning import failure_of
 from fiag_dist.config import AdaptConfig, PlateauConfig, TrainConfig
@@ -322,6 +322,32 @@ def test_the_tables_have_every_identity(results: list[Result], tmp_path: Path) -
     text = capture.get()
     assert "the 30 worst of 80" in text
     assert "good" not in text
+
+
+def test_the_table_fits_a_small_terminal_and_cuts_no_name(tmp_path: Path) -> None:
+    name = "somebody_with_a_name_of_fifty_six_letters_and_two_digits"
+    numbers = {"steps": 2000, "seconds": 412.53, "head_psnr_db": 29.63, "full_psnr_db": 33.41, "gain_db": 5.26}
+    rows = [
+        Result({column: numbers.get(column, 24.37) for column in COLUMNS} | {"name": who, "state": "done"})
+        for who in ("anna", name)
+    ]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table(rows))
+    lines = capture.get().splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert next(line.split() for line in lines if "anna" in line) == [
+        "anna",
+        "done",
+        "2000",
+        "413",
+        "29.63",
+        "33.41",
+        "24.37",
+        "5.26",
+        "24.37",
+    ]
+    assert name in "".join(line.split()[0] for line in lines if line.strip())
 
 
 def test_those_who_were_not_asked_for_stay_in_the_tables(results: list[Result], tmp_path: Path) -> None:

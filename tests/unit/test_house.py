@@ -18,7 +18,7 @@ NAMES = {path: path.relative_to(PACKAGE).as_posix() for path in SOURCES}
 # A file imports only from rows above its own; a folder is one room, whose files may import one another as long as there is no circle.
 ROWS = (
     ("errors", "memory"),
-    ("types", "landmarks"),
+    ("types", "landmarks", "tables"),
     ("config",),
     ("storage", "cluster"),
     ("configfile",),
