@@ -33,10 +33,12 @@ def write_identity_folder(
     start: str,
     steps: int,
     embedding: torch.Tensor | None = None,
+    footage: str | None = None,
 ) -> None:
     """Bakes identity `name` for its embedding and writes its folder, identity.json last; one that is there goes first, so that a half-replaced folder is none.
 
-    start: the checkpoint that it came from, empty for one trained from scratch. embedding: [id_dim]; None: the mean over the clip.
+    start: the checkpoint that it came from, empty for one trained from scratch. embedding: [id_dim]; None: the mean over the clip. footage: SHA-256
+    of the shards that it learnt from; None: those that are there.
     """
     entry = manifest.entry(name)
     meta = read_meta(data, entry)
@@ -57,7 +59,7 @@ def write_identity_folder(
         steps=steps,
         source=entry.source.file if entry.source else "",
         consent=entry.consent,
-        footage=entry.sha256,
+        footage=entry.sha256 if footage is None else footage,
     )
     (folder / INFO).unlink(missing_ok=True)
     write_backdrop(folder, iter_frames(data, entry, "train"), meta, manifest.fps)
@@ -82,6 +84,7 @@ def bake_run(
     head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
     head.sh_degree = sh_degree(stored.step, config.train)
     change(head)
+    learnt_from = stored.info.get("footage", {})  # checkpoints of before did not say
     known = open_storage(out)
     source = hashlib.sha256(storage.read(f"{folder}/{checkpoint.COMMIT}")).hexdigest().encode()
     if not known.exists(BAKED_FROM) or known.read(BAKED_FROM) != source:
@@ -94,7 +97,6 @@ def bake_run(
         personal = head.universal.new_personal()
         tensors = stored.identities[name]
         personal.load_state_dict({key: tensors[key] for key in personal.state_dict()})
-        write_identity_folder(
-            done, head, personal, shards, manifest, name, start, stored.step, tensors[checkpoint.EMBEDDING]
-        )
+        embedding, footage = tensors[checkpoint.EMBEDDING], learnt_from.get(name, "")
+        write_identity_folder(done, head, personal, shards, manifest, name, start, stored.step, embedding, footage)
     return out

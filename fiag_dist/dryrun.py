@@ -20,7 +20,7 @@ def report(config: PretrainConfig, manifest: Manifest, ownership: Ownership) -> 
 def _lines(config: PretrainConfig, manifest: Manifest, ownership: Ownership) -> Iterator[str]:
     train, world, lanes = config.train, ownership.world, len(ownership.lanes)
     found = sizes(train, manifest.id_embedding.dim, manifest.audio.dim, manifest.audio.window)
-    entries = {name: manifest.entry(name) for lane in ownership.lanes for name in lane}
+    entries = {name: manifest.entry(name) for name in ownership.names}
     frames, steps = sum(entry.split.train for entry in entries.values()), total_steps(train)
     yield f"{config.runs}/{config.name}: {world} rank{'s' * (world > 1)}, {len(entries)} identities"
     yield (

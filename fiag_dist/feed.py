@@ -180,7 +180,7 @@ class Feed:
 
     def watched(self, limit: int) -> list[str]:
         """Those of this rank's identities that are among `limit` spread evenly over all by name, whatever the number of ranks."""
-        everybody = sorted(name for lane in self.ownership.lanes for name in lane)
+        everybody = sorted(self.ownership.names)
         chosen = np.linspace(0, len(everybody) - 1, min(limit, len(everybody))).round().astype(int)
         return [everybody[k] for k in chosen if everybody[k] in self.metas]
 

@@ -2,24 +2,26 @@
 
 import os
 import shlex
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
-from fiag_dist import __version__, dryrun, raster
+from fiag_dist import dryrun, raster, resume
 from fiag_dist.config import PretrainConfig
-from fiag_dist.configfile import changes, load, to_dict, to_yaml
+from fiag_dist.configfile import load, to_yaml
 from fiag_dist.dist import checkpoint, process
+from fiag_dist.dist.checkpoint import Checkpoint
 from fiag_dist.dist.engine import Engine, Group, ZeroEngine
 from fiag_dist.dist.heartbeat import Heartbeat
 from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.ownership import Ownership, assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.saving import Saved, Saver
-from fiag_dist.errors import CheckpointError, guarded
+from fiag_dist.errors import guarded
 from fiag_dist.feed import feed_of
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
@@ -27,23 +29,10 @@ from fiag_dist.model.head import Head
 from fiag_dist.monitor import Monitor
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import stage_at, total_steps
-from fiag_dist.start import check_formats, fresh_head, load_head, refuse_below, refuse_nonsense
+from fiag_dist.start import fresh_head, load_head, refuse_below, refuse_nonsense
 from fiag_dist.status import Teller, refuse_a_second, told
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import Training, optimizer_groups, perceptual_loss
-
-BEGINS_WITH = (
-    "init_identities",
-    "train.model.field.init",
-    "train.model.field.num_face",
-    "train.model.field.num_mouth",
-    "train.model.identity.grid.init",
-    "train.model.motion.universal_grid.init",
-    "train.model.motion.personal_grid.init",
-    "train.model.motion.mouth_grid.init",
-    "train.model.motion.audio.silence",
-)
-"""Settings that only a run's first step asks for."""
 
 
 def main(argv: list[str]) -> int:
@@ -62,7 +51,9 @@ def main(argv: list[str]) -> int:
     if here.is_first:  # it takes some seconds
         print(f"{folder}: looks through {config.data} and at the run so far", flush=True)
         refuse_a_second(run_storage)
-    training = build(config, here, open_storage(config.data), run_storage)
+    data, stored = open_storage(config.data), newest_of(run_storage, here)
+    training = build(config, here, data, stored)
+    info = resume.info(config, read_manifest(data), training.feed.ownership.names, stored.info if stored else {})
     if here.is_first and not training.done:  # a finished run keeps the settings that it was trained with
         command = f"{_launcher(here.world)} -m fiag_dist.pretrain {shlex.quote(f'{folder}/config.yaml')}"
         run_storage.write("config.yaml", to_yaml(config, command).encode())
@@ -92,7 +83,7 @@ def main(argv: list[str]) -> int:
             )
 
         saver = Saver(run_storage, checkpoint.FOLDER, here, train.keep, train.keep_every, mirror.publish, say)
-        keeper = Keeper(config, training, saver, heartbeat, status)
+        keeper = Keeper(config, training, saver, heartbeat, status, info)
         finished = run(training, monitor, keeper.save, lambda: stop.agreed(here.device), keeper.between)
         saver.finish()
         status.say("finished" if finished else "stopped", training.step)
@@ -114,6 +105,8 @@ class Keeper:
     saver: Saver
     heartbeat: Heartbeat
     status: Teller
+    info: dict[str, Any]
+    """What checkpoints say of the run."""
 
     def save(self) -> None:
         """Begins a checkpoint."""
@@ -122,7 +115,7 @@ class Keeper:
         self.status.say("running", training.step)
         shared, optim = training.shared()
         identities = {name: identity_tensors(training, name) for name in training.feed.names}
-        self.saver.begin(training.step, shared, optim, identities, _info(self.config, training))
+        self.saver.begin(training.step, shared, optim, identities, self.info)
 
     def between(self) -> None:
         """After a step. The first one of a stage may compile kernels."""
@@ -131,31 +124,32 @@ class Keeper:
         self.saver.poll()
 
 
+def newest_of(run_storage: Storage, here: process.Process) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, the same on every rank; None: it begins."""
+    newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
+    return checkpoint.load(run_storage, newest) if newest else None
+
+
 def build(
     config: PretrainConfig,
     here: process.Process,
     data: Storage,
-    run_storage: Storage,
+    stored: Checkpoint | None = None,
     make_engine: Callable[[Head, Sequence[Group]], Engine] | None = None,
 ) -> Training:
-    """The training of this rank: fresh, or as the newest checkpoint left it. make_engine: None for ZeRO as configured."""
+    """The training of this rank: fresh, or as a checkpoint left it. make_engine: None for ZeRO as configured. Raises CheckpointError as `resume.check`."""
     # Where gsplat never ran it compiles now, and not in a step that others wait for.
     raster.choose(config.train.raster, here.device)
     manifest = read_manifest(data)
     ownership = _assign(config, manifest, here.world)
-    newest = process.broadcast_object(checkpoint.newest(run_storage, checkpoint.FOLDER) if here.is_first else None)
-    stored = checkpoint.load(run_storage, newest) if newest else None
     if stored:
-        check_formats(manifest, stored.info["formats"], f"run {run_storage.url}")
-        _check_people(stored.identities, ownership, run_storage.url)
-        if stored.step < total_steps(config.train):  # else nothing is trained with them
-            others = _other_settings(stored.info["config"], config, run_storage.url)
-            if here.is_first and others:
-                print(f"{run_storage.url}: goes on with other settings: {others}", flush=True)
+        for line in resume.check(stored, config, manifest, ownership.names):
+            if here.is_first:
+                print(line, flush=True)
         head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False).to(here.device)
     else:
-        names = [name for lane in ownership.lanes for name in lane][: config.init_identities]
-        head = fresh_head(config.train, data, manifest, sorted(names), config.train.seed, here.device)
+        names = sorted(ownership.names[: config.init_identities])
+        head = fresh_head(config.train, data, manifest, names, config.train.seed, here.device)
         # What is fitted and drawn differs in last bits between kinds of CPU.
         process.broadcast(head.state_dict().values())
     feed = feed_of(config.train, data, manifest, ownership, here.rank, here.device)
@@ -193,16 +187,6 @@ def _assign(config: PretrainConfig, manifest: Manifest, world: int) -> Ownership
     return assign(names, frames, config.train.frames_per_step, world)
 
 
-def _check_people(known: Container[str], ownership: Ownership, run: str) -> None:
-    """A run goes on with the people that it began with, or with some of them: who came later would have no part in what is learnt already."""
-    new = sorted(name for lane in ownership.lanes for name in lane if name not in known)
-    if new:
-        who = f"{', '.join(new[:6])}{' ...' if len(new) > 6 else ''}"
-        raise CheckpointError(
-            f"{run} was begun without {who}; go on without them (--identities), give another --name, or adapt them to it: fiag-dist adapt"
-        )
-
-
 def _launcher(world: int) -> str:
     """torchrun as it started these ranks."""
     a_node = int(os.environ.get("LOCAL_WORLD_SIZE", world))
@@ -210,42 +194,9 @@ def _launcher(world: int) -> str:
     return f"torchrun {nodes}--nproc-per-node={a_node}"
 
 
-def _other_settings(before: dict, config: PretrainConfig, run: str) -> str:
-    """The settings of a run that goes on that are not as they were, in words. Raises CheckpointError where it can't go on with them."""
-    found = {
-        name: f"{name} {now}, before {old}"
-        for name, (old, now) in changes(before, to_dict(config)).items()
-        if name not in ("data", "runs", "name")  # where things lie
-    }
-    late = [text for name, text in found.items() if name in BEGINS_WITH]
-    if late:
-        raise CheckpointError(
-            f"{run}: {'; '.join(late)}: only a run's first step asks for that; give another --name, or go on with the run's config.yaml"
-        )
-    return "; ".join(found.values())
-
-
 def _personal(head, seed: int, name: str):  # the same start for an identity, whoever owns it
     torch.manual_seed(sum(byte << (8 * (i % 7)) for i, byte in enumerate(name.encode())) ^ seed)
     return head.universal.new_personal()
-
-
-def _info(config: PretrainConfig, training: Training) -> dict:
-    manifest = read_manifest(config.data, check=False)
-    return {
-        "config": to_dict(config),
-        "version": __version__,
-        "formats": {
-            "id_dim": manifest.id_embedding.dim,
-            "expression": manifest.expression,
-            "id_model": manifest.id_embedding.model,
-            "audio_dim": manifest.audio.dim,
-            "audio_window": manifest.audio.window,
-            "extractor": manifest.audio.extractor,
-            "size": manifest.size,
-            "fps": manifest.fps,
-        },
-    }
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ class Training:
         self._refused_in_a_row = 0
         self._regrown = {"field/pruned": 0, "field/grown": 0}
         self._judged = 0
-        """The step after which Gaussians were last pruned: who had a turn since then is asked."""
+        """The step from which on a whole round of everybody is asked for before Gaussians are pruned: the last pruning, or the last refused step."""
         self.statistics = {name: density.Statistics(f.capacity, f.means.device) for name, f in self.head.fields.items()}
         averaged = {n: p for n, p in self.head.named_parameters() if n.startswith(AVERAGED)}
         self.averages = {name: parameter.detach().clone() for name, parameter in averaged.items()}
@@ -131,6 +131,9 @@ class Training:
         else:
             refused = 0
             self.pool.clear()
+            self._judged = (
+                self.step + 1
+            )  # somebody's turn was lost: who is pruned for waits for a whole round from here on
         self._refused_in_a_row = 0 if report.finite else self._refused_in_a_row + 1
         if self._refused_in_a_row > self.config.refused_at_most:
             raise DistributedError(

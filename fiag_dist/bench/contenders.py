@@ -118,10 +118,10 @@ def main(argv: list[str]) -> int:
     warm_up, steps, player, players = map(int, numbers)
     turns, names = Turns(Path(shared), player, players), argv[7:]
     config, here = from_yaml(PretrainConfig, path), process.start()
-    data, runs = open_storage(config.data), open_storage(config.runs)
+    data = open_storage(config.data)
     with turns.mine(here):
         contestants = {
-            name: Contestant(build(config, here, data, runs, engine_of(name, config.train.optim.grad_clip)), [], [])
+            name: Contestant(build(config, here, data, None, engine_of(name, config.train.optim.grad_clip)), [], [])
             for name in names
         }
         for contestant in contestants.values():

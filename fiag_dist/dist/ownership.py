@@ -15,6 +15,11 @@ class Ownership:
     lanes: tuple[tuple[str, ...], ...]
     world: int
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everybody, lane by lane."""
+        return tuple(name for lane in self.lanes for name in lane)
+
     def rank_of(self, name: str) -> int:
         """The rank that owns identity `name`: its personal net and that net's optimiser. KeyError if nobody does."""
         for lane, names in enumerate(self.lanes):

@@ -47,7 +47,7 @@ ROWS = (
     ("examine",),
     ("evaluate",),
     ("adaptation",),
-    ("scaling",),
+    ("scaling", "resume"),
     ("dryrun",),
     ("pretrain", "adapt"),
     ("export", "view", "render", "identity_info", "runs"),

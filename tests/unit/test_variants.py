@@ -12,6 +12,7 @@ import tiny_identity
 import torch
 from heads import small_config, small_head, small_shot
 
+from fiag_dist import resume
 from fiag_dist.actor import Actor
 from fiag_dist.adaptation import trial
 from fiag_dist.adaptation.job import Job
@@ -24,8 +25,9 @@ from fiag_dist.dist.process import Process
 from fiag_dist.errors import CheckpointError, ConfigError
 from fiag_dist.loop import run
 from fiag_dist.monitor import Monitor
-from fiag_dist.pretrain import BEGINS_WITH, _info, build, identity_tensors
+from fiag_dist.pretrain import build, identity_tensors, newest_of
 from fiag_dist.rehearsal import Rehearsal
+from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage
 from fiag_dist.start import refuse_nonsense
 from fiag_dist.storage import open_storage
@@ -65,9 +67,7 @@ def training(shards: str, variant: dict) -> Iterator[Training]:
     }
     tree = merged({**tiny, "loss": {"lpips": 0.0}}, variant)
     config = from_dict(PretrainConfig, {"data": shards, "train": tree})
-    made = build(
-        config, Process(), open_storage(shards), open_storage(f"{shards}/none"), lambda h, g: LocalEngine(h, g, 0.0)
-    )
+    made = build(config, Process(), open_storage(shards), make_engine=lambda h, g: LocalEngine(h, g, 0.0))
     with closing(made.feed):
         yield made
 
@@ -108,8 +108,8 @@ def test_learnt_embeddings_start_apart_are_learnt_and_whoever_is_new_starts_from
         assert float(first["ball"] @ first["twin"]) < 0.9
         learnt(made)
         kept = {name: identity_tensors(made, name) for name in first}
-        config = PretrainConfig(data=shards, train=made.config)
-        saving.save(run, checkpoint.FOLDER, made.step, *made.shared(), kept, _info(config, made), Process(), keep=1)
+        info = resume.info(PretrainConfig(train=made.config), read_manifest(shards), made.feed.names, {})
+        saving.save(run, checkpoint.FOLDER, made.step, *made.shared(), kept, info, Process(), keep=1)
     for name, tensors in kept.items():
         assert 0 < float((tensors["embedding"] - first[name]).abs().max()) < 0.1
     settings = from_dict(AdaptConfig, {"train": {"steps": 4, "stages": {"landmark_steps": 0}, "loss": {"lpips": 0}}})
@@ -141,13 +141,13 @@ def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path)
     with training(url, {}) as made:
         kept = {name: identity_tensors(made, name) for name in made.feed.names}
         config = PretrainConfig(data=url, train=made.config)
-        info = _info(config, made)
+        info = resume.info(config, read_manifest(config.data), made.feed.names, {})
         saving.save(open_storage(run), checkpoint.FOLDER, 0, *made.shared(), kept, info, Process(), keep=1)
     manifest = tmp_path / "two" / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"extractor": "mel"', '"extractor": "whisper:2"'))
     line = rf"^run {run}: trained with extractor 'mel', the shards have 'whisper:2'; pack the clips with its settings$"
     with pytest.raises(CheckpointError, match=line):
-        build(config, Process(), open_storage(url), open_storage(run))
+        build(config, Process(), open_storage(url), newest_of(open_storage(run), Process()))
     with pytest.raises(CheckpointError, match=line):
         bake_run(run)
     shutil.move(tmp_path / "two", tmp_path / "moved")
@@ -159,7 +159,7 @@ def test_people_of_a_run_are_those_of_its_newest_checkpoint(tmp_path: Path) -> N
     """A step that was made anew has the name of the one before it, and a run may go on without somebody."""
     url, run = tiny_identity.pack(tmp_path / "two", "ball", "twin"), tmp_path / "run"
     with training(url, {}) as made:
-        info = _info(PretrainConfig(data=url, train=made.config), made)
+        info = resume.info(PretrainConfig(data=url, train=made.config), read_manifest(url), made.feed.names, {})
 
         def stage(*names: str) -> None:
             kept = {name: identity_tensors(made, name) for name in names}
@@ -178,7 +178,7 @@ def test_people_of_a_run_are_those_of_its_newest_checkpoint(tmp_path: Path) -> N
 
 def test_what_only_a_first_step_asks_for_are_settings() -> None:
     settings = to_dict(PretrainConfig())
-    for name in BEGINS_WITH:
+    for name in resume.BEGINS_WITH:
         value = settings
         for key in name.split("."):
             value = value[key]
@@ -224,6 +224,22 @@ def test_nothing_is_pruned_before_all_were_seen(shards: str) -> None:
         again.restore(step, shared, optim, 0)
         again.feed.restore({name: int(tensors["count"]) for name, tensors in kept.items()})
         assert again.learn(again.feed.next(again.step))["field/pruned"] == after
+
+
+def test_a_refused_step_is_nobodys_turn(shards: str) -> None:
+    """Who was not rendered in it had no say, and what only they need went with the next pruning."""
+    pruning = {"density": {"start": 1, "every": 1, "prune_from": 0.3, "prune_to": 0.3, "grow": 0.0}}
+    with training(shards, {"frames_per_step": 1, "refused_at_most": 9, **pruning}) as made:
+        for _ in range(3):
+            made.learn(made.feed.next(made.step))
+        hook = made.head.face_field.sh_dc.register_hook(lambda gradient: gradient * torch.inf)
+        assert made.learn(made.feed.next(made.step))["train/refused_steps"] == 1
+        hook.remove()
+        pruned = []
+        while made.step < 7:
+            pruned.append(made.learn(made.feed.next(made.step))["field/pruned"])
+        assert pruned[0] == 0, "the round that was broken off counts for nothing"
+        assert pruned[1] > 0, "the next whole one does"
 
 
 def test_a_run_that_is_stopped_at_once_saves_nothing(shards: str, tmp_path: Path) -> None:
