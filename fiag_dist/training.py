@@ -131,9 +131,7 @@ class Training:
         else:
             refused = 0
             self.pool.clear()
-            self._judged = (
-                self.step + 1
-            )  # somebody's turn was lost: who is pruned for waits for a whole round from here on
+            self._judged = self.step + 1  # somebody's turn was lost
         self._refused_in_a_row = 0 if report.finite else self._refused_in_a_row + 1
         if self._refused_in_a_row > self.config.refused_at_most:
             raise DistributedError(

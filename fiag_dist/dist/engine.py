@@ -77,6 +77,7 @@ class Engine(ABC):
         for name in self._optimizer.rates:
             self._optimizer.rates[name] = rates.get(name, self._optimizer.rates[name])
 
+    @process.talking()
     @torch.no_grad()
     def gather(self) -> State:
         """Parameters and optimiser state, free of ranks."""
@@ -99,6 +100,7 @@ class Engine(ABC):
                 self._write(self._params[name], key, state[name][key])
         self._optimizer.steps |= steps
 
+    @process.talking()
     @torch.no_grad()
     def remap(self, edits: Mapping[str, RowEdit]) -> None:
         """Replaces rows of parameters and moves their moments along. `edits`, by parameter name, is the same on all ranks."""
@@ -220,7 +222,8 @@ class ZeroEngine(Engine):
             finite = self._engine.was_step_applied()
         else:
             self._engine.backward(loss)
-            norm = _norm(self._trained)
+            with process.talking():
+                norm = _norm(self._trained)
             finite = math.isfinite(norm)
             if finite:
                 self._engine.step()

@@ -114,6 +114,7 @@ def broadcast(tensors: Iterable[torch.Tensor], source: int = 0) -> None:
         with _collective("broadcast"):
             for tensor in tensors:
                 dist.broadcast(tensor, source)
+                _wait(tensor)
 
 
 def all_gather_object(value: T) -> list[T]:
@@ -131,6 +132,7 @@ def all_reduce(tensor: torch.Tensor, op: Literal["sum", "mean", "max", "min"] = 
     if _world() > 1:
         with _collective("all_reduce"):
             dist.all_reduce(tensor, OPERATIONS[op])
+            _wait(tensor)
         if op == "mean":
             tensor /= _world()
     return tensor
@@ -144,6 +146,7 @@ def exchange(outgoing: Sequence[tuple[int, torch.Tensor]], incoming: Sequence[tu
         with _collective("exchange"):
             for work in dist.batch_isend_irecv(operations):
                 work.wait()
+            _wait(*(tensor for _, tensor in incoming))
 
 
 def all_true(value: bool, device: torch.device | None = None) -> bool:
@@ -255,6 +258,13 @@ def _collective(name: str) -> Iterator[None]:
             f"rank {dist.get_rank()} of {dist.get_world_size()}: {name} failed ({_first_line(error)}); a rank died or is "
             "stuck: look at the first error in the other ranks' logs, then start again from the newest checkpoint"
         ) from error
+
+
+def _wait(*tensors: torch.Tensor) -> None:
+    """Until these are there: on a GPU a collective returns at once, and whoever reads its result later is taken for the one that the others wait for."""
+    for tensor in tensors:
+        if tensor.is_cuda:
+            torch.cuda.current_stream(tensor.device).synchronize()
 
 
 def _first_line(error: Exception) -> str:

@@ -13,6 +13,8 @@ from ranks import Ranks
 from torch import nn
 from toy import CAPACITY, Toy, groups, lanes_of, largest_difference, loss_at, make, same, train
 
+from fiag_dist.dist import engine as engine_module
+from fiag_dist.dist import process
 from fiag_dist.dist.engine import LocalEngine, RowEdit, State, StepReport, ZeroEngine, flatten, unflatten
 from fiag_dist.dist.process import Process
 from fiag_dist.errors import CheckpointError, ConfigError
@@ -194,6 +196,16 @@ def test_growth_and_pruning_equal_tensors_that_really_change_size(two: Ranks, st
         assert (state["field"]["exp_avg"][: len(rows)] - moment).abs().max() < TOLERANCE
         assert not state["field"]["param"][len(rows) :].any(), "rows beyond the living moved"
     assert all(same(results[0][1], state) for _, state in results)
+
+
+def test_who_gathers_may_be_waiting_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU collectives return at once, and the wait is where their result is read."""
+    engine, waits = make(None), []
+    monkeypatch.setattr(engine_module, "_host", lambda tensor: waits.append(process.is_talking()) or tensor.clone())
+    engine.gather()
+    assert waits
+    assert all(waits)
+    assert not process.is_talking()
 
 
 def refused(me: Process | None, stage: int | None, kind: str) -> tuple[list[StepReport], int, State, State]:
