@@ -1,5 +1,6 @@
 """fiag-dist adapt: a folder of clips in, a folder of identities out, one Ray Tune trial a clip."""
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from fiag_dist.adaptation.alone import alone_in
 from fiag_dist.adaptation.campaign import adapt_all
 from fiag_dist.adaptation.job import Job, Search, is_done
 from fiag_dist.adaptation.page import PAGE, write_page
-from fiag_dist.adaptation.results import CSV, result_of, results_in, table, write_csv
+from fiag_dist.adaptation.results import CSV, refused, result_of, results_in, table, write_csv
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig, PackConfig
@@ -24,11 +25,14 @@ from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError, guarded, meant
 from fiag_dist.ingest.gather import find_clips
 from fiag_dist.ingest.speech import FROM_FILE
-from fiag_dist.pack import pack
+from fiag_dist.pack import EMBEDDING, pack
 from fiag_dist.shards.manifest import BESIDE, Manifest, read_manifest
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.start import check_channels, check_formats, refuse_below, refuse_nonsense
 from fiag_dist.storage import open_storage
+
+WITHOUT_EFFECT = ("--train.model", "--train.keep")
+"""Flags of a pretraining: an adaptation has its checkpoint's model, and keeps no checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ class AdaptCommand:
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0 when every identity is done, 1 when some failed."""
+    """Returns 0 when every identity is done, 1 when some failed or a clip was refused."""
     command = _parse(argv)
     searched = _searched(command)  # what can be refused is refused before the clips are packed
     storage, folder = checkpoint.resolve(command.checkpoint)
@@ -67,15 +71,17 @@ def main(argv: list[str]) -> int:
     if open_storage(_absolute(command.out)).exists(MANIFEST):
         raise ConfigError(f"--out {command.out}: holds shards; give identities a folder of their own")
     with alone_in(_absolute(command.out)):
-        data = _packed(command, formats)
+        data, unfit = _packed(command, formats)
         manifest = read_manifest(data)
         check_channels(formats, command.checkpoint)
         check_formats(manifest, formats, f"checkpoint {command.checkpoint}")
-        return _adapted(command, _jobs(command, searched, data, manifest, f"{storage.url}/{folder}"))
+        learnt = hashlib.sha256(storage.read(f"{folder}/{checkpoint.COMMIT}")).hexdigest()
+        jobs = _jobs(command, searched, data, manifest, f"{storage.url}/{folder}", learnt)
+        return _adapted(command, jobs, unfit)
 
 
-def _adapted(command: AdaptCommand, jobs: Sequence[Job]) -> int:
-    """Does what is missing, and reports. Returns the status."""
+def _adapted(command: AdaptCommand, jobs: Sequence[Job], unfit: Mapping[str, str]) -> int:
+    """Does what is missing, and reports. unfit: why clips were refused, by name. Returns the status."""
     todo = [job for job in jobs if not is_done(job)]
     console = Console(highlight=False, markup=False)
     console.print(
@@ -88,35 +94,45 @@ def _adapted(command: AdaptCommand, jobs: Sequence[Job]) -> int:
             with Standings([job.name for job in todo], console) as standings:
                 failed = adapt_all(todo, command.out, standings, console.print)
     finally:  # after Ctrl-C too: what is finished is finished
-        _report(command, jobs, failed, console)
+        _report(command, jobs, failed, unfit, console)
     for name, why in failed.items():
         print(f"fiag-dist: {name} failed: {why}; the same command goes on from its last checkpoint", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or unfit else 0
 
 
 def _parse(argv: list[str]) -> AdaptCommand:
     """Defaults < the file behind --config < flags."""
     path = next((argv[i + 1] for i, word in enumerate(argv[:-1]) if word == "--config"), None)
     path = path or next((word.partition("=")[2] for word in argv if word.startswith("--config=")), None)
+    idle = next((word for word in argv if word.startswith(WITHOUT_EFFECT)), None)
+    if idle:
+        raise ConfigError(
+            f"{idle}: an adaptation has its checkpoint's model and keeps no checkpoints; this is a setting of: fiag-dist pretrain"
+        )
     settings = from_yaml(AdaptConfig, path) if path else AdaptConfig()
     missing: Any = tyro.MISSING
     default = AdaptCommand(clips=missing, checkpoint=missing, out=missing, settings=settings)
     return tyro.cli(AdaptCommand, args=argv, default=default, prog="fiag-dist adapt")
 
 
-def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
-    """The shards to adapt from: given, or packed now beside the identities, in the checkpoint's formats."""
+def _packed(command: AdaptCommand, formats: dict[str, Any]) -> tuple[str, Mapping[str, str]]:
+    """The shards to adapt from: given, or packed now beside the identities, in the checkpoint's formats; and why clips were refused, by name."""
     if open_storage(command.clips).exists(MANIFEST):
         if command.consent:
             raise ConfigError(
                 f"--consent: {command.clips} is packed already, and consent is kept in shards; give the clips, or: fiag-dist pack CLIPS --consent TEXT"
             )
-        return command.clips
+        return command.clips, {}
     extractor = formats["extractor"]
     if extractor.startswith(FROM_FILE):
         raise ConfigError(
             f"{command.clips}: the checkpoint hears speech features that another program made ({extractor}); make them for these clips, pack, and adapt "
             "the shards: fiag-dist pack CLIPS --out SHARDS --extractor 'file:PATTERN'"
+        )
+    if formats["id_model"] != EMBEDDING.model:
+        raise ConfigError(
+            f"--from {command.checkpoint}: its people are told apart by {formats['id_model']}, those of clips by {EMBEDDING.model}, so it is no start for "
+            "them (demo heads teach nothing of people); pretrain on clips: fiag-dist pack CLIPS --out SHARDS"
         )
     path = Path(command.clips)
     if not path.exists():
@@ -125,8 +141,8 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> str:
         )
     shards = f"{command.out.rstrip('/')}/{BESIDE}"
     settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=extractor)
-    pack(_clips(path, command.names), shards, settings, consent=command.consent, address=command.address)
-    return shards
+    packed = pack(_clips(path, command.names), shards, settings, consent=command.consent, address=command.address)
+    return shards, packed.refused
 
 
 def _clips(path: Path, names: Sequence[str]) -> list[Path]:
@@ -163,7 +179,7 @@ def _searched(command: AdaptCommand) -> Search:
     return searched
 
 
-def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest, start: str) -> list[Job]:
+def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest, start: str, learnt: str) -> list[Job]:
     """One for each identity, without what this process alone knows: paths are absolute."""
     names = dict.fromkeys(_asked(command, data, manifest))
     if BESIDE in names:
@@ -171,7 +187,18 @@ def _jobs(command: AdaptCommand, searched: Search, data: str, manifest: Manifest
     entries = [manifest.entry(name) for name in names]
     data, start, out = map(_absolute, (data, start, command.out))
     return [
-        Job(e.name, data, start, f"{out}/{e.name}", command.settings, command.scratch, searched, e.sha256, e.consent)
+        Job(
+            name=e.name,
+            data=data,
+            start=start,
+            folder=f"{out}/{e.name}",
+            config=command.settings,
+            scratch=command.scratch,
+            search=searched,
+            footage=e.sha256,
+            learnt=learnt,
+            consent=e.consent,
+        )
         for e in entries
     ]
 
@@ -180,9 +207,17 @@ def _absolute(url: str) -> str:
     return url.rstrip("/") if "://" in url else str(Path(url).expanduser().resolve())
 
 
-def _report(command: AdaptCommand, jobs: Sequence[Job], failed: Mapping[str, str], console: Console) -> None:
+def _report(
+    command: AdaptCommand,
+    jobs: Sequence[Job],
+    failed: Mapping[str, str],
+    unfit: Mapping[str, str],
+    console: Console,
+) -> None:
     """Writes the table and the page of all identities in --out, shows those of this command, and says where everything is."""
-    results, storage = [result_of(job, failed) for job in jobs], open_storage(_absolute(command.out))
+    storage, known = open_storage(_absolute(command.out)), {job.name for job in jobs}
+    results = [result_of(job, failed) for job in jobs]
+    results += [refused(name, why) for name, why in unfit.items() if name not in known]  # else it was packed before
     everybody = results_in(storage, results)
     write_csv(storage, everybody)
     write_page(storage, everybody, f"Identities in {Path(command.out).name}")
@@ -190,6 +225,8 @@ def _report(command: AdaptCommand, jobs: Sequence[Job], failed: Mapping[str, str
     missing = sum(result.values["state"] == "missing" for result in results)
     if missing:
         console.print(f"{missing} of {len(jobs)} are not done yet: the same command goes on with them")
+    if unfit:
+        console.print(f"{len(unfit)} clips were refused in packing; why is above, and in {CSV}")
     out = command.out.rstrip("/")
     console.print(
         f"identities: {out}   table: {out}/{CSV}   page: {out}/{PAGE}   curves: tensorboard --logdir {shlex.quote(out)}",

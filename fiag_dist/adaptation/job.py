@@ -42,6 +42,8 @@ class Job:
     search: Search = field(default_factory=Search)
     footage: str = ""
     """SHA-256 of what its shards hold: other footage under the same name is another job."""
+    learnt: str = ""
+    """SHA-256 of the checkpoint's COMMIT.json: what was trained anew at the same step is another start."""
     consent: str = ""
     """What the shards say that the person agreed to, which the identity keeps."""
 
@@ -53,9 +55,11 @@ class Job:
 
     @property
     def training_key(self) -> str:
-        """Changes when what is trained would."""
+        """Changes when what is trained would, and not when shards or checkpoint have moved."""
         settings = {name: value for name, value in to_dict(self.config).items() if name not in RESOURCES}
-        return _hash([self.name, self.data, self.footage, self.start, settings])
+        if self.start:
+            del settings["train"]["model"]  # it is the checkpoint's
+        return _hash([self.name, self.footage or self.data, self.learnt or self.start, settings])
 
 
 @dataclass(frozen=True)

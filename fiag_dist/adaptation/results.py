@@ -57,9 +57,9 @@ class Result:
 
     @property
     def rank(self) -> tuple[int, float]:
-        """Sorts the worst to the front: what failed, what is missing, then by how much better it is than the nearest training frame."""
+        """Sorts the worst to the front: what was refused or failed, what is missing, then by how much better it is than the nearest training frame."""
         gain = self.values["gain_db"]
-        kinds = {"failed": 0, "missing": 1}
+        kinds = {"refused": 0, "failed": 0, "missing": 1}
         return kinds.get(str(self.values["state"]), 2), gain if isinstance(gain, float) else 0.0
 
 
@@ -67,6 +67,11 @@ def result_of(job: Job, failed: Mapping[str, str]) -> Result:
     """What became of a job. failed: reasons by name."""
     why = failed.get(job.name, "")
     return _result(job.name, job.folder, "failed" if why else "done" if is_done(job) else "missing", job.scratch, why)
+
+
+def refused(name: str, why: str) -> Result:
+    """A clip that could not be packed."""
+    return Result({column: {"name": name, "state": "refused", "why": why}.get(column) for column in COLUMNS})
 
 
 def results_in(storage: Storage, known: Sequence[Result]) -> list[Result]:

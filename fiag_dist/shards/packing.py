@@ -5,7 +5,7 @@ import json
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from fiag_dist.types import Frame, IdentityMeta
 SHEET_FRAMES = 8
 TIMINGS = "timings"
 """What of a clip's report stays out of its shards, so that packing again gives the same bytes."""
+WORTH_SAYING_S = 0.5
+"""Less footage than this is left out without a word but in the report."""
 
 Progress = Callable[[str, float], None]
 Packer = Callable[[Path, PackConfig, str, Progress], tuple[IdentityMeta, Iterator[Frame]]]
@@ -74,7 +76,14 @@ def pack_one(work: Work, packer: Packer, progress: Progress) -> Done:
     except Exception as error:
         reason = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
         return Done(None, reason, time.perf_counter() - began, traceback.format_exc())
-    return Done(entry, "", time.perf_counter() - began, note=_moved(meta.report.get("sound")))
+    notes = (_moved(meta.report.get("sound")), _left_out(meta.report.get("seconds_left_out", {})))
+    return Done(entry, "", time.perf_counter() - began, note="; ".join(filter(None, notes)))
+
+
+def _left_out(seconds: Mapping[str, float]) -> str:
+    """What a user should know of footage that is not used, by reason."""
+    said = ", ".join(f"{s:.1f} s {reason}" for reason, s in seconds.items() if s >= WORTH_SAYING_S)
+    return f"left out: {said}" if said else ""
 
 
 def _made(work: Work, packer: Packer, progress: Progress) -> tuple[IdentityMeta, Iterator[Frame]]:

@@ -19,7 +19,7 @@ from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.resources import Room, Seen, decided
-from fiag_dist.adaptation.results import COLUMNS, CSV, Result, result_of, results_in, table, write_csv
+from fiag_dist.adaptation.results import COLUMNS, CSV, Result, refused, result_of, results_in, table, write_csv
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.tuning import failure_of
 from fiag_dist.config import AdaptConfig, PlateauConfig, TrainConfig
@@ -144,6 +144,17 @@ class TestJob:
         others = ({"config": longer}, {"scratch": True}, {"start": "/other"}, {"search": Search(("lr",), 4)})
         for other in (*others, {"footage": "5e"}, {"consent": "Anna, today, for this"}):
             assert not is_done(dataclasses.replace(job, **other)), other
+
+    def test_an_answer_stays_where_shards_or_checkpoint_move(self, tmp_path: Path) -> None:
+        job = dataclasses.replace(job_in(tmp_path), footage="5e", learnt="c0")
+        write_done(job)
+        assert is_done(dataclasses.replace(job, data="/moved", start="/run/elsewhere/checkpoints/step-00000001"))
+        assert not is_done(dataclasses.replace(job, learnt="c1")), "trained anew at the same step"
+        model = job.config.train.model
+        model = dataclasses.replace(model, field=dataclasses.replace(model.field, sh_degree=0))
+        other = dataclasses.replace(job.config, train=dataclasses.replace(job.config.train, model=model))
+        assert is_done(dataclasses.replace(job, config=other)), "the model is the checkpoint's"
+        assert not is_done(dataclasses.replace(job, config=other, start="", learnt="")), "and one's own from scratch"
 
     def test_consent_that_comes_later_trains_nothing_else(self, tmp_path: Path) -> None:
         job = job_in(tmp_path)
@@ -348,6 +359,19 @@ def test_the_table_fits_a_small_terminal_and_cuts_no_name(tmp_path: Path) -> Non
         "24.37",
     ]
     assert name in "".join(line.split()[0] for line in lines if line.strip())
+
+
+def test_a_clip_that_was_refused_has_its_row(results: list[Result], tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    everybody = results_in(storage, [*results, refused("torn", "torn.mp4: can't be read as video or audio")])
+    write_csv(storage, everybody)
+    write_page(storage, everybody, "People")
+    with (tmp_path / CSV).open() as stream:
+        row = {row["name"]: row for row in csv.DictReader(stream)}["torn"]
+    assert (row["state"], row["why"]) == ("refused", "torn.mp4: can't be read as video or audio")
+    text = (tmp_path / PAGE).read_text()
+    assert "1 refused" in text
+    assert "torn.mp4: can&#x27;t be read" in text
 
 
 def test_those_who_were_not_asked_for_stay_in_the_tables(results: list[Result], tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def told(path: Path, cfg: PackConfig, name: str, progress: Callable) -> tuple[Id
     still, K = np.diag([1, -1, -1, 1]).astype(np.float32), np.array([[150, 0, 16], [0, 150, 16], [0, 0, 1]], np.float32)
     still[2, 3] = 1.7
     report = {"clip": path.name, "timings": os.getpid(), "sound": {"late_s": -0.092, "fixed": what == "fine"}}
+    report["seconds_left_out"] = {"beyond a cut or a gap": 2.4, "without a face": 0.2} if what == "fine" else {}
     heard = np.zeros((FRAMES, 29 if what == "deaf" else 80, 4), np.float16)
     meta = dataclasses.replace(meta, report=report, K=K, rest_landmarks=meta.rest_landmarks * 0.05, speech=heard)
 
@@ -96,6 +97,7 @@ def test_good_clips_are_packed_and_bad_ones_say_why(packed) -> None:
     assert sum("packed 23 frames" in line for line in lines) == 2
     (moved,) = [line for line in lines[:-1] if "sound put right, it was 92 ms early" in line]
     assert " bert: " in moved
+    assert moved.endswith("; left out: 2.4 s beyond a cut or a gap")
     assert "unreadable after" in lines[-1]
     store = open_storage(out)
     assert json.loads(store.read("anna/report.json"))["clip"] == "anna.mp4"
