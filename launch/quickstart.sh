@@ -38,14 +38,15 @@ else
   python shards/make_demo.py --out "$work/shards" --identities 6 --wav "$work/speech.wav"
 fi
 
-# The first and the last by name are kept for adaptation; everybody else teaches the shared field.
+# The first and the last by name are kept for adaptation, as is everybody who comes later; the others teach the shared field, which takes in nobody new.
 mapfile -t people < <(python -c 'import json, sys; print(*sorted(i["name"] for i in json.load(open(sys.argv[1]))["identities"]), sep="\n")' "$work/shards/manifest.json")
 if [ "${#people[@]}" -lt 4 ]; then
   echo "quickstart: ${#people[@]} usable clips; pretraining on 2 ranks and 2 people to adapt to need 4 or more" >&2
   exit 2
 fi
-teachers=("${people[@]:1:${#people[@]}-2}")
-newcomers=("${people[0]}" "${people[-1]}")
+[ -f "$work/teachers.txt" ] || printf '%s\n' "${people[@]:1:${#people[@]}-2}" >"$work/teachers.txt"
+mapfile -t teachers <"$work/teachers.txt"
+mapfile -t newcomers < <(printf '%s\n' "${people[@]}" | grep -vxFf "$work/teachers.txt")
 
 step "3 of 6: pretraining on ${#teachers[@]} people, 2 ranks"
 torchrun --standalone --nproc-per-node=2 -m fiag_dist.pretrain "$pretrain" \

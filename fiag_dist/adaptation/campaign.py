@@ -20,10 +20,9 @@ FIRST_RUNG = 0.25
 def adapt_all(jobs: Sequence[Job], out: str, standings: Standings, say: Callable[[str], None]) -> Mapping[str, str]:
     """Adapts all identities on the Ray that this process is connected to. Returns why those failed that did, by name."""
     room = Room.of_ray()
-    say("measuring what one identity needs ...")
     searched = [job for job in jobs if job.search.settings and not search.is_chosen(job)]
     num_trials = len(jobs) * (jobs[0].search.samples if searched else 1)
-    needs = needs_of(jobs, num_trials, room, out)
+    needs = needs_of(jobs, num_trials, room, out, say)
     say(f"each identity gets {needs}; {needs.at_once(room)} at a time")
     failed = _search(searched, needs, standings) if searched else {}
     rest = {job.name: job for job in jobs if job.name not in failed}

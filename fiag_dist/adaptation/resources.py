@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -51,6 +51,7 @@ class Needs:
 
     threads: int
     memory_mib: int
+    """0: nobody knows."""
     gpus: float
 
     def for_ray(self) -> dict[str, float]:
@@ -65,8 +66,9 @@ class Needs:
         return max(1, int(min(limits)))
 
     def __str__(self) -> str:
+        memory = f", {self.memory_mib} MiB" if self.memory_mib else ""
         gpus = f", {self.gpus:.2g} of a GPU" if self.gpus else ""
-        return f"{self.threads} core{'s' * (self.threads > 1)}, {self.memory_mib} MiB{gpus}"
+        return f"{self.threads} core{'s' * (self.threads > 1)}{memory}{gpus}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Room:
         )
 
 
-def needs_of(jobs: Sequence[Job], num_trials: int, room: Room, out: str) -> Needs:
+def needs_of(jobs: Sequence[Job], num_trials: int, room: Room, out: str, say: Callable[[str], None] = print) -> Needs:
     """What a trial of these jobs takes: measured on the one with the most footage, on a machine of the cluster, and kept in `out` for the next time.
 
     num_trials: how many want to run; the fewer, the more threads each may have. Raises ConfigError when the settings ask for more than any machine has.
@@ -118,6 +120,7 @@ def needs_of(jobs: Sequence[Job], num_trials: int, room: Room, out: str) -> Need
     kept = stored_json(out, KEPT)
     if kept.get("question") == json.loads(json.dumps(question)):
         return decided(Seen(**kept["seen"] | {"step_ms": dict(kept["seen"]["step_ms"])}), config, room)
+    say("measuring what one identity needs ...")
     seen = _measured(by_footage, tried, room)
     if seen is None:
         return Needs(tried[0], 0, _asked_gpus(config, room))

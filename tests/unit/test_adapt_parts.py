@@ -79,18 +79,26 @@ class TestResources:
     ) -> None:
         """A larger model, or a longer clip, was given the room of those before."""
         looks: list[list[Job]] = []
+        said: list[str] = []
         monkeypatch.setattr(resources, "_measured", lambda jobs, *_: looks.append(jobs) or Seen(500, 0, 0, {1: 100}))
         data = tiny.pack(tmp_path / "shards", "anna", "ben")
         jobs = [dataclasses.replace(job_in(tmp_path, name), data=data) for name in ("anna", "ben")]
         for asked in (jobs, jobs, [dataclasses.replace(job, start="/other/step-00000002") for job in jobs]):
-            assert resources.needs_of(asked, 2, ROOM, str(tmp_path)).threads == 1
+            assert resources.needs_of(asked, 2, ROOM, str(tmp_path), said.append).threads == 1
         assert [job.start for job in (looks[0][0], looks[1][0])] == [jobs[0].start, "/other/step-00000002"]
         manifest = tmp_path / "shards" / "manifest.json"
         longer = json.loads(manifest.read_text())
         longer["identities"][1]["num_frames"] += 1
         manifest.write_text(json.dumps(longer))
-        resources.needs_of(jobs, 2, ROOM, str(tmp_path))
+        resources.needs_of(jobs, 2, ROOM, str(tmp_path), said.append)
         assert [job.name for job in looks[2]] == ["ben", "anna"]
+        assert said == ["measuring what one identity needs ..."] * 3
+
+    def test_what_is_given_for_one_is_not_measured(self, tmp_path: Path) -> None:
+        job = dataclasses.replace(job_in(tmp_path), config=AdaptConfig(cpus_per_trial=2))
+        said: list[str] = []
+        needs = resources.needs_of([job], 1, ROOM, str(tmp_path), said.append)
+        assert (str(needs), said) == ("2 cores", [])
 
     def test_what_the_settings_say_is_not_overruled(self) -> None:
         asked = AdaptConfig(cpus_per_trial=2, gpus_per_trial=0.25)
