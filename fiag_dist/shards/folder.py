@@ -6,7 +6,7 @@ import re
 import uuid
 
 from fiag_dist.errors import DataError
-from fiag_dist.shards.manifest import IdentityEntry, from_json
+from fiag_dist.shards.manifest import IdentityEntry, check_paths, from_json
 from fiag_dist.storage import LocalStorage, Storage
 
 META, REPORT, SHEET = "meta.tar", "report.json", "contact_sheet.png"
@@ -64,9 +64,11 @@ def marked(storage: Storage, sizes: dict[str, int], name: str) -> IdentityEntry 
     if mark not in sizes:
         return None
     try:
-        return from_json(IdentityEntry, json.loads(storage.read(mark)), f"{storage.url}/{mark}")
+        entry = from_json(IdentityEntry, json.loads(storage.read(mark)), f"{storage.url}/{mark}")
+        check_paths(entry, mark)
     except (ValueError, DataError):
         return None  # made by another version, or damaged: pack again
+    return entry if entry.name == name else None
 
 
 def is_whole(entry: IdentityEntry, sizes: dict[str, int]) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 from fiag_dist.errors import DataError, meant
 from fiag_dist.storage import Storage, open_storage
+from fiag_dist.storage.protocol import relative
 
 T = TypeVar("T")
 
@@ -17,6 +19,8 @@ FILE = "manifest.json"
 BESIDE = "shards"
 """What adaptation calls the folder beside identities that it packs their clips into."""
 VERSION = 2
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Names of identities: folders are called after them, also those that adaptation writes and takes away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +132,8 @@ class Manifest:
 def read_manifest(source: str | Storage, check: bool = True) -> Manifest:
     """The manifest of a folder or s3:// prefix; with `check` every file's size is compared with it.
 
-    Raises DataError for a missing folder or manifest, an unknown version, a malformed entry, a missing file or a differing size.
+    Raises DataError for a missing folder or manifest, an unknown version, a malformed entry, a name that can't be a folder, a path that leaves the folder, a
+    missing file or a differing size.
     """
     storage = open_storage(source) if isinstance(source, str) else source
     where = f"{storage.url}/{FILE}"
@@ -148,6 +153,8 @@ def read_manifest(source: str | Storage, check: bool = True) -> Manifest:
             f"{where}: version {version!r}, this program reads version {VERSION}; delete {storage.url} and pack again"
         )
     manifest = from_json(Manifest, tree, where)
+    for identity in manifest.identities:
+        check_paths(identity, where)
     if check:
         check_sizes(storage, manifest.identities)
     return manifest
@@ -156,6 +163,22 @@ def read_manifest(source: str | Storage, check: bool = True) -> Manifest:
 def write_manifest(storage: Storage, manifest: Manifest) -> None:
     """Puts the manifest in place, after everything that it names. Raises DataError."""
     storage.write(FILE, (json.dumps(dataclasses.asdict(manifest), indent=1) + "\n").encode())
+
+
+def check_name(name: str) -> None:
+    """Raises DataError for the name of an identity that can't be a folder."""
+    if not NAME.fullmatch(name):
+        raise DataError(f"identity name {name!r:.80}: use 1-64 letters, digits, - and _, a letter or digit first")
+
+
+def check_paths(identity: IdentityEntry, where: str) -> None:
+    """Raises DataError, which starts with `where`, for a name that can't be a folder, or a file that could lie outside the manifest's folder."""
+    try:
+        check_name(identity.name)
+        for file in identity.files:
+            relative(file)
+    except DataError as error:
+        raise DataError(f"{where}: {error}; pack again") from error
 
 
 def check_sizes(storage: Storage, identities: list[IdentityEntry]) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import re
 import wave
 from collections.abc import Iterable
 
@@ -13,13 +12,12 @@ from webdataset.writer import TarWriter
 
 from fiag_dist.errors import DataError
 from fiag_dist.shards import folder
-from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, SplitEntry
+from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, SplitEntry, check_name
 from fiag_dist.storage import Storage
 from fiag_dist.types import Frame, IdentityMeta
 
 SAMPLE_RATE = 16000
 JPEG_QUALITY = 95
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 
 def write_identity(
@@ -30,8 +28,7 @@ def write_identity(
     Frames come in time order and as many as `meta.split` says. What was packed under the name before is removed first, and nothing else that lies there.
     Raises DataError for a name that can't be a folder, no frames, or a storage that can't be written.
     """
-    if not NAME.fullmatch(meta.name):
-        raise DataError(f"identity name {meta.name!r}: use 1-64 letters, digits, - and _, a letter or digit first")
+    check_name(meta.name)
     folder.clear(storage, meta.name)
     shards: list[ShardEntry] = []
     tracks = _Tracks()

@@ -10,7 +10,7 @@ from fiag_dist.actor import INFO
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.gather import find_clips, find_prepared, identity_name
 from fiag_dist.pack import main
-from fiag_dist.shards.writer import NAME
+from fiag_dist.shards.manifest import NAME
 
 
 def clips(folder: Path, **texts: str) -> Path:

@@ -15,7 +15,8 @@ from made_shards import FRAMES, PER_SHARD, SIZE, make, write_two
 
 from fiag_dist.errors import DataError
 from fiag_dist.shards import inspect
-from fiag_dist.shards.manifest import SourceEntry, read_manifest, write_manifest
+from fiag_dist.shards.folder import marked
+from fiag_dist.shards.manifest import NAME, SourceEntry, read_manifest, write_manifest
 from fiag_dist.shards.reader import FrameReader, iter_frames, read_meta
 from fiag_dist.shards.writer import write_identity
 from fiag_dist.storage import Storage, open_storage
@@ -264,3 +265,36 @@ def test_names_and_empty_clips_are_refused(tmp_path: Path) -> None:
         write_identity(store, dataclasses.replace(make("x")[0], name="../x"), [], PER_SHARD)
     with pytest.raises(DataError, match="no frames"):
         write_identity(store, make("x")[0], [], PER_SHARD)
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/victim", "a/b", "", ".", "anna\n", "x" * 65])
+def test_names_that_are_no_folders_are_not_read(store: Storage, name: str) -> None:
+    tree = json.loads(store.read("manifest.json"))
+    tree["identities"][1]["name"] = name
+    store.write("manifest.json", json.dumps(tree).encode())
+    with pytest.raises(DataError, match=r"manifest.json: identity name '.*: use 1-64 letters.*; pack again"):
+        read_manifest(store, check=False)
+
+
+@pytest.mark.parametrize("file", ["../victim.tar", "anna/../../victim.tar", "/victim.tar"])
+def test_files_outside_the_folder_are_not_read(store: Storage, file: str) -> None:
+    for place in ("meta", "shards"):
+        tree = json.loads(store.read("manifest.json"))
+        entry = tree["identities"][1]
+        (entry["meta"] if place == "meta" else entry["shards"][0])["file"] = file
+        store.write("manifest.json", json.dumps(tree).encode())
+        with pytest.raises(DataError, match=rf"manifest.json: path '{file}': must be relative.*; pack again"):
+            read_manifest(store, check=False)
+
+
+def test_a_mark_that_names_another_identity_is_none(store: Storage) -> None:
+    entry = read_manifest(store).entry("anna")
+    for name, finished in (("anna", entry), ("bert", None), ("../../victim", None)):
+        mark = dataclasses.asdict(dataclasses.replace(entry, name=name))
+        store.write("anna/entry.json", json.dumps(mark).encode())
+        assert marked(store, store.sizes(), "anna") == finished
+
+
+def test_the_schema_knows_the_rule_for_names() -> None:
+    pattern = json.loads(SCHEMA.read_text())["$defs"]["identity"]["properties"]["name"]["pattern"]
+    assert pattern == f"^{NAME.pattern}$"
