@@ -244,9 +244,14 @@ class Feed:
         return found
 
 
+def num_held_out(num_frames: int, asked: int) -> int:
+    """How many of an identity's training frames are kept back: as many as asked for, a tenth of them at most."""
+    return min(asked, num_frames // 10)
+
+
 def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions to learn from, and those spread evenly among them that are kept back."""
-    num = min(held_out, len(positions) // 10)
+    num = num_held_out(len(positions), held_out)
     kept = np.zeros(len(positions), bool)
     kept[((np.arange(num) + 0.5) * len(positions) / max(num, 1)).astype(int)] = True
     return positions[~kept], positions[kept]

@@ -9,7 +9,10 @@ from fiag_dist.adaptation.resources import Needs, Room, needs_of
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.trial import adapt_identity, final_score_db, train
 from fiag_dist.adaptation.tuning import run_all
+from fiag_dist.feed import num_held_out
+from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import total_steps
+from fiag_dist.storage import open_storage
 
 HALVING = 2
 """Of the samples of one identity that get as far as a rung, this share goes on to the next: one in so many."""
@@ -21,10 +24,15 @@ def adapt_all(jobs: Sequence[Job], out: str, standings: Standings, say: Callable
     """Adapts all identities on the Ray that this process is connected to. Returns why those failed that did, by name."""
     room = Room.of_ray()
     searched = [job for job in jobs if job.search.settings and not search.is_chosen(job)]
+    unjudged = _unjudged(searched, standings)
+    jobs, searched = ([job for job in some if job.name not in unjudged] for some in (jobs, searched))
+    if not jobs:
+        return unjudged
+    say("measuring what one identity needs ...")
     num_trials = len(jobs) * (jobs[0].search.samples if searched else 1)
     needs = needs_of(jobs, num_trials, room, out, say)
     say(f"each identity gets {needs}; {needs.at_once(room)} at a time")
-    failed = _search(searched, needs, standings) if searched else {}
+    failed = unjudged | (_search(searched, needs, standings) if searched else {})
     rest = {job.name: job for job in jobs if job.name not in failed}
     return failed | run_all(rest, adapt_identity, needs, standings)
 
@@ -47,6 +55,21 @@ def _search(jobs: Sequence[Job], needs: Needs, standings: Standings) -> dict[str
             failed[job.name] = whys[0] if whys else "no sample came to its end"
             standings.failed(job.name, failed[job.name], again=False)
     standings.drop(list(samples))
+    return failed
+
+
+def _unjudged(jobs: Sequence[Job], standings: Standings) -> dict[str, str]:
+    """The identities with too few training frames for any to be held out, and why that is so: nothing could tell which of their samples is best."""
+    manifests = {url: read_manifest(open_storage(url), check=False) for url in {job.data for job in jobs}}
+    failed = {}
+    for job in jobs:
+        frames = manifests[job.data].entry(job.name).split.train
+        if not num_held_out(frames, job.config.plateau.frames):
+            failed[job.name] = (
+                f"{frames} training frames: a search holds back a tenth of them to judge samples by, and needs at least 10; "
+                "give a longer clip, or adapt it without --search"
+            )
+            standings.failed(job.name, failed[job.name], again=False)
     return failed
 
 

@@ -186,13 +186,13 @@ def train(job: Job, report: Report, threads: int = 1) -> Trained:
 
 
 def final_score_db(job: Job) -> float | None:
-    """The last look at held-out frames of a training that came to its end and is not yet baked; none for any other."""
+    """The last look at held-out frames of a training that came to its end and is not yet baked; none for any other, and where no frames were held out."""
     work = open_storage(f"{job.folder}/{WORK}")
     newest = checkpoint.newest(work, checkpoint.FOLDER)
     stored = checkpoint.load(work, newest) if newest else None
     if stored is None or stored.info["job"] != job.training_key or stored.step < total_steps(job.config.train):
         return None
-    return stored.info["looks"][-1]
+    return stored.info["looks"][-1] if stored.info["looks"] else None
 
 
 def _go_on(trained: Trained, job: Job, work: Storage) -> None:

@@ -5,16 +5,18 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
 import numpy as np
 import pytest
 import tiny_identity as tiny
+from made_shards import write_two
 from rich.console import Console
 
 from fiag_dist.actor import TENSORS, load_info
-from fiag_dist.adaptation import resources, search, trial
+from fiag_dist.adaptation import campaign, resources, search, trial
 from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write_done
 from fiag_dist.adaptation.page import PAGE, write_page
 from fiag_dist.adaptation.plateau import Plateau
@@ -24,6 +26,7 @@ from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.tuning import failure_of
 from fiag_dist.config import AdaptConfig, PlateauConfig, TrainConfig
 from fiag_dist.errors import ConfigError
+from fiag_dist.shards.manifest import SplitEntry, write_manifest
 from fiag_dist.storage import open_storage
 
 ROOM = Room(cores=8, most_cores=4, memory_mib=20_000, most_memory_mib=10_000, gpus=0)
@@ -141,6 +144,44 @@ class TestSearch:
     def test_nonsense_is_refused(self, names: str, samples: int, says: str) -> None:
         with pytest.raises(ConfigError, match=says):
             search.parse(names, samples)
+
+    def test_who_has_too_few_frames_to_be_judged_by_is_refused_before_anything_is_trained(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = open_storage(tmp_path / "shards")
+        manifest = write_two(store)  # of 20 training frames
+        short = dataclasses.replace(manifest.entry("bert"), split=SplitEntry(train=9, test=14))
+        write_manifest(store, dataclasses.replace(manifest, identities=[manifest.entry("anna"), short]))
+        jobs = [
+            dataclasses.replace(job_in(tmp_path, name, search=Search(("steps",), 3)), data=store.url)
+            for name in ("anna", "bert")
+        ]
+        tried: list[str] = []
+
+        def run_all(jobs: dict[str, Job], *args) -> dict[str, str]:
+            tried.extend(jobs)
+            return {}
+
+        monkeypatch.setattr(campaign.Room, "of_ray", lambda: ROOM)
+        monkeypatch.setattr(campaign, "needs_of", lambda *args: decided(Seen(500, 0, 0, {1: 100}), AdaptConfig(), ROOM))
+        monkeypatch.setattr(campaign, "run_all", run_all)
+        monkeypatch.setattr(campaign, "final_score_db", lambda sample: 25.0)
+        said = io.StringIO()
+        standings = Standings(["anna", "bert"], Console(file=said, width=200))
+        failed = campaign.adapt_all(jobs, str(tmp_path), standings, print)
+        assert list(failed) == ["bert"]
+        assert failed["bert"].startswith("9 training frames: a search holds back a tenth of them")
+        assert tried == ["anna/0", "anna/1", "anna/2", "anna"]
+        assert "bert: failed: 9 training frames" in said.getvalue()
+
+    def test_a_training_that_nothing_judged_has_no_score(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        job = job_in(tmp_path)
+        stored = SimpleNamespace(info={"job": job.training_key, "looks": []}, step=10**6)
+        monkeypatch.setattr(trial.checkpoint, "newest", lambda *args: "step-01000000")
+        monkeypatch.setattr(trial.checkpoint, "load", lambda *args: stored)
+        assert trial.final_score_db(job) is None
+        stored.info["looks"] = [24.0, 25.0]
+        assert trial.final_score_db(job) == 25.0
 
 
 class TestJob:
