@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fiag_dist.errors import DataError, guarded
 from fiag_dist.ingest import speech
 from fiag_dist.metrics.motion import STILL_MOUTH
-from fiag_dist.model.audio import taps
+from fiag_dist.model.audio import TAPS, taps
 from fiag_dist.model.lipreader import RIDGE
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
@@ -79,7 +79,7 @@ def read_people(data: str, extractor: str) -> dict[str, Person]:
         meta, num = read_meta(storage, entry), entry.num_frames
         track = speech.features(meta.wav, num, manifest.fps, extractor)
         around = np.clip(np.arange(num)[:, None] + np.arange(-4, 4), 0, num - 1)
-        heard = taps(torch.from_numpy(track[around].astype(np.float32))).double().numpy()
+        heard = taps(torch.from_numpy(track[around].astype(np.float32)), torch.tensor(TAPS)).double().numpy()
         opening = FrameReader(storage, entry).mouth_open.astype(np.float64)
         person = Person(heard, opening, min(own, round(own / whole * num)), min(whole, num))
         if opening[person.own : person.stop].std() > STILL_MOUTH:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import chain, pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,9 +18,14 @@ TAPS = (1, 3, 4, 5, 7)
 CODE_DIM = 32
 
 
-def taps(audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch five_dims"]:
-    """Five windows, each averaged over its steps, one after the other: what the principal components are taken of."""
-    return audio_8CW[..., TAPS, :, :].mean(-1).flatten(-2)
+def taps(
+    audio_8CW: Float[Tensor, "*batch 8 dim window"], which_5: Int64[Tensor, "5"]
+) -> Float[Tensor, "*batch five_dims"]:
+    """Five windows, each averaged over its steps, one after the other: what the principal components are taken of.
+
+    which_5: TAPS, where the windows are: as a tuple they would be brought to a GPU each time, which the host would wait for.
+    """
+    return audio_8CW.index_select(-3, which_5).mean(-1).flatten(-2)
 
 
 def held(audio_8CW: Float[Tensor, "8 dim window"]) -> Float[Tensor, "8 dim window"]:
@@ -52,6 +57,7 @@ class Listener(nn.Module):
     gate: Tensor
     mean: Tensor
     basis: Tensor
+    taps: Tensor
 
     def __init__(self, config: AudioConfig, dim: int, window: int):
         super().__init__()
@@ -59,6 +65,7 @@ class Listener(nn.Module):
         self.register_buffer("center", torch.zeros(dim))
         self.register_buffer("voice", torch.cat([torch.zeros(dim), torch.ones(1)]))
         self.register_buffer("gate", torch.tensor(NARROW))
+        self.register_buffer("taps", torch.tensor(TAPS), persistent=False)
         by_components = config.code != "net"
         self.register_buffer("mean", torch.zeros(len(TAPS) * dim if by_components else 0))
         self.register_buffer("basis", torch.zeros(len(TAPS) * dim, config.dim) if by_components else torch.ones(dim))
@@ -110,7 +117,7 @@ class Listener(nn.Module):
         total_D = torch.zeros(len(self.mean), dtype=torch.float64)
         scatter_DD = torch.zeros(len(total_D), len(total_D), dtype=torch.float64)
         for audio_T8CW, _ in speech:
-            x_TD = taps(self._clean(audio_T8CW)).double()
+            x_TD = taps(self._clean(audio_T8CW), self.taps).double()
             total_D += x_TD.sum(0)
             scatter_DD.addmm_(x_TD.T, x_TD)
         self.mean.copy_(total_D / frames)
@@ -162,12 +169,12 @@ class Listener(nn.Module):
         deviation_8CW = audio_8CW - self.center[:, None]
         presence_8 = self._presence(deviation_8CW)
         code = self._code(deviation_8CW * presence_8[..., None, None])
-        return torch.cat([code, presence_8[..., TAPS].mean(-1, keepdim=True)], -1)
+        return torch.cat([code, presence_8.index_select(-1, self.taps).mean(-1, keepdim=True)], -1)
 
     def _code(self, clean_8CW: Float[Tensor, "*batch 8 dim window"]) -> Tensor:
         if self.config.code == "net":
             return clean_8CW * self.basis[:, None]
-        return (taps(clean_8CW) - self.mean) @ self.basis
+        return (taps(clean_8CW, self.taps) - self.mean) @ self.basis
 
     def _clean(self, audio_8CW: Float[Tensor, "*batch 8 dim window"]) -> Float[Tensor, "*batch 8 dim window"]:
         """Deviations from the mean window, 0 where nobody speaks."""

@@ -9,7 +9,7 @@ from heads import camera, rest_landmarks, small_config, small_head, small_shot
 from fiag_dist.actor import Actor
 from fiag_dist.config import AudioConfig
 from fiag_dist.errors import ConfigError
-from fiag_dist.model.audio import NARROW, WIDE, AudioCode, Listener, held, taps
+from fiag_dist.model.audio import NARROW, TAPS, WIDE, AudioCode, Listener, held, taps
 from fiag_dist.model.head import FACE_SCALE_M, Performance, Person, act, at_most, shown_colors
 from fiag_dist.model.motion import hook
 from fiag_dist.model.surface import FaceSurface, MotionGate
@@ -141,7 +141,9 @@ def test_listener_whitens():
     listener.fit([(audio, torch.ones(400, 8))])
     codes = torch.stack([listener(a) for a in audio])
     torch.testing.assert_close(codes.T @ codes / 399, torch.eye(8), rtol=0, atol=0.02)
-    assert taps(audio).shape == (400, 30)
+    five = taps(audio, listener.taps)
+    assert torch.equal(five, audio[:, list(TAPS)].mean(-1).flatten(1)), "one after the other, in their order"
+    assert "taps" not in listener.state_dict()
 
 
 @pytest.mark.parametrize("code", ["pca", "lips", "net"])

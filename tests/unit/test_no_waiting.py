@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from splat_frames import frame
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,10 +22,33 @@ from fiag_dist.types import Camera
 META = torch.device("meta")
 
 
+class NoSequences(TorchFunctionMode):
+    """Refuses Python's numbers that become a tensor of the device: they are brought over each time, unseen by NoTraffic."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].device == META:
+            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
+            from_host = [part for part in parts if isinstance(part, list | tuple | range | np.ndarray)]
+            assert not from_host, f"an index brings {from_host} from the host"
+        made = func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == META
+        assert not made, f"{func.__name__} brings {args[:1]} from the host"
+        return func(*args, **kwargs)
+
+
 class NoTraffic(TorchDispatchMode):
     """Refuses what would make a host wait for its device: values read back, tensors brought over, results whose size depends on values."""
 
     WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique", "aten.item")
+
+    def __enter__(self) -> "NoTraffic":
+        self._sequences = NoSequences()
+        self._sequences.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._sequences.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,6 +66,11 @@ class NoTraffic(TorchDispatchMode):
     "bad",
     [
         lambda x: x[:, torch.tensor([0, 1])],
+        lambda x: x[..., (0, 1)],
+        lambda x: x[[0, 1]],
+        lambda x: x[np.array([0, 1])],
+        lambda x: x.clone().__setitem__([0, 1], 0.0),
+        lambda x: torch.tensor([0.5, 1.0, 2.0], device=META) + x,
         lambda x: torch.ones(3).to(META),
         lambda x: x + torch.ones(3).to(META),
         lambda x: (x > 0).nonzero(),
