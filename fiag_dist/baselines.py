@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float32, Int, UInt8
 from scipy.spatial.transform import Rotation
 
-from fiag_dist.landmarks import STABLE
+from fiag_dist.landmarks import ALIGNED
 from fiag_dist.losses import project
 from fiag_dist.types import Camera, Frame, IdentityMeta
 
@@ -69,7 +69,7 @@ def project_stable(frame: Frame) -> Float[np.ndarray, "k 2"]:
     """Tracked landmarks that hardly move with speech, pixels."""
     size = frame.image.shape[0]
     camera = Camera(torch.from_numpy(frame.viewmat), torch.from_numpy(frame.K), size, size)
-    points = torch.from_numpy(frame.landmarks[list(STABLE)].astype(np.float32))
+    points = torch.from_numpy(frame.landmarks[list(ALIGNED)].astype(np.float32))
     return project(points, camera).numpy().astype(np.float64)
 
 

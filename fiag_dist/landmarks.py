@@ -3,6 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Float64
 
+NUM_VERTICES = 468
+"""Landmarks on the skin, vertices of the canonical face; the ten after them are the irises."""
 FACE_OVAL = (10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148, 176, 149,
              150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109)  # fmt: skip
 LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
@@ -13,7 +15,9 @@ RIGHT_BROW = (70, 63, 105, 66, 107, 55, 65, 52, 53, 46)
 LEFT_BROW = (300, 293, 334, 296, 336, 285, 295, 282, 283, 276)
 RIGHT_IRIS = (468, 469, 470, 471, 472)
 LEFT_IRIS = (473, 474, 475, 476, 477)
-FOREHEAD_TOP, CHIN, NOSE_TIP = 10, 152, 4
+FOREHEAD_TOP, CHIN = 10, 152
+NOSE_TIP, BELOW_NOSE_TIP, NOSE_BASE = 4, 1, 2
+"""The foremost point, the one 7 mm below it, and the one where the nose ends above the lip."""
 RIGHT_CHEEK, LEFT_CHEEK = 234, 454
 """Ends of the face's width, before the ears."""
 RIGHT_LOBE, LEFT_LOBE = 132, 361
@@ -28,8 +32,16 @@ RIGHT_LIP_CORNER, LEFT_LIP_CORNER = 78, 308
 """Inner corners."""
 RIGHT_EYE_OUTER, LEFT_EYE_OUTER = 33, 263
 RIGHT_EYE_INNER, LEFT_EYE_INNER = 133, 362
-STABLE = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
-"""Points that hardly move with speech: eye corners, nose, forehead, temples."""
+ALIGNED = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
+"""A few of RIGID, by which one picture of a face is laid over another: eye corners, nose, forehead, temples."""
+RIGID = tuple(sorted({
+    33, 133, 263, 362, 1, 2, 4, 5, 6, 168, 197, 195, 98, 327, 129, 358, 48, 278, 64, 294, 115, 344, 220, 440, 122, 351, 193, 417, 245,
+    465, 19, 94, 10, 67, 103, 109, 151, 297, 332, 338, 9, 8, 54, 284, 69, 299, 108, 337, 127, 234, 356, 454, 21, 251, 162, 389, 117, 118,
+    119, 346, 347, 348, 50, 280, 101, 330, 100, 329, 36, 266, 121, 350, 128, 357, 114, 343, 47, 277, 126, 355, 209, 429, 198, 420,
+}))  # fmt: skip
+"""Points that speech and expression hardly move, by which poses are found: eye corners, nose, forehead, cheekbones, upper oval."""
+OVAL_SIDES = (127, 234, 356, 454, 21, 251, 162, 389, 54, 284, 103, 332)
+"""Those of RIGID on the outline, but for the top of the forehead: they slide over the head as it turns."""
 IRISES = (*RIGHT_IRIS, *LEFT_IRIS)
 """Centre and four points of the edge of each."""
 LIPS_AND_LIDS = (*LIPS_OUTER, *LIPS_INNER, *RIGHT_EYE, *LEFT_EYE)

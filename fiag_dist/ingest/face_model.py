@@ -9,11 +9,8 @@ from jaxtyping import Float64
 
 from fiag_dist import weights
 from fiag_dist.errors import WeightsError
-from fiag_dist.landmarks import LEFT_EYE, RIGHT_EYE
+from fiag_dist.landmarks import LEFT_EYE, NUM_VERTICES, RIGHT_EYE
 from fiag_dist.types import HEAD_ORIGIN_M
-
-NUM_VERTICES = 468
-"""Landmarks that are vertices of the canonical face; the other ten are the irises."""
 
 _FIELDS_PER_VERTEX = 5
 

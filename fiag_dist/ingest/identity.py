@@ -7,11 +7,12 @@ from jaxtyping import Float32, UInt8
 
 from fiag_dist import weights
 from fiag_dist.errors import ConfigError
+from fiag_dist.landmarks import LEFT_EYE_INNER, LEFT_EYE_OUTER, NOSE_BASE, RIGHT_EYE_INNER, RIGHT_EYE_OUTER
 
 MODEL, DIM = "dlib-resnet-v1", 128
 _CHIP_PX, _CHIP_PADDING = 150, 0.25
-_FIVE_POINTS = (263, 362, 33, 133, 2)
-"""The landmarks that dlib aligns by: outer and inner corner of the left eye, of the right eye, below the nose."""
+_FIVE_POINTS = (LEFT_EYE_OUTER, LEFT_EYE_INNER, RIGHT_EYE_OUTER, RIGHT_EYE_INNER, NOSE_BASE)
+"""The landmarks that dlib aligns by, in its order."""
 
 
 class IdentityEmbedder:

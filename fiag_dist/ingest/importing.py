@@ -25,6 +25,7 @@ from fiag_dist.ingest.masks import Masks
 from fiag_dist.ingest.prepared import Prepared
 from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.tracks import POSE_SIZE
+from fiag_dist.landmarks import RIGID
 from fiag_dist.types import STILL, Frame, IdentityMeta, Label, Split
 
 MOST_FRAMES = 100
@@ -66,13 +67,13 @@ def head_in_world(
     seen by the cameras, must fall on the landmarks.
     """
     some = np.unique(np.linspace(0, len(landmarks) - 1, min(MOST_FRAMES, len(landmarks))).round().astype(int))
-    Rc, tc, seen = to_camera[some, :3, :3], to_camera[some, :3, 3], landmarks[some][:, pose.STABLE, :2]
+    Rc, tc, seen = to_camera[some, :3, :3], to_camera[some, :3, 3], landmarks[some][:, RIGID, :2]
     R_head, t_head = pose.start_poses(matrices[some], float(K[0, 0]))
     R = Rotation.from_matrix(Rc.transpose(0, 2, 1) @ R_head).mean()
     # scale * t_head = Rc t + tc in each frame: linear in t and the scale.
     rows = np.concatenate([np.concatenate([-Rc, t_head[:, :, None]], 2).reshape(-1, 4), np.eye(3, 4) * _CENTRED])
     x = np.linalg.lstsq(rows, np.concatenate([tc.reshape(-1), np.zeros(3)]), rcond=None)[0]
-    shape = canonical_vertices()[list(pose.STABLE)]
+    shape = canonical_vertices()[list(RIGID)]
     scale = abs(float(x[3]))
 
     def residuals(p: np.ndarray) -> np.ndarray:

@@ -22,21 +22,13 @@ from scipy.spatial.transform import Rotation
 from fiag_dist.ingest.adjustment import Problem, minimise
 from fiag_dist.ingest.face_model import canonical_vertices
 from fiag_dist.ingest.tracks import POSE_SIZE, Tracks
+from fiag_dist.landmarks import OVAL_SIDES, RIGID
 from fiag_dist.types import HEAD_ORIGIN_M, STILL
-
-STABLE = tuple(sorted({
-    33, 133, 263, 362, 1, 2, 4, 5, 6, 168, 197, 195, 98, 327, 129, 358, 48, 278, 64, 294, 115, 344, 220, 440, 122, 351, 193, 417, 245,
-    465, 19, 94, 10, 67, 103, 109, 151, 297, 332, 338, 9, 8, 54, 284, 69, 299, 108, 337, 127, 234, 356, 454, 21, 251, 162, 389, 117, 118,
-    119, 346, 347, 348, 50, 280, 101, 330, 100, 329, 36, 266, 121, 350, 128, 357, 114, 343, 47, 277, 126, 355, 209, 429, 198, 420,
-}))  # fmt: skip
-"""Landmarks that speech and expression hardly move: eye corners, nose, forehead, cheekbones, upper oval."""
 
 WINDOW, OVERLAP = 250, 50
 """Frames solved together; neighbouring windows share OVERLAP frames, over which one fades into the next."""
 
 _LANDMARK_WEIGHT, _OVAL_WEIGHT = 0.3, 0.09
-_OVAL = (127, 234, 356, 454, 21, 251, 162, 389, 54, 284, 103, 332)
-"""Points on the outline slide over the head as it turns."""
 _TRACK_WEIGHT = 0.3
 _FACE_IN_HAIR = 0.1
 """How much of their weight points of the face have where hair is placed: where little hair can be followed, it moves with the face."""
@@ -76,7 +68,7 @@ def solve(
     """
     R, t = start_poses(matrices, focal_px)
     steady = _steady(len(R), splices)
-    windows, canonical = _windows(len(R)), canonical_vertices()[list(STABLE)]
+    windows, canonical = _windows(len(R)), canonical_vertices()[list(RIGID)]
     shared = len(windows) > 1
     shape = _shared_shape(R, t, landmarks, canonical, focal_px) if shared else canonical
     source, near, solved = iter(tracks), deque[Tracks](), dict[int, np.ndarray]()
@@ -124,7 +116,7 @@ def detected(
 ) -> Poses:
     """The landmark model's own poses, to compare with; arguments as for `solve`."""
     R, t = start_poses(matrices, focal_px)
-    canonical = canonical_vertices()[list(STABLE)]
+    canonical = canonical_vertices()[list(RIGID)]
     error = _problem(range(len(R)), R, t, landmarks, canonical, {}, {}, focal_px).errors_px()
     viewmats = _to_head_frame(R, t, canonical, canonical)
     return Poses(viewmats, np.tile(STILL, (len(R), 1, 1)), float(np.sqrt(np.square(error).mean())), float("nan"), 0)
@@ -203,9 +195,9 @@ def _problem(
     tracks: dict[int, list[Tracks]], solved: dict[int, np.ndarray], focal: float,
 ) -> Problem:  # fmt: skip
     """Landmarks and tracks of some frames, in order, as dense arrays with weight 0 where nothing was seen."""
-    rigid = np.array([_OVAL_WEIGHT if i in _OVAL else _LANDMARK_WEIGHT for i in STABLE])
+    rigid = np.array([_OVAL_WEIGHT if i in OVAL_SIDES else _LANDMARK_WEIGHT for i in RIGID])
     points, sigmas = [shape], [np.full(len(shape), _SHAPE_SIGMA_M)]
-    seen, weights = [landmarks[frames][:, STABLE, :2].astype(np.float64)], [np.tile(rigid, (len(frames), 1))]
+    seen, weights = [landmarks[frames][:, RIGID, :2].astype(np.float64)], [np.tile(rigid, (len(frames), 1))]
     for keyframe, parts in tracks.items():
         num_points = len(parts[0].points)
         where, weight = np.zeros((len(frames), num_points, 2)), np.zeros((len(frames), num_points))

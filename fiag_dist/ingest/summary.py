@@ -11,7 +11,7 @@ from fiag_dist.ingest import masks, pose, rest, span, sync
 from fiag_dist.ingest.face import Crop
 from fiag_dist.ingest.footage import Tracked
 from fiag_dist.ingest.tracks import POSE_SIZE
-from fiag_dist.landmarks import CHIN, FOREHEAD_TOP
+from fiag_dist.landmarks import CHIN, FOREHEAD_TOP, RIGID
 from fiag_dist.types import BOUND_M
 
 
@@ -37,9 +37,9 @@ def imported(
     K: np.ndarray, scale: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Plain values of a prepared folder. number: of the first used frame, in the folder; K: of the samples; scale: units of its world to a metre."""
-    rest_landmarks = rest.rest_shape(tracked.landmarks, viewmats, K)[list(pose.STABLE)]
+    rest_landmarks = rest.rest_shape(tracked.landmarks, viewmats, K)[list(RIGID)]
     seen = rest.project(np.tile(rest_landmarks, (len(tracked), 1, 1)), viewmats, K) * POSE_SIZE / cfg.size
-    error = np.linalg.norm(seen - tracked.landmarks[:, pose.STABLE] * POSE_SIZE / cfg.size, axis=-1)
+    error = np.linalg.norm(seen - tracked.landmarks[:, RIGID] * POSE_SIZE / cfg.size, axis=-1)
     return _footage(path, crop, cfg, use, number, tracked) | {
         "pose": {
             "landmark_rms_px_at_256": round(float(np.sqrt(np.square(error).mean())), 3),

@@ -11,9 +11,18 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, UInt8
 
-from fiag_dist.ingest.face_model import NUM_VERTICES
 from fiag_dist.ingest.masks import head_mask
-from fiag_dist.landmarks import CHIN, FOREHEAD_TOP, LEFT_BROW, LEFT_EYE, NOSE_TIP, RIGHT_BROW, RIGHT_EYE
+from fiag_dist.landmarks import (
+    ALIGNED,
+    CHIN,
+    FOREHEAD_TOP,
+    LEFT_BROW,
+    LEFT_EYE,
+    NOSE_TIP,
+    NUM_VERTICES,
+    RIGHT_BROW,
+    RIGHT_EYE,
+)
 
 POSE_SIZE = 256
 """Poses are solved on crops of this side whatever the sample's size; all pixel settings here and in pose.py mean it."""
@@ -25,8 +34,6 @@ GRID_PX, MAX_POINTS = 6, 160
 FLOW_TOLERANCE_PX = 0.5
 """Forward-backward error at which a track's weight has fallen to 1/e."""
 
-_ALIGN = (33, 133, 263, 362, 1, 4, 6, 168, 10, 151, 127, 356, 9, 8, 197, 67, 297)
-"""Landmarks of the similarity that brings a frame near its keyframe before the flow is computed."""
 _MOVING = (RIGHT_EYE, LEFT_EYE, RIGHT_BROW, LEFT_BROW)
 _MIN_TEXTURE = 3.0
 
@@ -133,7 +140,7 @@ def _followed(
         if t == keyframe.number:
             observed[i], weights[i] = points + corner, 1.0
             continue
-        warp, _ = cv2.estimateAffinePartial2D(keyframe.landmarks[_ALIGN, :], landmarks[t, _ALIGN, :2])
+        warp, _ = cv2.estimateAffinePartial2D(keyframe.landmarks[ALIGNED, :], landmarks[t, ALIGNED, :2])
         if warp is None:
             continue
         shift = warp[:, :2] @ corner + warp[:, 2] - 0.5

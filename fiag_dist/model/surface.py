@@ -7,11 +7,9 @@ from scipy.spatial import Delaunay, KDTree
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fiag_dist.landmarks import NUM_VERTICES
 from fiag_dist.types import BOUND_M
 
-NUM_MESH = 468
-"""Landmarks on the skin; the ten after them are the irises."""
-NOSE_TIP = 1
 VOLUME_CELLS = 64
 
 
@@ -22,7 +20,7 @@ class FaceSurface:
     """
 
     def __init__(self, rest_landmarks: Float[np.ndarray, "478 3"]):
-        self.points_V3 = np.asarray(rest_landmarks, np.float64)[:NUM_MESH]
+        self.points_V3 = np.asarray(rest_landmarks, np.float64)[:NUM_VERTICES]
         triangles = Delaunay(self.points_V3[:, :2]).simplices
         corners = self.points_V3[triangles]
         longest_side = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(1)

@@ -5,9 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fiag_dist.config import EncoderBackend, MotionConfig
+from fiag_dist.landmarks import BELOW_NOSE_TIP
 from fiag_dist.model.audio import Listener
 from fiag_dist.model.motion import SPLIT_M, Drive, FaceMotionNet, Motion, MouthMotionNet, PersonalNet, StillNet, hook
-from fiag_dist.model.surface import NOSE_TIP, FaceSurface, MotionGate
+from fiag_dist.model.surface import FaceSurface, MotionGate
 
 
 class UniversalMotion(nn.Module):
@@ -44,8 +45,8 @@ class UniversalMotion(nn.Module):
         return PersonalNet(self.config, self.audio_dim, self.audio_window, self.encoder)
 
     def upper(self, points_N3: Float[Tensor, "n 3"]) -> Float[Tensor, "n 1"]:
-        """1 above the nose tip, 0 below, soft over 4 mm."""
-        return torch.sigmoid((points_N3[:, 1:2] - self.rest_landmarks[NOSE_TIP, 1]) / SPLIT_M)
+        """1 above the underside of the nose tip, 0 below, soft over 4 mm."""
+        return torch.sigmoid((points_N3[:, 1:2] - self.rest_landmarks[BELOW_NOSE_TIP, 1]) / SPLIT_M)
 
     def hook(self, d_means_N3: Float[Tensor, "n 3"]) -> Float[Tensor, "3"]:
         """E of a face's motion as the mouth gets it: with a k of its own for each frame of training where that is asked for, and 0 without a hook."""
