@@ -8,7 +8,7 @@ from jaxtyping import Float32
 from fiag_dist.landmarks import INNER_LIP_BOTTOM, INNER_LIP_TOP, LEFT_EYE_OUTER, RIGHT_EYE_OUTER, gaze
 from fiag_dist.types import ACTION_UNITS, LIDS_MEET
 
-_SOURCES = {
+BLENDSHAPES = {
     "AU01": ("browInnerUp",),
     "AU02": ("browOuterUpLeft", "browOuterUpRight"),
     "AU04": ("browDownLeft", "browDownRight"),
@@ -17,6 +17,7 @@ _SOURCES = {
     "AU07": ("eyeSquintLeft", "eyeSquintRight"),
     "AU45": ("eyeBlinkLeft", "eyeBlinkRight"),
 }
+"""The blendshapes whose mean stands for each of ACTION_UNITS."""
 _SMALLEST_RANGE = 0.05
 """A channel that never moves is not blown up to full range."""
 _GAZE_UNITS = np.array([0.05, 0.03])
@@ -26,7 +27,7 @@ _MOST_GAZE = 2.0
 
 def raw(blendshapes: dict[str, float]) -> Float32[np.ndarray, " units"]:
     """ACTION_UNITS of one frame, each the mean of its blendshapes, 0..1."""
-    return np.array([np.mean([blendshapes[n] for n in _SOURCES[au]]) for au in ACTION_UNITS], np.float32)
+    return np.array([np.mean([blendshapes[n] for n in BLENDSHAPES[au]]) for au in ACTION_UNITS], np.float32)
 
 
 def channels(

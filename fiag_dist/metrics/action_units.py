@@ -4,30 +4,22 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from fiag_dist.ingest.expression import BLENDSHAPES
 from fiag_dist.metrics.faces import Seen
 
-UPPER = {
-    1: ("browInnerUp",),
-    2: ("browOuterUpLeft", "browOuterUpRight"),
-    4: ("browDownLeft", "browDownRight"),
-    5: ("eyeWideLeft", "eyeWideRight"),
-    6: ("cheekSquintLeft", "cheekSquintRight"),
-    7: ("eyeSquintLeft", "eyeSquintRight"),
-    9: ("noseSneerLeft", "noseSneerRight"),
-    45: ("eyeBlinkLeft", "eyeBlinkRight"),
-}
+UPPER = dict(sorted((BLENDSHAPES | {"AU09": ("noseSneerLeft", "noseSneerRight")}).items()))
 LOWER = {
-    10: ("mouthUpperUpLeft", "mouthUpperUpRight"),
-    12: ("mouthSmileLeft", "mouthSmileRight"),
-    14: ("mouthDimpleLeft", "mouthDimpleRight"),
-    15: ("mouthFrownLeft", "mouthFrownRight"),
-    17: ("mouthShrugLower",),
-    20: ("mouthStretchLeft", "mouthStretchRight"),
-    23: ("mouthPressLeft", "mouthPressRight"),
-    25: ("mouthLowerDownLeft", "mouthLowerDownRight"),
-    26: ("jawOpen",),
+    "AU10": ("mouthUpperUpLeft", "mouthUpperUpRight"),
+    "AU12": ("mouthSmileLeft", "mouthSmileRight"),
+    "AU14": ("mouthDimpleLeft", "mouthDimpleRight"),
+    "AU15": ("mouthFrownLeft", "mouthFrownRight"),
+    "AU17": ("mouthShrugLower",),
+    "AU20": ("mouthStretchLeft", "mouthStretchRight"),
+    "AU23": ("mouthPressLeft", "mouthPressRight"),
+    "AU25": ("mouthLowerDownLeft", "mouthLowerDownRight"),
+    "AU26": ("jawOpen",),
 }
-"""The units that this family of papers scores, and the blendshapes whose mean stands for each. 23 (lips tightened) and 25 (lips apart) have no
+"""The units that this family of papers scores, and the blendshapes whose mean stands for each. AU23 (lips tightened) and AU25 (lips apart) have no
 blendshape of their own: pressed lips and a lowered lower lip are the nearest."""
 INTENSITY = 5.0
 """Action units are scored 0..5, blendshapes 0..1."""
@@ -38,7 +30,7 @@ def scores(pairs: Sequence[tuple[Seen, Seen]]) -> dict[str, float | None]:
     return {"aue_upper_intensity2": _error(pairs, UPPER), "aue_lower_intensity2": _error(pairs, LOWER)}
 
 
-def _error(pairs: Sequence[tuple[Seen, Seen]], units: Mapping[int, Sequence[str]]) -> float | None:
+def _error(pairs: Sequence[tuple[Seen, Seen]], units: Mapping[str, Sequence[str]]) -> float | None:
     if not pairs:
         return None
     intensity = np.array([[[_intensity(face, names) for names in units.values()] for face in pair] for pair in pairs])

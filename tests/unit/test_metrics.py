@@ -8,6 +8,7 @@ import pytest
 import tiny_identity as tiny
 
 from fiag_dist.errors import ConfigError, DataError, WeightsError
+from fiag_dist.ingest.expression import BLENDSHAPES
 from fiag_dist.ingest.face import find_crop
 from fiag_dist.landmarks import (
     LEFT_EYE_INNER,
@@ -143,6 +144,11 @@ def test_lmd_is_in_pixels_at_512_and_knows_no_shift() -> None:
     moved[lips[0], 1] += 4
     # The mean of 40 points moves by 0.1, so one is 3.9 off and the others 0.1; twice that at 512.
     assert motion.lip_distance([(Seen(moved, {}), true)], 256) == pytest.approx(2 * (3.9 + 39 * 0.1) / 40)
+
+
+def test_action_units_are_scored_by_the_blendshapes_that_they_drive_faces_with() -> None:
+    assert list(action_units.UPPER) == ["AU01", "AU02", "AU04", "AU05", "AU06", "AU07", "AU09", "AU45"]
+    assert {unit: names for unit, names in action_units.UPPER.items() if unit != "AU09"} == BLENDSHAPES
 
 
 def test_action_units_are_squared_errors_of_intensities() -> None:
