@@ -25,18 +25,18 @@ from fiag_dist.config import AdaptConfig, PackConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict, to_yaml
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError
-from fiag_dist.evaluate import embeddings_of, evaluate_identity
-from fiag_dist.examine import Evaluation
+from fiag_dist.evaluate import embeddings_of
+from fiag_dist.examine import Evaluation, evaluate_identity
 from fiag_dist.ingest.gather import find_clips
 from fiag_dist.metrics.panel import Panel
 from fiag_dist.monitor import peak_mib
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.start import forget
 from fiag_dist.storage import open_storage
 from fiag_dist.synthesize import Identity
-from fiag_dist.video import SAMPLE_RATE
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_S = 2.0

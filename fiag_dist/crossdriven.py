@@ -17,10 +17,10 @@ from fiag_dist.metrics.panel import Numbers
 from fiag_dist.metrics.syncnet import SyncNet
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
+from fiag_dist.sound import SAMPLE_RATE, read_audio
 from fiag_dist.storage import open_storage
 from fiag_dist.synthesize import Identity
 from fiag_dist.types import IdentityMeta
-from fiag_dist.video import SAMPLE_RATE, read_audio
 
 VOICE_S, SHORTEST_S = 12.0, 3.0
 """How much of a voice is spoken at most, and what is too short to roll."""

@@ -25,8 +25,6 @@ from fiag_dist.shards.reader import read_meta
 from fiag_dist.sound import Sound
 from fiag_dist.storage import open_storage
 
-__all__ = ["EvaluateCommand", "embeddings_of", "evaluate_identity", "identities_in", "main"]
-
 REPORT, SCRATCH = "evaluation.md", "scratch"
 METHODS = (
     "Faces are found in render and truth alike by the landmark model that also prepared the clips, and whose landmarks supervised training: PSNR, SSIM and "

@@ -87,7 +87,6 @@ def resident_of(
         "rest_landmarks": tensor(meta.rest_landmarks),
         "camera": Camera(tensor(frame.viewmat), tensor(frame.K), size, size),
         "lips_rect": frame.lips_rect,
-        "mouth_open": frame.mouth_open,
         "blink": frame.blink,
         "mouth_seen": bool((frame.labels == Label.MOUTH).any()),
     }

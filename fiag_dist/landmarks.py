@@ -42,6 +42,8 @@ RIGID = tuple(sorted({
 """Points that speech and expression hardly move, by which poses are found: eye corners, nose, forehead, cheekbones, upper oval."""
 OVAL_SIDES = (127, 234, 356, 454, 21, 251, 162, 389, 54, 284, 103, 332)
 """Those of RIGID on the outline, but for the top of the forehead: they slide over the head as it turns."""
+LIDS = ((159, 145), (386, 374))
+"""Middle of the upper and of the lower lid, right eye and left."""
 IRISES = (*RIGHT_IRIS, *LEFT_IRIS)
 """Centre and four points of the edge of each."""
 LIPS_AND_LIDS = (*LIPS_OUTER, *LIPS_INNER, *RIGHT_EYE, *LEFT_EYE)

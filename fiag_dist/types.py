@@ -161,7 +161,7 @@ class Rendering:
     """Colours blended over the background."""
     alpha: Float[Tensor, "1 height width"]
     means2d: Float[Tensor, "n 2"]
-    """Projected centres in pixels; during training `.absgrad` or `.grad` of it drives densification."""
+    """Projected centres in pixels; their `.grad`, which training leaves in them, says where Gaussians are added."""
     radii: Float[Tensor, "n 2"]
     """Extent in pixels, 0 where the Gaussian is not seen."""
 
@@ -182,7 +182,6 @@ class Shot:
     rest_landmarks: Float[Tensor, "478 3"]
     camera: Camera
     lips_rect: tuple[int, int, int, int]
-    mouth_open: float
     blink: float
     mouth_seen: bool = True
     """Whether any pixel shows the inside of the mouth: known on the host, so that nobody waits for a device to find out."""

@@ -20,9 +20,7 @@ from jaxtyping import Float32, UInt8
 
 from fiag_dist.container import decoded, opened, refuse_jump, video_track, writing
 from fiag_dist.errors import DataError
-from fiag_dist.sound import SAMPLE_RATE, Sound, read_audio
-
-__all__ = ["SAMPLE_RATE", "VideoInfo", "VideoWriter", "probe", "read_audio", "read_frames"]
+from fiag_dist.sound import Sound
 
 _ASPECT_CHANGE = 0.05
 """By this share the shape of the picture may change within a clip: its size is a whole number of pixels, or of blocks of them."""
@@ -43,7 +41,6 @@ class VideoInfo:
     fps: float
     """Mean rate, frames a second; the clip's own rate may vary."""
     seconds: float
-    has_audio: bool
 
 
 def probe(path: str | Path) -> VideoInfo:
@@ -61,7 +58,6 @@ def probe(path: str | Path) -> VideoInfo:
             height=image.shape[0],
             fps=fps,
             seconds=seconds,
-            has_audio=bool(container.streams.audio),
         )
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from fiag_dist import video
+from fiag_dist.sound import read_audio
 
 RATE = 16_000
 
@@ -20,7 +21,7 @@ def frames_of(clip: Path, seconds: float, size: int = 256) -> tuple[list[np.ndar
         cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
         for image in islice(video.read_frames(clip, 25), round(seconds * 25))
     ]
-    return images, video.read_audio(clip)[: round(seconds * RATE)]
+    return images, read_audio(clip)[: round(seconds * RATE)]
 
 
 def write(path: Path, images: list[np.ndarray], wav: np.ndarray | None, fps: float = 25) -> Path:

@@ -75,6 +75,5 @@ def small_shot(identity: str = "anna", seed: int = 0) -> Shot:
         rest_landmarks=rest,
         camera=camera(),
         lips_rect=(18, 28, 30, 36),
-        mouth_open=0.1,
         blink=0.0,
     )

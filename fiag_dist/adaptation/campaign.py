@@ -28,7 +28,6 @@ def adapt_all(jobs: Sequence[Job], out: str, standings: Standings, say: Callable
     jobs, searched = ([job for job in some if job.name not in unjudged] for some in (jobs, searched))
     if not jobs:
         return unjudged
-    say("measuring what one identity needs ...")
     num_trials = len(jobs) * (jobs[0].search.samples if searched else 1)
     needs = needs_of(jobs, num_trials, room, out, say)
     say(f"each identity gets {needs}; {needs.at_once(room)} at a time")

@@ -25,7 +25,7 @@ from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.process import Process
-from fiag_dist.evaluate import evaluate_identity
+from fiag_dist.examine import evaluate_identity
 from fiag_dist.feed import feed_of
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.loop import run

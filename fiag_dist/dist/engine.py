@@ -26,7 +26,7 @@ from fiag_dist.dist.state import MOMENTS, RowEdit, State, check_fits, flatten, u
 from fiag_dist.dist.stopwatch import Stopwatch
 from fiag_dist.errors import ConfigError
 
-__all__ = ["Engine", "Group", "LocalEngine", "RowEdit", "State", "StepReport", "ZeroEngine", "flatten", "unflatten"]
+__all__ = ["Engine", "Group", "LocalEngine", "StepReport", "ZeroEngine"]
 
 
 @dataclass(frozen=True)

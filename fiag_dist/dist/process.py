@@ -25,8 +25,6 @@ class Process:
 
     rank: int = 0
     world: int = 1
-    local_rank: int = 0
-    """Rank among the processes of this machine."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -69,7 +67,7 @@ def start(timeout_s: float = 600.0) -> Process:
             f"rank {rank} of {world}: did not meet the other ranks at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} "
             f"({_first_line(error)}; {timeout_s:g} s are allowed); check the address and the port, and that every rank was started and none has died"
         ) from error
-    return Process(rank, world, local_rank, device)
+    return Process(rank, world, device)
 
 
 def finish() -> None:

@@ -25,6 +25,7 @@ from fiag_dist.ingest.footage import Progress, Reel, Stopwatch, Tracked, shrunk
 from fiag_dist.ingest.masks import PersonMatte
 from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.whisper import WHISPER
+from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.types import Frame, IdentityMeta
 
 SEARCH_STEP = 10
@@ -65,7 +66,7 @@ def pack_clip(
     if _is_movable(cfg):
         weights.path(WHISPER)  # is missed before the work, not in the middle of it
     clock.stage("finding the head", 0.02)
-    heard_s = len(wav) / video.SAMPLE_RATE
+    heard_s = len(wav) / SAMPLE_RATE
     used_s = min(cfg.max_seconds or heard_s, heard_s)
     crop = find_crop(video.read_frames(path, cfg.fps, used_s, SEARCH_STEP), path.name)
     reel = Reel(path, cfg.fps, crop, used_s)
@@ -87,10 +88,8 @@ def _watch_and_solve(
     offset = _offset(wav, cfg, use.first, tracked.landmarks[: _num_train(use, cfg)])
     fixed = _is_movable(cfg) and offset is not None and offset.sure and abs(offset.late_s) > sync.WORTH_S
     if fixed and offset is not None:
-        wav = sync.corrected(wav, offset.late_s, video.SAMPLE_RATE)
-        use = span.within(
-            use, *sync.covered(wav, offset.late_s, video.SAMPLE_RATE, cfg.fps), reason="without their sound"
-        )
+        wav = sync.corrected(wav, offset.late_s, SAMPLE_RATE)
+        use = span.within(use, *sync.covered(wav, offset.late_s, SAMPLE_RATE, cfg.fps), reason="without their sound")
         span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, reel.path.name)
         tracked = footage.select(found, use, reel.path.name)
     del found
@@ -126,7 +125,7 @@ def _is_movable(cfg: PackConfig) -> bool:
 
 def _heard(wav: np.ndarray, cfg: PackConfig, first: int, num: int) -> np.ndarray:
     """The sound of `num` frames from `first` on."""
-    return wav[round(first / cfg.fps * video.SAMPLE_RATE) :][: round(num / cfg.fps * video.SAMPLE_RATE)]
+    return wav[round(first / cfg.fps * SAMPLE_RATE) :][: round(num / cfg.fps * SAMPLE_RATE)]
 
 
 def _offset(

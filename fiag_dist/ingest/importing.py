@@ -13,7 +13,6 @@ from jaxtyping import Float32, Float64, UInt8
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
-from fiag_dist import video
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.ingest import expression, footage, masks, pose, prepared, span, speech, summary, sync
@@ -26,6 +25,7 @@ from fiag_dist.ingest.prepared import Prepared
 from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.tracks import POSE_SIZE
 from fiag_dist.landmarks import RIGID
+from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.types import STILL, Frame, IdentityMeta, Label, Split
 
 MOST_FRAMES = 100
@@ -114,7 +114,7 @@ def _import(
     found = footage.watch(folder, cfg, _Parsed(folder), mattes, len(folder.numbers), clock, (0.02, 0.7))
     use = span.longest(_without_gaps(found.looks, folder.numbers))
     missing = folder.numbers[use.first] - use.first  # of the frames that were filmed before them
-    _, heard_stop = sync.covered(wav, 0.0, video.SAMPLE_RATE, cfg.fps)
+    _, heard_stop = sync.covered(wav, 0.0, SAMPLE_RATE, cfg.fps)
     use = span.within(use, 0, heard_stop - missing, "without their sound")
     span.check(use, len(found.looks), cfg.fps, cfg.min_seconds, folder.folder.name)
     tracked = footage.select(found, use, folder.folder.name)
@@ -129,7 +129,7 @@ def _import(
     viewmats = viewmats_of(to_camera, *place)
     clock.stage("speech features", 0.75)
     first_frame = folder.numbers[use.first]
-    wav = wav[round(first_frame / cfg.fps * video.SAMPLE_RATE) :][: round(len(use) / cfg.fps * video.SAMPLE_RATE)]
+    wav = wav[round(first_frame / cfg.fps * SAMPLE_RATE) :][: round(len(use) / cfg.fps * SAMPLE_RATE)]
     heard, silence = speech.of_clip(cfg.extractor, wav, len(use), cfg.fps, folder.folder, first_frame)
     units = folder.action_units()
     if units is not None:

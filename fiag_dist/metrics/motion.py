@@ -9,6 +9,7 @@ from fiag_dist.landmarks import (
     INNER_LIP_BOTTOM,
     INNER_LIP_TOP,
     LEFT_EYE_OUTER,
+    LIDS,
     LIPS_INNER,
     LIPS_OUTER,
     RIGHT_EYE_OUTER,
@@ -17,8 +18,6 @@ from fiag_dist.landmarks import (
 from fiag_dist.metrics.faces import Seen
 from fiag_dist.types import NUM_LANDMARKS
 
-LIDS = ((159, 145), (386, 374))
-"""Middle of the upper and of the lower lid, right eye and left."""
 LMD_SIZE = 512
 """Landmark distances are given as if frames had this side, pixels."""
 FEWEST = 5

@@ -15,8 +15,9 @@ from toy import CAPACITY, Toy, groups, lanes_of, largest_difference, loss_at, ma
 
 from fiag_dist.dist import engine as engine_module
 from fiag_dist.dist import process
-from fiag_dist.dist.engine import LocalEngine, RowEdit, State, StepReport, ZeroEngine, flatten, unflatten
+from fiag_dist.dist.engine import LocalEngine, StepReport, ZeroEngine
 from fiag_dist.dist.process import Process
+from fiag_dist.dist.state import RowEdit, State, flatten, unflatten
 from fiag_dist.errors import CheckpointError, ConfigError
 
 TOLERANCE = 2e-6

@@ -18,7 +18,7 @@ from fiag_dist.errors import DistributedError
 def together(me: Process) -> dict[str, object]:
     tensor = torch.tensor([1.0, 10.0]) * (me.rank + 1)
     return {
-        "process": (me.rank, me.world, me.local_rank, str(me.device), me.is_first),
+        "process": (me.rank, me.world, str(me.device), me.is_first),
         "broadcast": process.broadcast_object({"from": me.rank}),
         "gathered": process.all_gather_object(("of", me.rank)),
         **{op: process.all_reduce(tensor.clone(), op).tolist() for op in ("sum", "mean", "max", "min")},
@@ -29,8 +29,8 @@ def together(me: Process) -> dict[str, object]:
 
 def test_two_ranks_share_what_they_have(two: Ranks) -> None:
     first, second = two.run(together)
-    assert first["process"] == (0, 2, 0, "cpu", True)
-    assert second["process"] == (1, 2, 1, "cpu", False)
+    assert first["process"] == (0, 2, "cpu", True)
+    assert second["process"] == (1, 2, "cpu", False)
     for answer in (first, second):
         assert answer["broadcast"] == {"from": 0}
         assert answer["gathered"] == [("of", 0), ("of", 1)]
@@ -46,7 +46,7 @@ def test_two_ranks_share_what_they_have(two: Ranks) -> None:
 
 def test_a_world_of_one_needs_no_launcher(one: Ranks) -> None:
     (answer,) = one.run(together)
-    assert answer["process"] == (0, 1, 0, "cpu", True)
+    assert answer["process"] == (0, 1, "cpu", True)
     assert answer["gathered"] == [("of", 0)]
     assert answer["mean"] == [1.0, 10.0]
     assert answer["threads"] == 1, "OMP_NUM_THREADS holds where no launcher set it"

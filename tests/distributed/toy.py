@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fiag_dist.dist.engine import Engine, Group, LocalEngine, State, StepReport, ZeroEngine
+from fiag_dist.dist.engine import Engine, Group, LocalEngine, StepReport, ZeroEngine
 from fiag_dist.dist.process import Process
+from fiag_dist.dist.state import State
 
 LANES = 4
 CAPACITY = 37

@@ -40,7 +40,7 @@ def test_what_is_behind_shows_nothing_of_the_head() -> None:
 def test_metrics_strip_and_baselines_are_written(folder: Path) -> None:
     identity = folder / "ball"
     (identity / "metrics.json").write_text(json.dumps({"seconds": 12.5, "head_psnr_db": -1, "lmd_px_at_512": 3.0}))
-    metrics = evaluate.evaluate_identity(identity)
+    metrics = examine.evaluate_identity(identity)
     stored = json.loads((identity / "metrics.json").read_text())
     assert stored == {"seconds": 12.5} | metrics  # what adaptation noted there stays, old scores do not
     assert metrics["test_frames"] == tiny.TEST
@@ -60,15 +60,15 @@ def test_metrics_strip_and_baselines_are_written(folder: Path) -> None:
 def test_new_scores_join_those_of_the_same_identity_and_replace_those_of_another(folder: Path) -> None:
     identity = folder / "ball"
     (identity / "metrics.json").unlink(missing_ok=True)
-    full = evaluate.evaluate_identity(identity)
+    full = examine.evaluate_identity(identity)
     with Panel(["ssim"]) as panel:
-        only = evaluate.evaluate_identity(identity, examine.Evaluation(panel))
+        only = examine.evaluate_identity(identity, examine.Evaluation(panel))
     assert "head_psnr_db" not in only
     assert json.loads((identity / "metrics.json").read_text()) == full
     for changed in ("tensors_sha256", "footage_sha256"):
         (identity / "metrics.json").write_text(json.dumps(full | {changed: "another"}))
         with Panel(["ssim"]) as panel:
-            only = evaluate.evaluate_identity(identity, examine.Evaluation(panel))
+            only = examine.evaluate_identity(identity, examine.Evaluation(panel))
         assert json.loads((identity / "metrics.json").read_text()) == only
 
 
@@ -84,9 +84,9 @@ def test_frames_that_may_have_been_trained_on_are_named(tmp_path: Path) -> None:
     info = json.loads((identity / "identity.json").read_text())
     own = read_manifest(str(tmp_path / "data")).entry("ball").sha256
     (identity / "identity.json").write_text(json.dumps(info | {"footage": own}))
-    assert evaluate.evaluate_identity(identity)["notes"] == []
+    assert examine.evaluate_identity(identity)["notes"] == []
     (identity / "identity.json").write_text(json.dumps(info | {"footage": "of other shards"}))
-    (note,) = evaluate.evaluate_identity(identity)["notes"]
+    (note,) = examine.evaluate_identity(identity)["notes"]
     assert "some of these test frames may have been" in note
 
 
@@ -99,14 +99,14 @@ def test_what_was_asked_for_by_name_and_can_not_be_had_is_an_error(folder: Path)
 def test_a_render_equal_to_the_truth_scores_its_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examine, "composed", lambda actor, frame, meta, backdrop: frame.image)
     with Panel() as panel:
-        metrics = evaluate.evaluate_identity(folder / "ball" / "scratch", examine.Evaluation(panel, encoded=True))
+        metrics = examine.evaluate_identity(folder / "ball" / "scratch", examine.Evaluation(panel, encoded=True))
     assert metrics["head_psnr_db"] == metrics["train_head_psnr_db"] == metrics["full_psnr_db"] == 100.0
     assert metrics["encoded"]["full_psnr_db"] == 100.0  # both went through the same encoder
 
 
 def test_encoding_render_and_truth_changes_the_score_a_little(folder: Path) -> None:
     with Panel() as panel:
-        metrics = evaluate.evaluate_identity(folder / "ball", examine.Evaluation(panel, encoded=True))
+        metrics = examine.evaluate_identity(folder / "ball", examine.Evaluation(panel, encoded=True))
     assert 0 < abs(metrics["encoded"]["full_psnr_db"] - metrics["full_psnr_db"]) < 3
 
 
@@ -171,7 +171,7 @@ def test_shards_that_were_packed_otherwise_are_refused_in_a_line(tmp_path: Path)
     with pytest.raises(
         CheckpointError, match=r"^identity \S+ball: trained with extractor 'mel', the shards have 'whisper:2'; pack"
     ):
-        evaluate.evaluate_identity(identity)
+        examine.evaluate_identity(identity)
 
 
 def test_a_folder_that_was_half_replaced_is_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from fiag_dist.errors import DataError
 from fiag_dist.ingest import clip, rest, sync
 from fiag_dist.ingest.clip import pack_clip
 from fiag_dist.ingest.sheet import contact_sheet
+from fiag_dist.sound import SAMPLE_RATE, read_audio
 from fiag_dist.types import BOUND_M, Label
 
 
@@ -70,7 +71,7 @@ def test_a_splice_stays_in_and_a_cut_to_someone_else_ends_the_clip(clips: Path, 
     spliced = list(
         islice(video.read_frames(clips / "anchor_a.mp4", 25), 160, 200)
     )  # seconds are missing before frame 176
-    wav = video.read_audio(clips / "speaker_b.mp4")[: 60 * 640]
+    wav = read_audio(clips / "speaker_b.mp4")[: 60 * 640]
     path = record(tmp_path / "cuts.mp4", someone + spliced, wav)
     meta, frames = pack_clip(path, PackConfig(size=128, min_seconds=1, extractor="mel"), "cuts")
     assert (meta.report["start_s"], meta.report["seconds_used"]) == (0.8, 1.6)
@@ -84,7 +85,7 @@ def test_a_splice_stays_in_and_a_cut_to_someone_else_ends_the_clip(clips: Path, 
 @pytest.mark.parametrize("fps", [25, 30])
 def test_sound_that_is_late_is_found_and_moved(clips: Path, tmp_path: Path, fps: int) -> None:
     images = list(video.read_frames(clips / "speaker_h.mp4", 25))
-    wav = video.read_audio(clips / "speaker_h.mp4")
+    wav = read_audio(clips / "speaker_h.mp4")
     late = record(tmp_path / "late.mp4", images, np.pad(wav, (3200, 0))[: len(wav)])
     meta, frames = pack_clip(late, PackConfig(size=128, extractor="mel", fps=fps, poses="detected"), "late")
     frames.close()  # type: ignore[attr-defined]
@@ -104,7 +105,7 @@ def test_sound_that_is_late_is_found_and_moved(clips: Path, tmp_path: Path, fps:
 @pytest.mark.parametrize("early", [3200, -3200])
 def test_frames_that_lose_their_sound_when_it_is_moved_are_left_out(clips: Path, tmp_path: Path, early: int) -> None:
     images = list(video.read_frames(clips / "speaker_h.mp4", 25))
-    wav = video.read_audio(clips / "speaker_h.mp4")
+    wav = read_audio(clips / "speaker_h.mp4")
     moved = wav[early:] if early > 0 else np.pad(wav, (-early, 0))[: len(images) * 640]
     path = record(tmp_path / "moved.mp4", images, moved)
     meta, frames = pack_clip(path, PackConfig(size=128, extractor="mel", poses="detected"), "moved")
@@ -161,8 +162,8 @@ def test_a_clip_without_a_face_is_refused(tmp_path: Path) -> None:
 
 def test_sound_is_read_as_far_as_the_frames_that_are_used_can_need(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "long.mp4", np.zeros((64, 64, 3), np.uint8), 5.0)
-    assert len(clip._sound(path, 1.5)) == 2.5 * video.SAMPLE_RATE
-    assert len(clip._sound(path, 0.0)) == pytest.approx(5.0 * video.SAMPLE_RATE, abs=2048)
+    assert len(clip._sound(path, 1.5)) == 2.5 * SAMPLE_RATE
+    assert len(clip._sound(path, 0.0)) == pytest.approx(5.0 * SAMPLE_RATE, abs=2048)
     assert sync.MOST_S < clip.SOUND_MARGIN_S, "sound that is late is moved by so much"
 
 

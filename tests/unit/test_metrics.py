@@ -14,6 +14,7 @@ from fiag_dist.landmarks import (
     LEFT_EYE_INNER,
     LEFT_EYE_OUTER,
     LEFT_IRIS,
+    LIDS,
     LIPS_INNER,
     LIPS_OUTER,
     RIGHT_EYE_INNER,
@@ -40,7 +41,7 @@ def face(
     """A face whose mouth and eyes are open so far, in distances between the eyes, and which looks so far to its left, in widths of an eye."""
     points = np.zeros((478, 2))
     points[LEFT_EYE_OUTER] = eyes_px, 0
-    for (upper, lower), gap in (((13, 14), opening), *((pair, lids) for pair in motion.LIDS)):
+    for (upper, lower), gap in (((13, 14), opening), *((pair, lids) for pair in LIDS)):
         points[upper], points[lower] = (20, 40), (20, 40 + gap * eyes_px)
     points[RIGHT_EYE_OUTER] = 0
     points[[RIGHT_EYE_INNER, LEFT_EYE_INNER], 0] = 0.3 * eyes_px, 0.7 * eyes_px

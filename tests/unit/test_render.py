@@ -17,6 +17,7 @@ from rights import as_nobody
 
 from fiag_dist import cli, provenance, render, video
 from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.sound import read_audio
 from fiag_dist.staging import Staging, nearest_to_mean, retargeted
 from fiag_dist.synthesize import Identity, write_behind
 
@@ -180,7 +181,7 @@ def test_sound_and_picture_are_equally_long(
         lengths = [float(stream.duration * stream.time_base) for stream in (picture, sound)]
     assert lengths[0] == pytest.approx(seconds, abs=0.5 / tiny.FPS)
     assert lengths[0] == pytest.approx(lengths[1], abs=1 / tiny.FPS)
-    heard = video.read_audio(out)
+    heard = read_audio(out)
     spectrum = np.abs(np.fft.rfft(heard[: round(0.3 * 16000)]))
     assert abs(spectrum[:300].argmax() / 0.3 - 440) < 8
 
@@ -197,7 +198,7 @@ def test_any_kind_of_sound_file_is_heard_in_time(ball: Identity, tmp_path: Path,
         for part in av.AudioResampler(stream.codec_context.format, "mono", 48000).resample(frame):
             out.mux(stream.encode(part))
         out.mux(stream.encode(None))
-    heard = video.read_audio(path)
+    heard = read_audio(path)
     assert len(heard) == pytest.approx(len(voice), abs=0.05 * 16000)
     shifts = [np.corrcoef(heard[400 + by : 16000 + by], voice[400:16000])[0, 1] for by in range(-400, 401, 4)]
     assert abs(np.argmax(shifts) * 4 - 400) <= 160, "within 10 ms"

@@ -13,15 +13,16 @@ import pytest
 from scipy.io import wavfile
 from stamped import mux_sound, write_at
 
-from fiag_dist import sound, video
+from fiag_dist import sound
 from fiag_dist.errors import DataError
+from fiag_dist.sound import read_audio
 
 
 @pytest.mark.parametrize("click_s", [0.7, 0.5])
 def test_sound_is_aligned_with_the_first_frame(tmp_path: Path, click_s: float) -> None:
     path = tmp_path / "late.mkv"
     write_at(path, [0.5 + k / 25 for k in range(25)], audio_at_s=click_s)
-    wav = video.read_audio(path)
+    wav = read_audio(path)
     assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(click_s - 0.5, abs=0.002)
 
 
@@ -29,7 +30,7 @@ def test_speech_needs_no_pictures_that_can_be_decoded(tmp_path: Path) -> None:
     path = tmp_path / "film.mkv"
     write_at(path, [0.5 + k / 25 for k in range(25)], audio_at_s=0.7)
     path.write_bytes(path.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODY/KNOWS_"))
-    wav = video.read_audio(path)
+    wav = read_audio(path)
     assert np.flatnonzero(np.abs(wav) > 0.3)[0] / 16_000 == pytest.approx(0.2, abs=0.002)
 
 
@@ -37,7 +38,7 @@ def test_speech_needs_no_pictures_that_can_be_decoded(tmp_path: Path) -> None:
 def test_a_hole_in_the_sound_is_silent_and_moves_nothing(tmp_path: Path, start_s: float) -> None:
     path = tmp_path / "muted.mkv"
     write_at(path, [start_s + k / 25 for k in range(25)], audio_at_s=1.7, lost=set(range(20, 70)) - {40})
-    wav = video.read_audio(path)
+    wav = read_audio(path)
     assert len(wav) / 16_000 == pytest.approx(2 - start_s, abs=0.002)
     assert np.flatnonzero(wav)[0] / 16_000 == pytest.approx(1.7 - start_s, abs=0.002)
 
@@ -49,7 +50,7 @@ def test_uneven_time_stamps_are_no_holes(tmp_path: Path) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
         mux_sound(container, stream, noise, {k: k / 50 + rng.uniform(0, 0.015) for k in range(100)})
-    np.testing.assert_array_equal(np.round(video.read_audio(path) * 32_768), noise)
+    np.testing.assert_array_equal(np.round(read_audio(path) * 32_768), noise)
 
 
 def test_sound_may_change_its_format(tmp_path: Path) -> None:
@@ -64,10 +65,10 @@ def test_sound_may_change_its_format(tmp_path: Path) -> None:
                 samples[rate // 2 :][: rate // 10] = 20_000 * (layout == "stereo")
                 mux_sound(container, stream, samples, {k: k / 50 for k in range(50)})
             joined.write(part.read_bytes())
-    wav = video.read_audio(path)
+    wav = read_audio(path)
     assert len(wav) / 16_000 == pytest.approx(2, abs=0.1)
     assert np.flatnonzero(wav > 0.3)[0] / 16_000 == pytest.approx(1.5, abs=0.05)
-    stereo = np.concatenate(list(video.Sound(path).pieces(48_000, 2)), 1)
+    stereo = np.concatenate(list(sound.Sound(path).pieces(48_000, 2)), 1)
     assert stereo.shape[1] / 48_000 == pytest.approx(len(wav) / 16_000, abs=0.001)
 
 
@@ -76,11 +77,11 @@ def test_no_more_sound_is_read_than_asked_for(tmp_path: Path, monkeypatch: pytes
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
         mux_sound(container, stream, np.arange(16_000 * 60).astype(np.int16), {k: k / 50 for k in range(3000)})
-    whole, decoded = video.read_audio(path), []
+    whole, decoded = read_audio(path), []
     assert len(whole) == 16_000 * 60
     frames = sound.Sound._frames
     monkeypatch.setattr(sound.Sound, "_frames", lambda self: (decoded.append(f) or f for f in frames(self)))
-    np.testing.assert_array_equal(video.read_audio(path, 1.234), whole[: round(1.234 * 16_000)])
+    np.testing.assert_array_equal(read_audio(path, 1.234), whole[: round(1.234 * 16_000)])
     assert len(decoded) < 100, "of 3000"
 
 
@@ -91,7 +92,7 @@ def test_sound_is_held_once(tmp_path: Path) -> None:
         patch.setattr(sound.Sound, "pieces", lambda self: (piece for _ in range(600)))
         tracemalloc.start()
         try:
-            assert video.read_audio(path).nbytes == 600 * piece.nbytes
+            assert read_audio(path).nbytes == 600 * piece.nbytes
             assert tracemalloc.get_traced_memory()[1] < 1.5 * 600 * piece.nbytes
         finally:
             tracemalloc.stop()
@@ -103,15 +104,15 @@ def test_a_time_stamp_that_jumps_hours_is_refused(tmp_path: Path) -> None:
         stream = container.add_stream("pcm_s16le", rate=16_000, layout="mono")
         mux_sound(container, stream, np.ones(32_000, np.int16), {k: k / 50 + 40_000 * (k >= 50) for k in range(100)})
     with pytest.raises(DataError, match=r"its sound jumps from 1 s to 40001 s, more than an hour; its time stamps are"):
-        video.read_audio(path)
-    assert len(video.read_audio(path, 0.5)) == 8000
+        read_audio(path)
+    assert len(read_audio(path, 0.5)) == 8000
 
 
 def test_more_channels_than_can_be_mixed_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "nine.wav"
     wavfile.write(path, 16_000, np.zeros((1600, 9), np.int16))
     with pytest.raises(DataError, match=r"nine.wav: its 9 channels of sound can't be mixed .*; convert .* -ac 2"):
-        video.read_audio(path)
+        read_audio(path)
 
 
 def test_tags_may_be_in_any_encoding(tmp_path: Path) -> None:
@@ -122,7 +123,7 @@ def test_tags_may_be_in_any_encoding(tmp_path: Path) -> None:
     info = b"INFO" + b"IART" + len(artist).to_bytes(4, "little") + artist
     data = path.read_bytes() + b"LIST" + len(info).to_bytes(4, "little") + info
     path.write_bytes(b"RIFF" + (len(data) - 8).to_bytes(4, "little") + data[8:])
-    assert len(video.read_audio(path)) == 8_000
+    assert len(read_audio(path)) == 8_000
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from stamped import SIDE, grey, write_at
 
 from fiag_dist import video
 from fiag_dist.errors import DataError
+from fiag_dist.sound import read_audio
 
 
 def levels(path: Path, fps: float, max_seconds: float = 0.0) -> list[int]:
@@ -26,9 +27,9 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         for k in range(25):
             writer.write(grey(10 * k))
     info = video.probe(path)
-    assert (info.width, info.height, info.fps, info.has_audio) == (SIDE, SIDE, 25, True)
+    assert (info.width, info.height, info.fps) == (SIDE, SIDE, 25)
     assert levels(path, 25) == list(range(25))
-    wav = video.read_audio(path)
+    wav = read_audio(path)
     assert abs(len(wav) - 16_000) < 1100, "one AAC frame of padding at most"
     spectrum = np.abs(np.fft.rfft(wav[2000:10_000]))
     assert abs(spectrum.argmax() * 2 - 440) <= 2
@@ -195,7 +196,7 @@ def test_a_track_that_nothing_decodes_is_one_line(tmp_path: Path, codec: bytes, 
     path.write_bytes(data.replace(codec, codec[:2] + b"X" * (len(codec) - 2)))
     line = f"unknown.mkv: nothing here decodes its {kind} track; convert the file to mp4"
     with pytest.raises(DataError, match=line):
-        video.probe(path) if kind == "video" else video.read_audio(path)
+        video.probe(path) if kind == "video" else read_audio(path)
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -225,7 +226,7 @@ def test_a_cover_picture_is_no_video(tmp_path: Path, damaged: bool) -> None:
     path.write_bytes(data[:start] + data[tags:] + data[start:tags])
     assert levels(path, 25) == list(range(25))
     assert video.probe(path).fps == 25
-    assert len(video.read_audio(path)) > 15_000
+    assert len(read_audio(path)) > 15_000
 
 
 def test_a_picture_that_changes_its_size_keeps_that_of_its_first_frame(tmp_path: Path) -> None:
@@ -334,8 +335,8 @@ def test_what_can_not_be_read_is_one_line(tmp_path: Path) -> None:
         (lambda: video.probe(text), "can't be read"),
         (lambda: video.probe(tmp_path / "absent.mp4"), "can't be read"),
         (lambda: list(video.read_frames(text, 25)), "can't be read"),
-        (lambda: video.read_audio(silent), "no audio track"),
-        (lambda: video.read_audio(over), "the audio track is empty, or ends before"),
+        (lambda: read_audio(silent), "no audio track"),
+        (lambda: read_audio(over), "the audio track is empty, or ends before"),
     ):
         with pytest.raises(DataError, match=message) as caught:
             action()
@@ -350,6 +351,6 @@ def test_a_sound_file_has_no_frames(tmp_path: Path) -> None:
         frame.sample_rate = 16_000
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    assert len(video.read_audio(path)) == 8000
+    assert len(read_audio(path)) == 8000
     with pytest.raises(DataError, match="no video track"):
         video.probe(path)
