@@ -293,7 +293,7 @@ class PretrainConfig:
     dry_run_world: int = 0
     """Prints what each of so many ranks would own and hold, or why they would be refused, and starts nothing; 0: trains."""
     neighbour_every: int = 100
-    """Steps after which the copy of another's personal net is renewed with which somebody is contrasted who is alone in a lane; 0: never."""
+    """Who is alone in a lane is contrasted with a copy of another person's net: steps from one copy to the next; 0: the first one stays."""
     first_step_timeout_s: float = 900.0
     """How long the first step of a stage, in which kernels may be compiled, and a wait for a checkpoint may take; then the run ends with a line."""
     step_timeout_s: float = 180.0

@@ -25,7 +25,11 @@ class Mirror:
             self._begin(self._remote)
 
     def _begin(self, remote: Storage) -> None:
-        """What an earlier process left here and is not there any more goes; what is there is not brought there again, where it may be newer."""
+        """Compares what an earlier process left here with what is there, which decides.
+
+        What is there no more is deleted here. What is there counts as copied: it may be newer than ours, which must not replace it. Records that this
+        rank writes are brought here, but for those of ours that go on from what is there.
+        """
         records = [name.format(rank=self._rank) for name in RECORDS]
         for name, path in self._own():
             if not remote.exists(name):

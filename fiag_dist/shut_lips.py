@@ -11,9 +11,10 @@ from fiag_dist.landmarks import LIPS, UPPER_LIP, UPPER_LIP_EDGE
 from fiag_dist.shards.reader import FrameReader
 
 SHARE = 0.05
-"""Of a person's frames: those with the least open mouths are taken for shut ones ..."""
+"""Share of a person's frames in which the mouth is taken for shut: those in which it is least open, within the bounds below."""
 SHUT, HARDLY_SHUT = 0.012, 0.03
-"""... and so is every one that is less open than the first, but none that is more open than the second; distances between the outer eye corners."""
+"""A mouth that is no more open than the first is always taken for shut, one that is more open than the second never; distances between the outer eye
+corners."""
 FRAMES = 5
 """From which shut lips are known, at most."""
 

@@ -15,7 +15,7 @@ from fiag_dist.stages import total_steps
 from fiag_dist.storage import open_storage
 
 HALVING = 2
-"""Of the samples of one identity that get as far as a rung, this share goes on to the next: one in so many."""
+"""Of the samples of one identity that reach a rung, one in so many goes on: of 2, one."""
 FIRST_RUNG = 0.25
 """Share of the longest sample's steps after which samples are first compared."""
 

@@ -1,8 +1,9 @@
-"""A run that stands still is ended, in a line that says which rank, at which step, where: nobody waits overnight for a rank that hangs.
+"""Ends a run that stands still, and says which rank is stuck, in which step and where: nobody waits overnight for a rank that hangs.
 
-Each rank has a thread that watches its main thread's steps. When one takes too long, the thread looks where the main thread is. If that computes,
-reads or sleeps, it is what the others wait for: its line is said and the process ends at once, first of all. If it waits for the others, the
-thread lets the culprit go first, finds out which ranks give no sign of life any more, says so and ends the process too. torchrun then starts all again.
+In each rank a thread watches how long the steps of the main thread take. When one takes too long, it looks at what the main thread is doing:
+- It computes, reads or sleeps: the other ranks wait for this one. The thread says where it is, and ends the process at once.
+- It waits for other ranks: the thread gives the one that is stuck time to say so first. Then it says which ranks give no sign of life, and ends the process.
+torchrun then starts all ranks again.
 """
 
 import os

@@ -28,10 +28,11 @@ class Neighbour:
 
 
 class Neighbours:
-    """One neighbour for each lane of this rank with a single identity.
+    """Somebody to contrast with for each lane of this rank that has a single identity: a neighbour.
 
-    The next lane's people take turns. Copies are renewed at the same steps, and from the same nets, at any number of ranks: also where the
-    net itself lives on this rank the copy is used, or one rank would not train what two do. Who sends to whom follows from the ownership alone.
+    Neighbours are the people of the next lane, in turns; each renewal copies the next one's net and embedding, which then stay as they are until the one
+    after. A copy is used also where the net itself is on this rank: that changes in every step, and one rank must train what many do. Which rank sends to
+    which follows from the ownership, so that nobody has to ask.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
-"""A tile's working memory: blocks of pixels, each a vector, row by row; of a block the values of its first map, of its second and so on.
+"""A tile's working memory: several numbers for each pixel (maps: transmittance, colours ..), laid out for vectors.
 
-So what a Gaussian touches is few vectors and fewer rows of them, and no vector lies in two lines of the cache.
+The tile is cut into blocks of BLOCK_X x BLOCK_Y pixels, row by row. A block's pixels in one map are one vector, and its vectors in all maps lie one after
+the other. A Gaussian so touches few vectors that lie near each other, and as memory starts where a vector would, none lies in two lines of the cache.
 """
 
 import numpy as np
@@ -10,10 +11,10 @@ from fiag_dist.kernels.tiles import TILE_X, TILE_Y
 from fiag_dist.kernels.vectors import BLOCK_X, BLOCK_Y, LANES, anywhere, everywhere, load
 
 BLOCKS = TILE_X // BLOCK_X
-"""In a row of them."""
+"""Blocks in a row."""
 NUM_BLOCKS = BLOCKS * (TILE_Y // BLOCK_Y)
 NUMBER = 4
-"""Bytes."""
+"""Bytes of one, a float32."""
 
 
 @njit(inline="always")

@@ -12,7 +12,7 @@ from fiag_dist.kernels.vectors import BLOCK_X, BLOCK_Y, choose, columns, everywh
 MAX_ALPHA = np.float32(0.999)
 MIN_ALPHA = np.float32(1 / 255)
 SHAPE = 8
-"""Numbers of a Gaussian that both ways through the tiles need (`measure`)."""
+"""Numbers of a Gaussian that drawing it, and going back for its gradients, need (`measure`)."""
 LOG2_E = math.log2(math.e)
 
 _f4 = np.float32
@@ -20,10 +20,15 @@ _f4 = np.float32
 
 @njit(parallel=PARALLEL, cache=True, error_model="numpy")
 def measure(conics, opacities, out):
-    """Fills out [N, SHAPE]. A Gaussian is opacity * 2^(fall (dx + slope dy)^2 + drop dy^2), in which nothing cancels, be it as thin as a needle.
+    """Fills out [N, SHAPE] with what drawing needs of each Gaussian. conics: [N, 3]; opacities: [N]; pixels throughout.
 
-    slope, fall, drop; the exponent at which alpha is 1/255; how far above and below the centre it can be that, pixels; p, q of how far in a row,
-    sqrt(p - q dy^2); and in which row that is furthest to the right, as far above the centre as it is below it to the left.
+    With dx, dy from a pixel to the centre, alpha is opacity * 2^(fall (dx + slope dy)^2 + drop dy^2): nothing cancels in it, be a Gaussian as thin as a
+    needle. The columns of out, of which 4 to 6 have a little to spare:
+    0, 1, 2: slope, fall, drop.
+    3: the exponent at which alpha is 1/255. Where it is at least that, the Gaussian is drawn: an ellipse.
+    4: how far the ellipse reaches above and below the centre.
+    5, 6: p, q. In the row at dy it reaches sqrt(p - q dy^2) to both sides of its middle there, which is slope dy to the right of the centre.
+    7: the dy of the row in which it reaches furthest to the right; furthest to the left is at minus that.
     """
     for i in prange(out.shape[0]):
         a = np.float64(conics[i, 0])

@@ -83,7 +83,11 @@ def bin_gaussians(means2d, radii, order, tiles_x, tiles_y):
 
 @njit(cache=True)
 def deal(work, threads):
-    """The tiles in an order of which each thread's share, a run of them, is as much work as any other's: the largest first, to whom has least."""
+    """The tiles in an order in which all threads have about as much to do. work: of each tile, as of `bin_gaussians`.
+
+    A parallel loop gives each thread a run of the order, all of nearly one length. From the largest tile to the smallest, each goes into the run that
+    holds the least work so far and is not full.
+    """
     num = len(work)
     order, held, count = np.empty(num, np.int64), np.zeros(threads), np.zeros(threads, np.int64)
     for tile in np.argsort(-work, kind="mergesort"):

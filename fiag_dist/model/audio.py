@@ -149,7 +149,7 @@ class Listener(nn.Module):
         return code + self.config.noise * torch.randn_like(code) if noisy else code
 
     def hush(self) -> Float[Tensor, " dim"] | None:
-        """Features in which no voice is heard at all: the mean window, as far towards silence as it takes. None for who hears a voice in everything."""
+        """The features nearest to the mean window in which the estimate of a voice is 0; None for a listener that takes everything for a voice."""
         way_C, most = self.voice[:-1], self.voice[-1]
         steep = way_C @ way_C
         return self.center - most / steep * way_C if steep > 0 else None
