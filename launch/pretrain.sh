@@ -2,11 +2,16 @@
 # bash launch/pretrain.sh CONFIG.yaml [--a.b value]: pretraining on all GPUs of 1..N nodes; the same line on each node, with its own NODE_RANK.
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 bash launch/pretrain.sh configs/pretrain_multinode.yaml --data s3://BUCKET/shards --runs s3://BUCKET/runs
 # Without a GPU: 2 ranks a node (NPROC overrides). A killed worker is restarted from the newest checkpoint, RESTARTS times.
+# With --dry-run-world N it starts nothing, and prints once what each of N ranks would own.
 # SIGUSR1 ends the run on all nodes after this step, with a checkpoint and status 0; SIGTERM too, but torchrun then waits 30 seconds at most.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ $# -gt 0 ] || { sed -n '2,5s/^# *//p' "$0" >&2; exit 2; }
+[ $# -gt 0 ] || { sed -n '2,6s/^# *//p' "$0" >&2; exit 2; }
 [ -d .venv ] && export PATH="$PWD/.venv/bin:$PATH"
+asks_for_plan='--dry[-_]run[-_]world[ =][^0]'
+if [[ "$*" =~ $asks_for_plan ]]; then
+  exec python -m fiag_dist.pretrain "$@" # under torchrun every rank would print it
+fi
 nodes=${NNODES:-1}
 rank=${NODE_RANK:-0}
 if [ "$nodes" -gt 1 ] && [ -z "${MASTER_ADDR:-}" ]; then

@@ -1,6 +1,7 @@
 #!/bin/bash
-# bash launch/quickstart.sh [FOLDER_OF_CLIPS]: the whole way on this machine's CPU, also where there is a GPU: install, pack, pretrain on 2 ranks, adapt
-# with Ray Tune, render, evaluate. Without clips: on procedural demo heads. Run again it picks up what is there; delete the folder quickstart/ to start over.
+# bash launch/quickstart.sh [FOLDER_OF_CLIPS [--consent "who, when, what for"]]: the whole way on this machine's CPU, also where there is a GPU: install,
+# pack, pretrain on 2 ranks, adapt with Ray Tune, render, evaluate. What follows the folder goes to `fiag-dist pack`. Without clips: on procedural demo
+# heads. Run again it picks up what is there; delete the folder quickstart/ to start over.
 set -euo pipefail
 export CUDA_VISIBLE_DEVICES= # two ranks and no gsplat: launch/README.md says how to use GPUs
 clips=""
@@ -28,7 +29,7 @@ if [ -n "$clips" ]; then
   echo "$clips" >"$work/clips.txt"
   step "2 of 6: clips to shards"
   fiag-dist weights fetch
-  fiag-dist pack "$clips" --out "$work/shards" --max-seconds 10
+  fiag-dist pack "$clips" --out "$work/shards" --max-seconds 10 "${@:2}"
 else
   work=quickstart/demo
   pretrain=configs/quickstart_demo_pretrain.yaml

@@ -188,6 +188,23 @@ def test_pretrain_ends_as_torchrun_does(checkout: Path) -> None:
     assert run(checkout, "pretrain.sh", "x.yaml").returncode == 7
 
 
+@pytest.mark.parametrize(
+    ("words", "plans"),
+    [
+        (("--dry-run-world", "32"), True),
+        (("--dry_run_world=8",), True),
+        (("--dry-run-world", "0"), False),
+        (("--name", "dry"), False),
+    ],
+)
+def test_pretrain_plans_in_one_process(checkout: Path, words: tuple[str, ...], plans: bool) -> None:
+    with_torchrun(checkout, "echo torchrun")
+    executable(checkout / "bin" / "python", '[ "$2" = fiag_dist.pretrain ] && echo "plans $*" || echo 0')
+    result = run(checkout, "pretrain.sh", "x.yaml", *words, "--data", "two words")
+    expected = f"plans -m fiag_dist.pretrain x.yaml {' '.join(words)} --data two words" if plans else "torchrun"
+    assert (result.returncode, result.stdout.strip()) == (0, expected), result.stderr
+
+
 def test_the_slurm_job_gives_each_node_its_number_and_the_first_ones_address(checkout: Path) -> None:
     with_torchrun(checkout)
     executable(checkout / "bin" / "scontrol", "printf 'gpu-17\\ngpu-18\\n'")
@@ -232,6 +249,16 @@ def test_skypilot_starts_the_same_on_its_nodes(checkout: Path) -> None:
     assert words[-4:] == ["--data", "s3://b/shards", "--runs", "s3://b/runs"]
     assert words[-5] == "configs/pretrain_multinode.yaml"
     assert (LAUNCH.parent / words[-5]).is_file()
+
+
+def test_quickstart_passes_a_consent_on(checkout: Path) -> None:
+    (checkout / "ours").mkdir()
+    (checkout / "launch" / "install.sh").write_text("exit 0\n")
+    (checkout / "bin" / "mkdir").symlink_to(str(shutil.which("mkdir")))
+    executable(checkout / "bin" / "fiag-dist", '[ "$1" = weights ] || { printf "%s\\n" "$@"; exit 3; }')
+    result = run(checkout, "quickstart.sh", "ours", "--consent", "Anna, today")
+    assert result.returncode == 3
+    assert result.stdout.splitlines()[-2:] == ["--consent", "Anna, today"]
 
 
 def test_quickstart_keeps_one_folder_of_clips_apart_from_another(checkout: Path) -> None:
