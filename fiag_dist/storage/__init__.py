@@ -3,7 +3,7 @@
 import os
 
 from fiag_dist.errors import DataError
-from fiag_dist.storage.cache import CACHE_GIB, Cache, cache_folder
+from fiag_dist.storage.cache import CACHE_GIB, Cache, cache_folder, user_folder
 from fiag_dist.storage.local import LocalStorage
 from fiag_dist.storage.protocol import Content, DamagedError, MissingError, Storage, UnreachableError
 from fiag_dist.storage.s3 import S3Storage
@@ -20,6 +20,7 @@ __all__ = [
     "UnreachableError",
     "cache_folder",
     "open_storage",
+    "user_folder",
 ]
 
 

@@ -20,10 +20,14 @@ LOCKS = 64
 """Lock files; two downloads that happen to share one take turns."""
 
 
+def user_folder() -> Path:
+    """What this project keeps for a user: fiag_dist in XDG_CACHE_HOME, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fiag_dist"
+
+
 def cache_folder() -> Path:
-    """Where copies of remote files live: FIAG_CACHE, else fiag_dist in the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("FIAG_CACHE") or Path(home) / "fiag_dist")
+    """Where copies of remote files live: FIAG_CACHE, else the user's folder."""
+    return Path(os.environ.get("FIAG_CACHE") or user_folder())
 
 
 def cache_bound() -> int:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from fiag_dist import weights
 from fiag_dist.errors import ConfigError
 from fiag_dist.storage import cache as cache_module
-from fiag_dist.storage.cache import Cache, cache_bound
+from fiag_dist.storage.cache import Cache, cache_bound, cache_folder
 
 
 def content(name: str, size: int) -> bytes:
@@ -175,3 +176,16 @@ def test_the_bound_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FIAG_CACHE_GIB", text)
         with pytest.raises(ConfigError, match=f"FIAG_CACHE_GIB={text}: must be a number of GiB above 0"):
             cache_bound()
+
+
+def test_what_is_kept_for_a_user_lies_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("FIAG_CACHE", "FIAG_WEIGHTS", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    home = tmp_path / "home" / ".cache" / "fiag_dist"
+    assert (cache_folder(), weights.cache_folder()) == (home, home / "weights")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    chosen = tmp_path / "xdg" / "fiag_dist"
+    assert (cache_folder(), weights.cache_folder()) == (chosen, chosen / "weights")
+    monkeypatch.setenv("FIAG_CACHE", str(tmp_path / "copies"))
+    assert (cache_folder(), weights.cache_folder()) == (tmp_path / "copies", chosen / "weights")
