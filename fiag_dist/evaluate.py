@@ -41,7 +41,8 @@ class EvaluateCommand:
     fast: bool = False
     """Only PSNR and SSIM: a few seconds an identity instead of half a minute."""
     metrics: str = ""
-    """Only these, separated by commas, of psnr, ssim, lpips, lmd, mouth, eyes, aue, identity, speech; none: all that this installation can measure."""
+    """Only these, separated by commas, of psnr, ssim, lpips, lmd, mouth, eyes, aue, identity, speech, sync (with --syncnet); none:
+    all that this installation can measure."""
     syncnet: Path | None = None
     """SyncNet's weights, the file syncnet_v2.model, which you bring: adds its Sync-C and Sync-E, of test frames and of another person's voice."""
     audio: Path | None = None

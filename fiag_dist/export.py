@@ -42,7 +42,7 @@ class ExportCommand:
     """Writes an identity's Gaussians as .ply: at rest, in one frame of what it says, or in a range of frames."""
 
     identity: tyro.conf.Positional[Path]
-    """Identity folder: one of those that `fiag-dist adapt` wrote."""
+    """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
     out: Path
     """A name that ends in .ply; with --sequence, a folder for 000000.ply, 000001.ply .."""
     frame: int | Literal["neutral"] = "neutral"

@@ -19,7 +19,7 @@ class InfoCommand:
     """Prints what an identity folder is: formats, Gaussians, origin, consent, sizes."""
 
     identity: tyro.conf.Positional[Path]
-    """Identity folder: one of those that `fiag-dist adapt` wrote."""
+    """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
 
 
 def facts(folder: Path) -> dict[str, str]:

@@ -40,7 +40,7 @@ class RenderCommand:
     """Lets an adapted identity say what is in a sound file: H.264 and AAC in an mp4 as long as the sound, or a folder of PNG frames."""
 
     identity: tyro.conf.Positional[Path]
-    """Identity folder: one of those that `fiag-dist adapt` wrote."""
+    """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
     audio: Path
     """Speech: wav, mp3, flac, m4a, or any video with a sound track."""
     out: Path

@@ -28,7 +28,7 @@ class ViewCommand:
     """Serves a page with an identity in it: turn it about, drop a sound file, and see and hear it talk. Ctrl-C ends it."""
 
     identity: tyro.conf.Positional[Path]
-    """Identity folder: one of those that `fiag-dist adapt` wrote."""
+    """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
     audio: Path | None = None
     """What it says at first; any sound file or video, up to 10 minutes. Others can be dropped into the page."""
     port: int = 8080
