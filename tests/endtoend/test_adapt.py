@@ -193,7 +193,7 @@ def test_speech_becomes_video(adapted: Path, tmp_path: Path):
     seen = video.probe(out)
     assert abs(seen.seconds - 3.3) < 0.1
     assert (seen.width, seen.height) == (64, 64)
-    assert abs(len(read_audio(out)) / 16_000 - 3.3) < 0.1
+    assert abs(len(read_audio(out)) / 16_000 - 3.3) < 0.2  # AAC pads its ends
 
 
 def test_as_a_library(adapted: Path):
