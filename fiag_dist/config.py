@@ -297,7 +297,7 @@ class PretrainConfig:
     first_step_timeout_s: float = 900.0
     """How long the first step of a stage, in which kernels may be compiled, and a wait for a checkpoint may take; then the run ends with a line."""
     step_timeout_s: float = 180.0
-    """The same for every other step, with the pictures and the start of a checkpoint that follow it, seconds."""
+    """The same for every other step with the start of a checkpoint that follows it, and for each frame of a look at people, seconds."""
     train: TrainConfig = TrainConfig()
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fiag_dist.board import gif, png
+from fiag_dist.dist.heartbeat import alive
 from fiag_dist.model.head import Act, Performance, act, film
 from fiag_dist.stages import Stage, moving
 from fiag_dist.training import Training
@@ -45,6 +46,7 @@ def look(training: Training, fps: int = 0) -> Looks:
         pictures[f"identities/{name}"] = png(np.concatenate([_heading(rows[0].shape[1]), *rows]))
         if fps:
             pictures[f"films/{name}"] = gif(_film(training, name), fps)
+        alive()
     scores["memory/personal_mib"] = training.pool.bytes / 2**20
     return Looks(scores, pictures)
 

@@ -1,4 +1,4 @@
-"""The loop around a step: log, look, save, stop. The same for pretraining and adaptation."""
+"""The loop around a step: log, save, look, stop. The same for pretraining and adaptation."""
 
 from collections.abc import Callable
 
@@ -29,14 +29,14 @@ def run(
         between()
         times = clock.step(training.lanes, training.engine.talk.take_s())
         monitor.add(training.step, tags | times, config.log_every)
+        if due(training.step, config.checkpoint_every) and not training.done:
+            save()  # first: whatever a look meets, the run goes on from here
         if due(training.step, config.images_every) and not training.done:
             look(training, monitor)
-        if due(training.step, config.checkpoint_every) and not training.done:
-            save()
-    if training.done:
-        look(training, monitor)
     if training.step > begun:  # else there is nothing new, and a save would first take away what it began from
         save()
+    if training.done:
+        look(training, monitor)
     return training.done
 
 

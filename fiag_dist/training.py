@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from fiag_dist import density, losses, weights
-from fiag_dist.backdrop import behind
+from fiag_dist.backdrop import Filled
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, StepReport
+from fiag_dist.dist.heartbeat import alive
 from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.dist.state import RowEdit, flatten, unflatten
@@ -97,6 +98,7 @@ class Training:
     def __post_init__(self) -> None:
         self._groups = list(self.head.groups())
         self._refused_in_a_row = 0
+        self._filled = Filled()
         self._regrown = {"field/pruned": 0, "field/grown": 0}
         self._judged = 0
         """The step from which on a whole round of everybody is asked for before Gaussians are pruned: the last pruning, or the last refused step."""
@@ -268,12 +270,20 @@ class Training:
             performance = self.head.perform(
                 shot, self.pool[name], moving=moving(max(self.stage, Stage.MOTION), self.config)
             )
-            image = performance.over(_behind(shot)).clamp(0, 1)
+            image = performance.over(self._behind(shot)).clamp(0, 1)
             on_head = shot.alpha > 0.5
             errors.append(float(((image - shot.image).square() * on_head).sum() / (3 * on_head.sum().clamp(min=1))))
             shown.append((shot, performance, image))
+            alive()
         self.head.train()
         return float(np.mean([-10 * math.log10(max(error, 1e-10)) for error in errors])), shown
+
+    def _behind(self, shot: Shot) -> Tensor:
+        """The frame with its head taken out and filled in [3, size, size]: always the same frames are looked at."""
+        image = (shot.image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
+        alpha = (shot.alpha[0] * 255).round().byte().cpu().numpy()
+        filled = self._filled.behind((shot.identity, shot.index), image, alpha)
+        return torch.from_numpy(filled).to(shot.image.device).permute(2, 0, 1).float() / 255
 
     def shared(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The shared tensors of a checkpoint, and the optimiser's: the same on all ranks, which all call it."""
@@ -309,13 +319,6 @@ class Training:
             self._regrown = dict(zip(self._regrown, regrown, strict=True))
         self._judged = int(optim.get("judged", step))  # older checkpoints do not say
         self.step = step
-
-
-def _behind(shot: Shot) -> Tensor:
-    """The frame with its head taken out and filled in [3, size, size]."""
-    image = (shot.image.permute(1, 2, 0) * 255).round().byte().cpu().numpy()
-    filled = behind(image, (shot.alpha[0] * 255).round().byte().cpu().numpy())
-    return torch.from_numpy(filled).to(shot.image.device).permute(2, 0, 1).float() / 255
 
 
 def _seed(*parts: int) -> int:

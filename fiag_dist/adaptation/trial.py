@@ -182,6 +182,7 @@ def train(job: Job, report: Report, threads: int = 1) -> Trained:
     unrendered = training.config.stages.landmark_steps
     with closing(Monitor(mirror.folder, here, training.step, steps, unrendered)) as monitor:
         run(training, monitor, save, between=look)
+    mirror.publish()  # the last look
     return trained
 
 

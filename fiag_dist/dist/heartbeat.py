@@ -4,8 +4,10 @@ In each rank a thread watches how long the steps of the main thread take. When o
 - It computes, reads or sleeps: the other ranks wait for this one. The thread says where it is, and ends the process at once.
 - It waits for other ranks: the thread gives the one that is stuck time to say so first. Then it says which ranks give no sign of life, and ends the process.
 torchrun then starts all ranks again.
+Work within a step that takes long but gets on, as a look at many people does, says so with `alive`: the others then go on waiting for it.
 """
 
+import math
 import os
 import sys
 import threading
@@ -21,6 +23,15 @@ NO_ANSWER = "the first node does not answer: it is down, or the network between 
 LEAVE_S = 2.0
 """How long the end of a run waits for a thread that is in the store: longer only where the store's machine has gone."""
 GO_ON = "start again, and the run goes on from its newest checkpoint"
+
+
+_alive_s = -math.inf
+
+
+def alive() -> None:
+    """A sign of life within a step, from the thread that trains: from here, the step may take as long again."""
+    global _alive_s
+    _alive_s = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -78,31 +89,33 @@ class Heartbeat:
         while self._signs and not self._closed.wait(self._period_s if count else 0):
             count += 1
             try:
-                self._signs.set(f"{self._process.rank}", f"{count}")
+                self._signs.set(f"{self._process.rank}", f"{count} {_age_s(self._beat):.3f}")
             except RuntimeError:  # the store has gone: that is said when this rank's step takes too long
                 return
 
     def _watch(self) -> None:
         while not self._closed.wait(self._period_s):
             beat = self._beat
-            if time.monotonic() - beat.at_s > beat.allowed_s:
+            if _age_s(beat) > beat.allowed_s:
                 self._end(beat)
 
     def _end(self, beat: Beat) -> None:
-        """Ends the process, unless the step ends while it waits for the others to speak."""
+        """Ends the process, unless the step ends while it waits for the others to speak, or one of them is still getting on."""
         waits, place = _place(sys._current_frames()[self._watched])
         if not waits:
             self._leave(
                 beat, f"it is at {place}; look there, or raise step_timeout_s if a step may take so long; {GO_ON}"
             )
-        found: list[str] = []  # by a thread of its own: a store behind a cut cable may never answer
-        threading.Thread(target=lambda: found.append(self._silent()), daemon=True).start()
-        if self._closed.wait(self._grace_s) or self._beat is not beat:
+        found: list[str | None] = []  # by a thread of its own: a store behind a cut cable may never answer
+        threading.Thread(target=lambda: found.append(self._silent(beat.allowed_s)), daemon=True).start()
+        if self._closed.wait(self._grace_s) or self._beat is not beat or _age_s(beat) <= beat.allowed_s:
             return
-        self._leave(beat, f"it waits at {place}; {found[0] if found else NO_ANSWER}; look there first; {GO_ON}")
+        text = found[0] if found else NO_ANSWER
+        if text is not None:
+            self._leave(beat, f"it waits at {place}; {text}; look there first; {GO_ON}")
 
     def _leave(self, beat: Beat, text: str) -> NoReturn:
-        here, late_s = self._process, time.monotonic() - beat.at_s
+        here, late_s = self._process, _age_s(beat)
         print(
             f"fiag-dist: rank {here.rank} of {here.world}: step {beat.step + 1} takes {late_s:.0f} s, {beat.allowed_s:g} s are allowed: {text}",
             file=sys.stderr,
@@ -110,21 +123,29 @@ class Heartbeat:
         )
         os._exit(2)  # the main thread may be deep in a call that never returns
 
-    def _silent(self) -> str:
-        """Which ranks have stopped to give signs of life."""
+    def _silent(self, allowed_s: float) -> str | None:
+        """Which ranks have stopped to give signs of life; None where one of the others gets on with what may take `allowed_s`."""
         try:
             before = self._signs_of_all()
             time.sleep(3 * self._period_s)
             after = self._signs_of_all()
         except RuntimeError:  # the store is on another machine
             return NO_ANSWER
-        found = [f"rank {rank}" for rank, signs in enumerate(zip(before, after, strict=True)) if len(set(signs)) == 1]
+        living = {rank for rank, signs in enumerate(zip(before, after, strict=True)) if len(set(signs)) > 1}
+        if any(float(after[rank].split()[1]) <= allowed_s for rank in living - {self._process.rank}):
+            return None
+        found = [f"rank {rank}" for rank in range(len(after)) if rank not in living]
         if found:
             return f"no sign of life from {', '.join(found)}: its machine is down, the network between is cut, or it is stuck"
         return "all ranks give signs of life"
 
     def _signs_of_all(self) -> list[str]:
         return [self._signs.get(f"{rank}").decode() for rank in range(self._process.world)] if self._signs else []
+
+
+def _age_s(beat: Beat) -> float:
+    """Seconds since `beat`, or the sign of life after it."""
+    return time.monotonic() - max(beat.at_s, _alive_s)
 
 
 def _place(frame: FrameType | None) -> tuple[bool, str]:

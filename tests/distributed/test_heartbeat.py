@@ -11,7 +11,7 @@ import pytest
 from ranks import Ranks
 
 from fiag_dist.dist import process
-from fiag_dist.dist.heartbeat import Heartbeat
+from fiag_dist.dist.heartbeat import Heartbeat, alive
 from fiag_dist.dist.process import Process
 from fiag_dist.storage.retry import judge_local, persist
 
@@ -37,6 +37,12 @@ def train(me: Process, fault: str) -> int:
                 os.kill(os.getpid(), signal.SIGSTOP)
             if me.rank == 1 and step == 2 and fault == "late, but within what is allowed":
                 time.sleep(0.5)
+            if me.rank == 1 and step == 2 and fault.startswith("looks at many people"):
+                for _ in range(10):
+                    time.sleep(0.4)
+                    alive()
+                if fault.endswith("and hangs"):
+                    time.sleep(60)
             if me.rank == 0 and step == 2 and fault == "reads for ever, and the other waits for its GPU":
                 with process.talking():  # as where NCCL has returned, and the result is read
                     time.sleep(60)
@@ -48,6 +54,11 @@ def train(me: Process, fault: str) -> int:
 
 def test_steps_that_end_in_time_are_left_alone(two: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
     assert two.run(train, "late, but within what is allowed") == [5, 5]
+    assert capfd.readouterr().err == ""
+
+
+def test_a_rank_that_takes_long_but_gets_on_is_waited_for(two: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
+    assert two.run(train, "looks at many people") == [5, 5]
     assert capfd.readouterr().err == ""
 
 
@@ -69,6 +80,11 @@ def test_a_rank_that_hangs_is_the_first_to_say_where(
     first = lines_of(pair, fault, capfd, 1)[0]
     assert first.startswith("fiag-dist: rank 1 of 2: step 3 takes 1 s, 1 s are allowed: it is at retry.py:")
     assert "(persist)" in first
+
+
+def test_a_rank_that_got_on_and_then_hangs_is_ended(pair: Ranks, capfd: pytest.CaptureFixture[str]) -> None:
+    first = lines_of(pair, "looks at many people, and hangs", capfd, 1)[0]
+    assert first.startswith("fiag-dist: rank 1 of 2: step 3 takes 1 s, 1 s are allowed: it is at ")
 
 
 def test_a_rank_that_gives_no_sign_is_named_by_the_others(pair: Ranks, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,9 @@
 """What a head is put over: the frame without it."""
 
 import numpy as np
+import pytest
 
+from fiag_dist import backdrop
 from fiag_dist.backdrop import behind, surroundings
 
 SIZE = 40
@@ -31,3 +33,17 @@ def test_surroundings_are_the_frame_around_the_head_and_its_nearest_pixels_insid
 def test_nothing_but_a_head_stands_before_black() -> None:
     image, _ = frame()
     assert not surroundings(image, np.full((SIZE, SIZE), 255, np.uint8)).any()
+
+
+def test_what_was_filled_in_once_is_not_filled_in_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    (image, alpha), calls = frame(), []
+    images = [image, image[::-1].copy(), image[:, ::-1].copy()]
+    wanted = [behind(image, alpha) for image in images]
+    monkeypatch.setattr(backdrop, "behind", lambda image, alpha: calls.append(1) or behind(image, alpha))
+    filled = backdrop.Filled(room=2 * 3 * int(backdrop._hole(alpha).sum()))
+    for _ in range(3):
+        for key, (image, right) in enumerate(zip(images, wanted, strict=True)):
+            before = image.copy()
+            np.testing.assert_array_equal(filled.behind(key, image, alpha), right)
+            np.testing.assert_array_equal(image, before)
+    assert len(calls) == 2 + 3, "there is room for two; the third is filled in each time, and drives nobody out"

@@ -1,0 +1,69 @@
+"""The loop around a step: what is done after which steps, and in which order."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fiag_dist import looks, loop
+from fiag_dist.dist.process import Process
+from fiag_dist.monitor import Monitor
+
+
+@dataclass
+class Exercise:
+    """Stands for a Training: six steps, a checkpoint after every second one, a look after every third."""
+
+    config: Any = field(
+        default_factory=lambda: SimpleNamespace(images_every=3, checkpoint_every=2, films_every=0, log_every=0)
+    )
+    step: int = 0
+    lanes: int = 2
+    feed: Any = field(default_factory=lambda: SimpleNamespace(next=lambda step: [], fps=25))
+    engine: Any = field(default_factory=lambda: SimpleNamespace(talk=SimpleNamespace(take_s=lambda: 0.0)))
+    learning: Callable[[], None] = lambda: None
+    num: int = 6
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.num
+
+    def learn(self, lessons: list) -> dict[str, float]:
+        self.learning()
+        self.step += 1
+        return {"loss/total": 1.0}
+
+
+def done_by(training: Exercise, folder: Path, monkeypatch: pytest.MonkeyPatch, **others: Any) -> list[str]:
+    """Which saves and looks a run makes, each with its step."""
+    did: list[str] = []
+
+    def look(training: Exercise, fps: int) -> looks.Looks:
+        did.append(f"look {training.step}")
+        return looks.Looks({}, {})
+
+    monkeypatch.setattr(looks, "look", look)
+    with closing(Monitor(folder, Process())) as monitor:
+        loop.run(training, monitor, lambda: did.append(f"save {training.step}"), **others)
+    return did
+
+
+def test_a_save_comes_before_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a run that can't end its look starts again before it, for ever."""
+    training = Exercise(num=7)
+    training.config.images_every = 2
+    wanted = ["save 2", "look 2", "save 4", "look 4", "save 6", "look 6", "save 7", "look 7"]
+    assert done_by(training, tmp_path, monkeypatch) == wanted
+
+
+def test_each_is_done_when_it_is_due_and_both_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = ["save 2", "look 3", "save 4", "save 6", "look 6"]
+    assert done_by(Exercise(), tmp_path / "whole", monkeypatch) == wanted
+    training = Exercise()
+    stopped = done_by(training, tmp_path / "cut", monkeypatch, stopped=lambda: training.step == 3)
+    assert stopped == ["save 2", "look 3", "save 3"]
+    assert done_by(Exercise(step=6), tmp_path / "done", monkeypatch) == []
