@@ -29,7 +29,8 @@ LAYOUT = {
     },
     "3 Field": {"Gaussians": ["field/num_gaussians.*"], "grown and pruned in all": ["field/(grown|pruned)$"]},
     "4 Speed": {
-        "a step and its parts, ms": ["time/.*_ms$"],
+        "a step and its parts, ms": ["time/(step|data|communication|compute)_ms$"],
+        "between steps, ms": ["time/(between|save|look)_ms$"],
         "waiting for data, % of the step": ["time/data_pct$"],
         "frames a second": ["throughput/.*"],
         "slowest rank over the mean one": ["balance/.*"],

@@ -26,13 +26,16 @@ def run(
         with clock.data():
             lessons = training.feed.next(training.step)
         tags = training.learn(lessons)
-        between()
         times = clock.step(training.lanes, training.engine.talk.take_s())
+        with clock.aside("time/between_ms"):
+            between()
         monitor.add(training.step, tags | times, config.log_every)
         if due(training.step, config.checkpoint_every) and not training.done:
-            save()  # first: whatever a look meets, the run goes on from here
+            with clock.aside("time/save_ms"):
+                save()  # first: whatever a look meets, the run goes on from here
         if due(training.step, config.images_every) and not training.done:
-            look(training, monitor)
+            with clock.aside("time/look_ms"):
+                look(training, monitor)
     if training.step > begun:  # else there is nothing new, and a save would first take away what it began from
         save()
     if training.done:

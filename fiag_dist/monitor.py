@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -32,12 +32,23 @@ SCORE = "eval/psnr_db/"
 """Start of the tags of scores by identity, of which the line shows the mean."""
 
 
+class Ratio(NamedTuple):
+    """A number that is so much of one thing to so much of another: over several steps, it is that of the sums."""
+
+    of: float
+    to: float
+
+
 class Clock:
-    """Times the steps of one rank: `with clock.data():` around waiting for data, then `tags = clock.step(num_frames)`."""
+    """Times the steps of one rank: `with clock.data():` around waiting for data, then `tags = clock.step(num_frames)`.
+
+    What is done between two steps belongs to none: `with clock.aside(tag):`.
+    """
 
     def __init__(self) -> None:
         self._step_began = time.perf_counter()
         self._data_s = 0.0
+        self._aside: dict[str, float] = {}
 
     @contextmanager
     def data(self) -> Iterator[None]:
@@ -46,22 +57,37 @@ class Clock:
         yield
         self._data_s += time.perf_counter() - began
 
-    def step(self, num_frames: int, communication_s: float = 0.0) -> dict[str, float]:
+    @contextmanager
+    def aside(self, tag: str) -> Iterator[None]:
+        """Counts its body, between two steps, in neither of them; its milliseconds come under `tag` with the tags of the next step."""
+        began = time.perf_counter()
+        yield
+        took_s = _now() - began
+        self._step_began += took_s
+        self._aside[tag] = self._aside.get(tag, 0.0) + 1e3 * took_s
+
+    def step(self, num_frames: int, communication_s: float = 0.0) -> dict[str, float | Ratio]:
         """Tags of the step that ends now. num_frames: frames of the global batch. communication_s: spent with the other ranks, of this rank's time."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the step's time is that of its kernels, not of their launches
-        now = time.perf_counter()
-        step_s, data_s = now - self._step_began, self._data_s
-        self._step_began, self._data_s = now, 0.0
+        now = _now()
+        step_s, data_s, aside = now - self._step_began, self._data_s, self._aside
+        self._step_began, self._data_s, self._aside = now, 0.0, {}
         return {
+            **aside,
             "time/step_ms": 1e3 * step_s,
             "time/data_ms": 1e3 * data_s,
-            "time/data_pct": 100 * data_s / step_s,
+            "time/data_pct": Ratio(100 * data_s, step_s),
             "time/communication_ms": 1e3 * communication_s,
             "time/compute_ms": 1e3 * (step_s - data_s - communication_s),
-            "throughput/frames_per_s": num_frames / step_s,
+            "throughput/frames_per_s": Ratio(num_frames, step_s),
             "memory/peak_mib": peak_mib(),
         }
+
+
+def _now() -> float:
+    """Seconds, when all is done that was begun: a step's time is that of its kernels, not of their launches."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def peak_mib() -> float:
@@ -82,7 +108,7 @@ class Monitor:
         self._folder = Path(run_dir)
         self._process = process
         self._steps = steps
-        self._sums: dict[str, tuple[float, int]] = {}
+        self._sums: dict[str, tuple[float, float]] = {}
         self._last: dict[str, int] = {}
         self._pace = Pace(steps, unrendered)
         (self._folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -96,19 +122,19 @@ class Monitor:
             if self._console.is_terminal and steps:
                 self._bar = Bar(self._console, steps, resume_step)
 
-    def add(self, step: int, values: Mapping[str, float], every: int) -> None:
+    def add(self, step: int, values: Mapping[str, float | Ratio], every: int) -> None:
         """Takes one step's numbers by tag; when `every` divides `step`, reports them. All ranks call it with the same `step` and `every`.
 
-        Floats are averaged over the steps since the last report and over the ranks that have them (without what isn't finite);
-        ints are states, of which the last counts; of memory/ the largest.
+        Floats are averaged over the steps since the last report and over the ranks that have them (without what isn't finite); both parts of a Ratio
+        are added up; ints are states, of which the last counts; of memory/ the largest.
         """
         for tag, value in values.items():
             if isinstance(value, int):
                 self._last[tag] = value
             else:
                 total, count = self._sums.get(tag, (0.0, 0))
-                finite = math.isfinite(value)
-                self._sums[tag] = (total + value, count + 1) if finite else (total, count)
+                of, to = value if isinstance(value, Ratio) else (value, 1)
+                self._sums[tag] = (total + of, count + to) if math.isfinite(of) else (total, count)
         if self._bar:
             self._bar.advance(step)
         if not due(step, every):
@@ -173,7 +199,7 @@ class Monitor:
         return " | ".join(parts)
 
 
-def _merge(gathered: list[tuple[dict[str, tuple[float, int]], dict[str, int]]]) -> dict[str, float | int | None]:
+def _merge(gathered: list[tuple[dict[str, tuple[float, float]], dict[str, int]]]) -> dict[str, float | int | None]:
     """All ranks' (sums and counts, last values) -> one value a tag; None where nothing finite was seen."""
     merged: dict[str, float | int | None] = {}
     for tag in {tag for sums, _ in gathered for tag in sums}:

@@ -1,5 +1,7 @@
 """The loop around a step: what is done after which steps, and in which order."""
 
+import json
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -67,3 +69,30 @@ def test_each_is_done_when_it_is_due_and_both_at_the_end(tmp_path: Path, monkeyp
     stopped = done_by(training, tmp_path / "cut", monkeypatch, stopped=lambda: training.step == 3)
     assert stopped == ["save 2", "look 3", "save 3"]
     assert done_by(Exercise(step=6), tmp_path / "done", monkeypatch) == []
+
+
+def test_looks_saves_and_what_is_between_have_times_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+
+    def pass_time(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(looks, "look", lambda training, fps: pass_time(50) or looks.Looks({}, {}))
+    training = Exercise(learning=lambda: pass_time(2))
+    training.config.log_every = 1
+    with closing(Monitor(tmp_path, Process())) as monitor:
+        between = {5: 7}
+        loop.run(training, monitor, lambda: pass_time(20), between=lambda: pass_time(between.get(training.step, 0)))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    times = {line["step"]: line for line in lines if "time/step_ms" in line}
+    for line in times.values():
+        assert (line["time/step_ms"], line["time/compute_ms"], line["throughput/frames_per_s"]) == (2e3, 2e3, 1.0)
+    for tag, wanted in (  # told with the step that comes after
+        ("save", {3: 20e3, 5: 20e3}),
+        ("look", {4: 50e3}),
+        ("between", {2: 0, 3: 0, 4: 0, 5: 0, 6: 7e3}),
+    ):
+        assert {step: line[f"time/{tag}_ms"] for step, line in times.items() if f"time/{tag}_ms" in line} == wanted

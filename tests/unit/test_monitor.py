@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from fiag_dist import monitor
 from fiag_dist.board import LAYOUT, gif, png
 from fiag_dist.dist.process import Process
-from fiag_dist.monitor import Clock, Monitor
+from fiag_dist.monitor import Clock, Monitor, Ratio
 
 
 def records(folder: Path) -> list[dict]:
@@ -97,7 +97,14 @@ def test_wide_pictures_are_made_smaller() -> None:
 
 
 def test_the_pages_show_tags_that_there_are(tmp_path: Path) -> None:
-    tags = {"loss/total": 1.0, "loss/face": 1.0, "train/stage": 3, "field/num_gaussians": 5, "time/step_ms": 2.0}
+    tags = {
+        "loss/total": 1.0,
+        "loss/face": 1.0,
+        "train/stage": 3,
+        "field/num_gaussians": 5,
+        "time/step_ms": 2.0,
+        "time/look_ms": 2.0,
+    }
     watch = Monitor(tmp_path, Process())
     watch.add(1, tags | {"rate/means": 0.1, "memory/peak_mib": 9.0, "eval/psnr_db/anna": 30.0}, 1)
     watch.close()
@@ -211,8 +218,39 @@ def test_the_clock_tells_data_from_work() -> None:
     assert parts == pytest.approx(tags["time/step_ms"])
     assert tags["time/communication_ms"] == 10
     assert 80 <= tags["time/step_ms"] < 400
-    assert 30 < tags["time/data_pct"] < 100
-    assert tags["throughput/frames_per_s"] == pytest.approx(4000 / tags["time/step_ms"])
+    assert 30 < tags["time/data_pct"].of / tags["time/data_pct"].to < 100
+    assert tags["throughput/frames_per_s"] == pytest.approx((4, tags["time/step_ms"] / 1e3))
     assert tags["memory/peak_mib"] > 50
     again = clock.step(num_frames=4)
-    assert again["time/data_pct"] == 0
+    assert again["time/data_pct"].of == 0
+
+
+def test_what_is_done_between_steps_is_in_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter((0, 1, 2, 5, 6, 8, 10, 11))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    clock = Clock()
+    assert "time/look_ms" not in clock.step(num_frames=1)
+    for _ in range(2):
+        with clock.aside("time/look_ms"):
+            pass
+    tags = clock.step(num_frames=1)
+    assert (tags["time/look_ms"], tags["time/step_ms"], tags["time/compute_ms"]) == (5e3, 4e3, 4e3)
+    again = clock.step(num_frames=1)
+    assert again["time/step_ms"] == 1e3
+    assert "time/look_ms" not in again
+
+
+def test_rates_are_those_of_the_whole_time(tmp_path: Path) -> None:
+    watch = Monitor(tmp_path, Process())
+    for step in range(1, 21):
+        seconds = 10.0 if step == 20 else 0.1
+        watch.add(step, {"throughput/frames_per_s": Ratio(2, seconds), "time/step_ms": 1e3 * seconds}, 20)
+    watch.close()
+    (line,) = records(tmp_path)
+    assert line["throughput/frames_per_s"] == pytest.approx(40 / 11.9)
+    assert line["time/step_ms"] == pytest.approx(11900 / 20)
+
+
+def test_rates_of_ranks_are_merged() -> None:
+    gathered = [({"r": (8.0, 2.0)}, {}), ({"r": (8.0, 6.0)}, {})]
+    assert monitor._merge(gathered) == {"r": 2.0}
