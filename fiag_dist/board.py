@@ -1,6 +1,7 @@
 """A run's TensorBoard, laid out for a person: curves in groups, each identity's pictures under one roof, short films as animated GIFs."""
 
 import io
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from fiag_dist.stages import Stage
 
 PICTURE_PX = 1024
 """Pictures wider than this are made smaller: the browser shows them all at once."""
+FULL_BYTES = 2**20
+"""Of an event file of a run that is mirrored: it is copied once more when it has grown, so another one is begun after as much."""
+SCALAR_BYTES = 48
+"""Of an event, beside its tag."""
 LAYOUT = {
     "1 How good": {
         "PSNR of test frames by identity, dB": ["eval/psnr_db/.*"],
@@ -52,21 +57,26 @@ LAYOUT = {
 class Board:
     """What rank 0 shows."""
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
-        """resume_step: what was written after it is taken out of sight."""
+    def __init__(self, folder: Path, resume_step: int, in_files: bool = False) -> None:
+        """resume_step: what was written after it is taken out of sight. in_files: one file after another, each of about FULL_BYTES and never touched again."""
+        self._folder, self._in_files = folder, in_files
         self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1)
+        self._begun, self._bytes = int(time.time()), 0
         self._writer.add_custom_scalars(
             {page: {chart: ["Multiline", tags] for chart, tags in charts.items()} for page, charts in LAYOUT.items()}
         )
 
     def scalars(self, step: int, values: Mapping[str, float | int | None]) -> None:
         """Puts numbers down by tag; None is left out. The total loss also goes to its stage's own curve."""
+        if self._in_files:
+            self._begin_another()
         stage, total = values.get("train/stage"), values.get("loss/total")
         if stage is not None and total is not None:
             values = {**values, f"loss_by_stage/{int(stage)}_{Stage(int(stage)).name.lower()}": total}
         for tag, value in values.items():
             if value is not None:
                 self._writer.add_scalar(tag, value, step)
+                self._bytes += len(tag) + SCALAR_BYTES
         self._writer.flush()
 
     def text(self, tag: str, text: str) -> None:
@@ -79,7 +89,15 @@ class Board:
             width, height = image.size
         content = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
         file: Any = self._writer._get_file_writer()
+        self._bytes += len(encoded)
         file.add_summary(Summary(value=[Summary.Value(tag=tag, image=content)]), step)
+
+    def _begin_another(self) -> None:
+        """Goes on in a new file when this one is full. TensorBoard reads files by their names, which begin with the second that they were begun in."""
+        if self._bytes >= FULL_BYTES and int(time.time()) > self._begun:
+            self._writer.close()
+            self._writer = SummaryWriter(str(self._folder))
+            self._begun, self._bytes = int(time.time()), 0
 
     def close(self) -> None:
         """Writes out what is buffered."""

@@ -9,6 +9,14 @@ from fiag_dist.storage import LocalStorage, Storage, cache_folder, open_storage
 RECORDS = ("metrics.jsonl", "logs/rank{rank}.log")
 """Files that a run which goes on adds to. TensorBoard's need not be brought: each process writes one of its own, and all are kept."""
 
+EVENTS = "tb/"
+"""Where TensorBoard's files are."""
+
+
+def is_mirrored(folder: Path) -> bool:
+    """Whether a run's local folder is that of a run which lives on S3."""
+    return folder.is_relative_to(_copies())
+
 
 class Mirror:
     """The local folder of a run's logs and pictures. Of a run on local disk it is the run folder itself, and nothing is copied."""
@@ -18,7 +26,7 @@ class Mirror:
         storage = open_storage(url)
         is_local = isinstance(storage, LocalStorage)
         self._remote = None if is_local else storage
-        self.folder = storage.folder if is_local else cache_folder() / "runs" / url.partition("://")[2]
+        self.folder = storage.folder if is_local else _copies() / url.partition("://")[2]
         self._rank = process.rank
         self._published: dict[str, tuple[int, int]] = {}
         if self._remote:
@@ -31,8 +39,11 @@ class Mirror:
         rank writes are brought here, but for those of ours that go on from what is there.
         """
         records = [name.format(rank=self._rank) for name in RECORDS]
-        for name, path in self._own():
-            if not remote.exists(name):
+        own = self._own()
+        # TensorBoard's files are many; all others are asked for one by one, since a run folder holds many more.
+        events = remote.list(EVENTS) if any(name.startswith(EVENTS) for name, _ in own) else []
+        for name, path in own:
+            if not (name in events if name.startswith(EVENTS) else remote.exists(name)):
                 path.unlink()
             elif name not in records:
                 self._published[name] = _state(path)
@@ -64,6 +75,10 @@ class Mirror:
         """The rank that writes a file: its own log; everything else is rank 0's."""
         number = name.removeprefix("logs/rank").removesuffix(".log")
         return int(number) if number.isdigit() else 0
+
+
+def _copies() -> Path:
+    return cache_folder() / "runs"
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -1,13 +1,16 @@
 """Runs that live on a real S3 server: `fiag-dist runs ls`, and the record of one that goes from machine to machine."""
 
 import json
+import time
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fault_proxy import Proxy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fiag_dist import cli
+from fiag_dist import board, cli
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load
 from fiag_dist.dist.checkpoint import COMMIT, FOLDER
@@ -75,6 +78,38 @@ def test_what_was_deleted_or_replaced_there_does_not_come_back(
     anew.publish()
     assert home.list() == ["tb/events.2"]
     assert here.list() == ["tb/events.2"]
+
+
+def test_what_tensorboard_shows_is_copied_once(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not whole again at each checkpoint; the copy holds all of it."""
+    monkeypatch.setenv("FIAG_CACHE", str(tmp_path))
+    monkeypatch.setattr(board, "FULL_BYTES", 20_000)
+    write, sent = S3Storage.write, dict[str, list[int]]()
+    monkeypatch.setattr(
+        S3Storage,
+        "write",
+        lambda self, name, data: sent.setdefault(name, []).append(len(data)) or write(self, name, data),
+    )
+    mirror, now = Mirror(f"{url}/run", Process()), time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    picture = board.png(np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8))
+    with closing(Monitor(mirror.folder, Process())) as monitor:
+        for step in range(1, 11):
+            now += 1
+            monitor.add(step, {"loss/total": 1.0}, every=1)
+            monitor.pictures(step, {"identities/anna": picture})
+            monitor.add(step, {"eval/psnr_db/anna": 30.0}, every=1)
+            mirror.publish()
+    mirror.publish()
+    events = [sizes for name, sizes in sent.items() if name.startswith("tb/")]
+    whole = sum(sizes[-1] for sizes in events)
+    assert whole > 10 * len(picture)
+    assert sum(map(sum, events)) < 1.2 * whole
+    copy = tmp_path / "copy"
+    for name in open_storage(f"{url}/run").list("tb"):
+        open_storage(copy).write(name, open_storage(f"{url}/run").read(name))
+    shown = EventAccumulator(str(copy / "tb"), size_guidance={"images": 0}).Reload()
+    assert [e.step for e in shown.Images("identities/anna")] == [*range(1, 11)]
 
 
 def test_a_run_that_moves_and_comes_back_keeps_all_of_its_record(

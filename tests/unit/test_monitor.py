@@ -5,6 +5,7 @@ import json
 import math
 import re
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from fiag_dist import monitor
+from fiag_dist import board, monitor
 from fiag_dist.board import LAYOUT, gif, png
 from fiag_dist.dist.process import Process
 from fiag_dist.monitor import Clock, Monitor, Ratio
@@ -89,6 +90,35 @@ def test_pictures_and_films_reach_tensorboard(tmp_path: Path) -> None:
         assert (image.format, image.n_frames, image.info["duration"]) == ("GIF", 3, 40)
         image.seek(2)
         assert image.convert("RGB").getpixel((0, 0)) == (160, 160, 160)
+
+
+def test_a_mirrored_run_fills_one_file_after_another_and_is_shown_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is closed is copied once; what is cut off by a resume stays out of sight, also where it lies in several files."""
+    monkeypatch.setenv("FIAG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(board, "FULL_BYTES", 500)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)
+    picture = png(np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8))
+    for folder in (tmp_path / "cache/runs/bucket/run", tmp_path / "runs/run"):
+        files: list[list[str]] = []
+        for begin, end in ((0, 12), (6, 15)):
+            watch = Monitor(folder, Process(), resume_step=begin)
+            for step in range(begin + 1, end + 1):
+                now += 0.5
+                watch.add(step, {"loss/total": float(step)}, 1)
+                watch.pictures(step, {"identities/anna": picture})
+                files.append(sorted(path.name for path in (folder / "tb").iterdir()))
+            watch.close()
+            now += 1
+        assert len(files[-1]) > 8 if "cache" in folder.parts else len(files[-1]) == 2
+        for earlier, later in pairwise(files):
+            assert later[: len(earlier)] == earlier, "a file that TensorBoard has gone past would not be read"
+        shown = events(folder / "tb")
+        assert [e.step for e in shown.Scalars("loss/total")] == [*range(1, 16)]
+        assert [e.step for e in shown.Images("identities/anna")] == [*range(1, 16)]
+        assert len(shown.Tensors("custom_scalars__config__")) > 0
 
 
 def test_wide_pictures_are_made_smaller() -> None:
