@@ -289,9 +289,8 @@ class Training:
         """The shared tensors of a checkpoint, and the optimiser's: the same on all ranks, which all call it."""
         process.broadcast(self.averages.values())  # each rank's own sums, which kinds of CPU round differently
         shared, optim = flatten(self.engine.gather())
-        shared |= {
-            name: buffer.detach().cpu() for name, buffer in self.head.named_buffers() if name in self.head.state_dict()
-        }
+        kept = self.head.state_dict()
+        shared |= {name: buffer.detach().cpu() for name, buffer in self.head.named_buffers() if name in kept}
         shared |= {f"ema.{name}": average.cpu() for name, average in self.averages.items()}
         for name, seen in self.statistics.items():
             optim[f"statistics.{name}.sums"] = process.all_reduce(seen.sums.clone(), "sum").cpu()

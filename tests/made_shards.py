@@ -7,7 +7,7 @@ from fiag_dist.shards.writer import write_identity
 from fiag_dist.storage import Storage
 from fiag_dist.types import EXPRESSION_NAMES, Frame, IdentityMeta, Split
 
-SIZE, FRAMES, PER_SHARD = 32, 23, 10
+SIZE, FRAMES, PER_SHARD = 48, 23, 10
 
 
 def make(name: str, seed: int = 0) -> tuple[IdentityMeta, list[Frame]]:

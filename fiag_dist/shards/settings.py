@@ -6,8 +6,8 @@ import math
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError
 
-SIZES = (32, 2048)
-"""Smallest and largest side of packed frames, pixels."""
+SIZES = (48, 2048)
+"""Smallest and largest side of packed frames, pixels: LPIPS takes nothing smaller than 35."""
 MOST_FPS = 240
 """No camera that films people talking is faster; each frame of a slower clip would be packed several times."""
 MOST_PER_SHARD = 10_000

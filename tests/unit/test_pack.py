@@ -108,7 +108,7 @@ def test_good_clips_are_packed_and_bad_ones_say_why(packed) -> None:
 @pytest.mark.parametrize(
     ("setting", "line"),
     [
-        ({"size": 255}, "size 255: the rule is an even number of pixels, 32 to 2048; for example --size 256"),
+        ({"size": 255}, "size 255: the rule is an even number of pixels, 48 to 2048; for example --size 256"),
         ({"size": 0}, "size 0: the rule is an even number"),
         ({"fps": 0}, "fps 0: the rule is 1 frame a second or more"),
         ({"max_seconds": -1.0}, "max_seconds -1.0: the rule is 0"),
@@ -209,7 +209,7 @@ def test_what_is_there_stays_and_must_have_the_same_format(packed, tmp_path: Pat
     _, out, _, _ = packed
     only = clips(tmp_path / "only", anna="ok")
     assert pack([only], out, CFG, lambda _: None, told).manifest.names == ["anna", "bert"]
-    with pytest.raises(DataError, match=r"holds 1 identity of 32x32 at 25 fps with mel speech .* another --out"):
+    with pytest.raises(DataError, match=r"holds 1 identity of 48x48 at 25 fps with mel speech .* another --out"):
         pack([only], out, dataclasses.replace(CFG, size=64), lambda _: None, told)
 
 

@@ -155,7 +155,7 @@ SAMPLE_FAULTS = {
     "viewmat is float32 [3, 4], expected": lambda s: record(s, camera=[[0.0] * 4] * 3),
     "split is 'val'": lambda s: record(s, split="val"),
     "time_s is '1', expected float": lambda s: record(s, time_s="1"),
-    "lips_rect [1, 2, 30, 33] is empty or outside 32 x 32 pixels": lambda s: record(s, lips_rect=[1, 2, 30, 33]),
+    "lips_rect [1, 2, 30, 49] is empty or outside 48 x 48 pixels": lambda s: record(s, lips_rect=[1, 2, 30, 49]),
     "labels go up to": lambda s: s.update({"mask.png": s["alpha.png"]}),
     "alpha is uint8 [16, 16], expected": lambda s: s.update(
         {"alpha.png": cv2.imencode(".png", np.zeros((16, 16)))[1].tobytes()}
