@@ -9,7 +9,6 @@ from jaxtyping import Float, Float32, Int, UInt8
 from scipy.spatial.transform import Rotation
 
 from fiag_dist.landmarks import ALIGNED
-from fiag_dist.losses import project
 from fiag_dist.types import Camera, Frame, IdentityMeta
 
 EXPRESSION_WEIGHT = 0.3
@@ -70,7 +69,7 @@ def project_stable(frame: Frame) -> Float[np.ndarray, "k 2"]:
     size = frame.image.shape[0]
     camera = Camera(torch.from_numpy(frame.viewmat), torch.from_numpy(frame.K), size, size)
     points = torch.from_numpy(frame.landmarks[list(ALIGNED)].astype(np.float32))
-    return project(points, camera).numpy().astype(np.float64)
+    return camera.project(points).numpy().astype(np.float64)
 
 
 def _placements(meta: IdentityMeta) -> Float[np.ndarray, "frames 6"]:

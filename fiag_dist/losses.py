@@ -16,7 +16,7 @@ from fiag_dist.model.head import Head, Performance
 from fiag_dist.model.motion import METRES, PersonalNet
 from fiag_dist.ssim import ssim
 from fiag_dist.stages import Stage
-from fiag_dist.types import LIDS_MEET, NUM_LANDMARKS, Camera, Label, Shot
+from fiag_dist.types import LIDS_MEET, NUM_LANDMARKS, Label, Shot
 
 TRIPLET_POINTS = 2048
 MOUTH_MARGIN_PX = 8
@@ -143,12 +143,6 @@ def attention_terms(performance: Performance, shot: Shot, config: LossConfig) ->
     }
 
 
-def project(points_N3: Float[Tensor, "n 3"], camera: Camera) -> Float[Tensor, "n 2"]:
-    """Points of the head frame in pixels."""
-    seen = points_N3 @ camera.viewmat[:3, :3].T + camera.viewmat[:3, 3]
-    return (seen @ camera.K.T)[:, :2] / seen[:, 2:]
-
-
 @lru_cache
 def _weights(contours: float, irises: bool, device: torch.device) -> Tensor:
     """Of the 478 landmarks, with a mean of 1; brought to the device once. irises: whether they are seen."""
@@ -167,8 +161,8 @@ def _lips(device: torch.device) -> Tensor:
 def landmark_term(moved_V3: Float[Tensor, "478 3"], shot: Shot, contours: float) -> Tensor:
     """L_m: robust distance of the moved rest landmarks from the tracked ones, pixels of a 256-pixel frame. contours: weight of lips, lids and irises."""
     at_256 = 256 / shot.camera.width
-    found = project(shot.rest_landmarks + moved_V3, shot.camera)
-    tracked = project(shot.landmarks, shot.camera)
+    found = shot.camera.project(shot.rest_landmarks + moved_V3)
+    tracked = shot.camera.project(shot.landmarks)
     distance2 = ((found - tracked) * at_256).square().sum(1)
     weights = _weights(contours, shot.blink < LIDS_MEET, distance2.device)
     return (weights * (torch.sqrt(distance2 + 0.01) - 0.1)).mean()
@@ -183,7 +177,7 @@ def silence_term(head: Head, personal: PersonalNet, shot: Shot, shut_L3: Tensor,
     lips = shot.rest_landmarks[_lips(shot.rest_landmarks.device)]
     around = lips + spread_m * torch.randn_like(lips)
     moved = lips + head.universal.move(around, personal, head.silence(shot)).means
-    found, wanted = (project(points, shot.camera) * (256 / shot.camera.width) for points in (moved, shut_L3))
+    found, wanted = (shot.camera.project(points) * (256 / shot.camera.width) for points in (moved, shut_L3))
     return (torch.sqrt((found - wanted).square().sum(1) + 1) - 1).mean()
 
 

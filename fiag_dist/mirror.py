@@ -6,7 +6,9 @@ from fiag_dist.actor import INFO
 from fiag_dist.dist.process import Process
 from fiag_dist.storage import LocalStorage, Storage, cache_folder, open_storage
 
-RECORDS = ("metrics.jsonl", "logs/rank{rank}.log")
+METRICS = "metrics.jsonl"
+"""The record of a run's numbers."""
+RECORDS = (METRICS, "logs/rank{rank}.log")
 """Files that a run which goes on adds to. TensorBoard's need not be brought: each process writes one of its own, and all are kept."""
 
 EVENTS = "tb/"

@@ -14,7 +14,7 @@ from rich.console import Console
 from fiag_dist.board import Board
 from fiag_dist.dist.process import Process, all_gather_object
 from fiag_dist.memory import peak_resident_mib
-from fiag_dist.mirror import is_mirrored
+from fiag_dist.mirror import METRICS, is_mirrored
 from fiag_dist.progress import Bar, Pace
 from fiag_dist.stages import due
 
@@ -117,7 +117,7 @@ class Monitor:
         self._console = Console(highlight=False, soft_wrap=True)
         self._bar: Bar | None = None
         if process.is_first:
-            self._record = self._folder / "metrics.jsonl"
+            self._record = self._folder / METRICS
             _drop_after(self._record, resume_step)
             self._board = Board(self._folder / "tb", resume_step, in_files=is_mirrored(self._folder))
             if self._console.is_terminal and steps:

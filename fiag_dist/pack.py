@@ -31,6 +31,7 @@ from fiag_dist.shards.manifest import (
 from fiag_dist.shards.packing import Done, Packer, Work
 from fiag_dist.shards.settings import refuse_nonsense
 from fiag_dist.shards.workers import pack_all
+from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.tables import tabulate, text_of
 from fiag_dist.types import EXPRESSION_NAMES
@@ -164,7 +165,7 @@ def _formats(cfg: PackConfig, found: dict[str, list[Path]]) -> Manifest:
     return Manifest(
         fps=cfg.fps,
         size=cfg.size,
-        sample_rate=speech.SAMPLE_RATE,
+        sample_rate=SAMPLE_RATE,
         audio=AudioFormat(extractor=speech.in_manifest(cfg.extractor), dim=dim, window=window),
         expression=list(EXPRESSION_NAMES),
         id_embedding=EMBEDDING,

@@ -20,7 +20,7 @@ from fiag_dist.kernels.falloff import MIN_ALPHA
 from fiag_dist.kernels.launch import alone
 from fiag_dist.kernels.projection import BLUR_PX2, FAR_M, NEAR_M, project
 from fiag_dist.kernels.raster import blend
-from fiag_dist.types import Camera, Rendering
+from fiag_dist.types import SH_DC, Camera, Rendering
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,11 +254,6 @@ def _discs(splats: Splats, background_3: Tensor, focal: float, depth_m: float, s
     return image_3HW + light * background_3[:, None, None]
 
 
-def center_of(camera: Camera) -> Float[Tensor, "3"]:
-    """Where a camera stands, world, metres."""
-    return -camera.viewmat[:3, :3].T @ camera.viewmat[:3, 3]
-
-
 def checked_degree(sh_rest: Float[Tensor, "n k 3"]) -> int:
     """The number of spherical harmonics, with that of degree 0. Raises ConfigError where they are of no whole degree from 0 to 3."""
     count = sh_rest.shape[1] + 1
@@ -278,10 +273,10 @@ def view_colors(
     direction from the camera to a centre carries no gradient. Raises ConfigError for another K.
     """
     count = checked_degree(sh_rest)
-    color_N3 = 0.5 + 0.28209479177387814 * sh_dc
+    color_N3 = 0.5 + SH_DC * sh_dc
     if count > 1:
         with torch.no_grad():
-            basis_NK = _harmonics(torch.nn.functional.normalize(means - center_of(camera), dim=-1), count)
+            basis_NK = _harmonics(torch.nn.functional.normalize(means - camera.center, dim=-1), count)
         color_N3 = color_N3 + (basis_NK[:, :, None] * sh_rest).sum(1)
     return color_N3.clamp(min=0)
 

@@ -10,10 +10,10 @@ import tyro
 from fiag_dist import status
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import DataError, guarded
+from fiag_dist.mirror import METRICS
 from fiag_dist.status import Status
 from fiag_dist.storage import LocalStorage, Storage, open_storage
 
-METRICS = "metrics.jsonl"
 SILENT_S = 300.0
 """A run on another machine may be silent for so long, or for thrice its usual time between two words, and still count as running."""
 

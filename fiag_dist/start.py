@@ -15,15 +15,14 @@ from fiag_dist.config import ModelConfig, TrainConfig
 from fiag_dist.errors import CheckpointError, ConfigError
 from fiag_dist.feed import shot_of
 from fiag_dist.landmarks import LIPS_INNER
-from fiag_dist.losses import project
-from fiag_dist.model.field import PARAMETERS, SH_DC, GaussianField, cube_points, spacing
+from fiag_dist.model.field import PARAMETERS, GaussianField, cube_points, spacing
 from fiag_dist.model.head import Head
 from fiag_dist.model.surface import FaceSurface
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
 from fiag_dist.stages import FIELD_GROUPS
 from fiag_dist.storage import Storage
-from fiag_dist.types import ACTION_UNITS, BOUND_M, EXPRESSION_NAMES, IdentityMeta, Label, Shot
+from fiag_dist.types import ACTION_UNITS, BOUND_M, EXPRESSION_NAMES, SH_DC, IdentityMeta, Label, Shot
 
 LEAST = {"steps": 0, "frames_per_step": 1, "seed": 0, "keep": 0, "keep_every": 0, "watched": 0, "refused_at_most": 0}
 """What numbers of `train` may be at least."""
@@ -313,5 +312,5 @@ def _colors(points: np.ndarray, shots: Sequence[Sequence[Shot]], label: Label | 
 def _sample(image: Tensor, points: np.ndarray, shot: Shot) -> np.ndarray:
     """Values [N, channels] of the pixels that points fall on."""
     size = image.shape[-1]
-    pixels = project(torch.from_numpy(points).float(), shot.camera).long().clamp(0, size - 1)
+    pixels = shot.camera.project(torch.from_numpy(points).float()).long().clamp(0, size - 1)
     return image[:, pixels[:, 1], pixels[:, 0]].T.numpy()

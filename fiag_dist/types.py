@@ -122,6 +122,20 @@ class Camera:
     zoom: float = 1.0
     """Side of a pixel that Gaussians learnt from, in pixels of this picture: what blurs them as they are drawn must be as large in both."""
 
+    @property
+    def center(self) -> Float[Tensor, "3"]:
+        """Where it stands: world, metres."""
+        return -self.viewmat[:3, :3].T @ self.viewmat[:3, 3]
+
+    def project(self, points_N3: Float[Tensor, "n 3"]) -> Float[Tensor, "n 2"]:
+        """Points of the world in pixels."""
+        seen = points_N3 @ self.viewmat[:3, :3].T + self.viewmat[:3, 3]
+        return (seen @ self.K.T)[:, :2] / seen[:, 2:]
+
+
+SH_DC = 0.28209479177387814
+"""Value of the degree-0 spherical harmonic: colour = SH_DC * sh_dc + 0.5."""
+
 
 @dataclass(frozen=True, eq=False)
 class Gaussians:

@@ -25,7 +25,7 @@ from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.process import Process
-from fiag_dist.examine import evaluate_identity
+from fiag_dist.examine import METRICS, evaluate_identity
 from fiag_dist.feed import feed_of
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.loop import run
@@ -104,7 +104,7 @@ def adapt_identity(job: Job, report: Report, threads: int = 1) -> None:
         "validation_psnr_db": trained.score_db,
         "peak_mib": round(peak_mib()),
     }
-    open_storage(folder).write("metrics.json", json.dumps(metrics, indent=1).encode())
+    open_storage(folder).write(METRICS, json.dumps(metrics, indent=1).encode())
     write_hparams(folder / "tb", sample.config, metrics)
     tell("filming")
     write_preview(folder, PREVIEW_S)

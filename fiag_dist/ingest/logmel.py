@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-SAMPLE_RATE = 16_000
+from fiag_dist.sound import SAMPLE_RATE
+
 RATE_HZ = 100
 NUM_MELS = 80
 DECADES = 8.0

@@ -13,13 +13,14 @@ from numba import njit, prange
 from torch import Tensor
 
 from fiag_dist.kernels.launch import PARALLEL, array, check, launch
+from fiag_dist.types import SH_DC
 
 BLOCK = 512
 LEARNS, DARKENS, STANDS = 0, 1, 2
 """What a colour lets through of its gradient: all; what darkens it, being lighter than white; nothing, being darker than black."""
 
 _f4 = np.float32
-_DC = _f4(0.28209479177387814)
+_DC = _f4(SH_DC)
 
 
 @njit(inline="always")

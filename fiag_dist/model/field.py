@@ -8,10 +8,8 @@ from jaxtyping import Float
 from scipy.spatial import KDTree
 from torch import Tensor, nn
 
-from fiag_dist.types import Gaussians
+from fiag_dist.types import SH_DC, Gaussians
 
-SH_DC = 0.28209479177387814
-"""Value of the degree-0 spherical harmonic: colour = SH_DC * sh_dc + 0.5."""
 PARAMETERS = ("means", "quats", "log_scales", "opacities", "sh_dc", "sh_rest")
 
 

@@ -16,7 +16,7 @@ from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import Drive, Motion, PersonalNet, swung
 from fiag_dist.model.universal import UniversalMotion
-from fiag_dist.raster import Splats, center_of, checked_degree, rasterize_frames, view_colors
+from fiag_dist.raster import Splats, checked_degree, rasterize_frames, view_colors
 from fiag_dist.types import Camera, Gaussians, Rendering, Shot
 
 MOUTH_SCALE_M = 0.006
@@ -115,7 +115,7 @@ def shown_colors(
     """Colours 0..1 of Gaussians, in training and rendering alike: of one that went far beyond white, a sliver shows as a speck."""
     if sh_dc.device.type == "cpu":
         checked_degree(sh_rest)
-        return kernel.shown_colors(sh_dc, sh_rest, means, center_of(camera))
+        return kernel.shown_colors(sh_dc, sh_rest, means, camera.center)
     return at_most(view_colors(sh_dc, sh_rest, means, camera), 1.0)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from fiag_dist.errors import NumericsError
 from fiag_dist.kernels.colors import shown_colors
 from fiag_dist.model.head import at_most
-from fiag_dist.raster import center_of, view_colors
+from fiag_dist.raster import view_colors
 from fiag_dist.types import Camera
 
 
@@ -30,7 +30,7 @@ def test_colors_and_gradients_are_those_of_torch_operations(num: int, degree: in
     dc, rest, means = gaussians(num, degree)
     incoming = torch.randn(num, 3, generator=torch.Generator().manual_seed(9))
     mine, exact = ([x.clone().requires_grad_() for x in (dc, rest)] for _ in range(2))
-    found = shown_colors(*mine, means, center_of(camera()))
+    found = shown_colors(*mine, means, camera().center)
     wanted = at_most(view_colors(*exact, means, camera()), 1.0)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=2e-6)
     assert num < 100 or {0.0, 1.0} <= set(found.flatten().tolist())

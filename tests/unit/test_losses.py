@@ -81,7 +81,7 @@ def test_silence_term_is_the_lips_distance_in_pixels_of_a_256_pixel_frame():
             net[-1].weight.zero_()  # type: ignore[operator]
     assert losses.silence_term(head, still, shot, lips_up(shot, 0.0), 0.0) < 1e-6
     wanted = lips_up(shot, 0.006)
-    ends = losses.project(torch.stack([shot.rest_landmarks[LIPS[4]], wanted[4]]), shot.camera)
+    ends = shot.camera.project(torch.stack([shot.rest_landmarks[LIPS[4]], wanted[4]]))
     expected = float((((ends[0] - ends[1]) * 256 / shot.camera.width).square().sum() + 1).sqrt() - 1)
     assert abs(losses.silence_term(head, still, shot, wanted, 0.0).item() / expected - 1) < 0.1
 

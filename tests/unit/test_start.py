@@ -13,14 +13,12 @@ from fiag_dist import start
 from fiag_dist.config import FieldConfig, IdentityConfig, LossConfig, ModelConfig, TrainConfig
 from fiag_dist.errors import CheckpointError
 from fiag_dist.landmarks import LIPS_INNER
-from fiag_dist.losses import project
-from fiag_dist.model.field import SH_DC
 from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import read_meta
 from fiag_dist.start import bake_in, check_channels, check_formats, forget, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.types import EXPRESSION_NAMES, Camera, IdentityMeta, Label, Shot
+from fiag_dist.types import EXPRESSION_NAMES, SH_DC, Camera, IdentityMeta, Label, Shot
 
 FIELD = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
 EMBEDDING = torch.nn.functional.normalize(torch.arange(16.0), dim=0)
@@ -49,7 +47,7 @@ def on_the_ball(head: Head) -> torch.Tensor:
         tiny_identity.SIZE,
         tiny_identity.SIZE,
     )
-    pixels = project(head.person(EMBEDDING).face.means.detach(), camera)
+    pixels = camera.project(head.person(EMBEDDING).face.means.detach())
     middle = torch.tensor([32.0 - 4, 32.0])
     return ((pixels - middle).norm(dim=1) < tiny_identity.FOCAL * tiny_identity.RADIUS_M).float().mean()
 
