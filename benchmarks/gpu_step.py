@@ -52,9 +52,9 @@ def training(config: TrainConfig, shards: str, device: torch.device, step: int =
     ownership = assign(names, {name: manifest.entry(name).split.train for name in names}, config.frames_per_step, 1)
     head = fresh_head(config, data, manifest, sorted(names), config.seed, device)
     pool = PersonalPool({name: head.universal.new_personal().to(device) for name in names})
-    with closing(Feed(data, manifest, ownership, 0, config.seed, device)) as feed:
+    with closing(Feed(config, data, manifest, ownership, 0, device)) as feed:
         engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
-        made = Training(config, head, engine, pool, feed, len(ownership.lanes))
+        made = Training(config, head, engine, pool, feed)
         made.step = step
         yield made
 

@@ -20,6 +20,8 @@ OBJECT_STORE_BYTES = 256 * 2**20
 SLOW_START = "timed out during startup"
 STARTS = 3
 """Ray gives itself 30 s to start, which a busy machine exceeds: how often it may try."""
+LOOK_EVERY_S = 10.0
+"""How often who waits for a task asks whether there are machines to work on it."""
 
 
 def start_ray(address: str = "") -> None:
@@ -74,6 +76,15 @@ def living_nodes() -> list[dict[str, Any]]:
             "Ray has lost its last machine (its processes were killed, or ran out of memory); run the command again: what is finished stays"
         )
     return alive
+
+
+def result_of(task: Any) -> Any:
+    """What a task gives, or its error. Raises DistributedError when no machine is left to work on it: Ray would wait for ever for another."""
+    import ray
+
+    while not ray.wait([task], timeout=LOOK_EVERY_S)[0]:
+        living_nodes()
+    return ray.get(task)
 
 
 def _init(ray: ModuleType, options: dict[str, Any], tries: int) -> None:

@@ -112,28 +112,21 @@ class Feed:
 
     def __init__(
         self,
+        config: TrainConfig,
         storage: Storage,
         manifest: Manifest,
         ownership: Ownership,
         rank: int,
-        seed: int,
         device: torch.device | str = "cpu",
-        resident_mib: float | None = None,
         held_out: int = 0,
-        positives: bool = True,
-        curriculum_every: int = 0,
-        hush: float = 0.0,
-        in_place: float = 0.0,
+        resident_mib: float | None = None,
     ):
-        """resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
+        """held_out: training frames of each identity, spread over its clip, that are kept back to judge training by; a tenth of them at most.
 
-        held_out: training frames of each identity, spread over its clip, that are kept back to judge training by; a tenth of them at most.
-        positives: whether lessons bring another frame's embedding.
-        curriculum_every, hush, in_place: as in TrainConfig.
+        resident_mib: frames that stay on the device; None: RESIDENT_MIB on a GPU, else nothing.
         """
         self.ownership, self.fps = ownership, manifest.fps
-        self._seed, self._device, self._positives = seed, device, positives
-        self._hush, self._in_place = hush, in_place
+        self._config, self._device = config, device
         self.lanes = ownership.lanes_of(rank)
         self.names = ownership.of_rank(rank)
         self.metas = {name: read_meta(storage, manifest.entry(name)) for name in self.names}
@@ -142,7 +135,9 @@ class Feed:
         parted = {name: _parted(self.readers[name].train, held_out) for name in self.names}
         openings = {name: (reader.mouth_open, -reader.blink) for name, reader in self.readers.items()}
         self._streams = {
-            name: Stream(learnt, seed, name, curriculum_every, [opening[learnt] for opening in openings[name]])
+            name: Stream(
+                learnt, config.seed, name, config.curriculum_every, [opening[learnt] for opening in openings[name]]
+            )
             for name, (learnt, _) in parted.items()
         }
         self._shut = {name: ShutLips(self.readers[name], learnt, device) for name, (learnt, _) in parted.items()}
@@ -214,17 +209,19 @@ class Feed:
         return [self._lesson(step, lane, self.ownership.lanes[lane], counts) for lane in self.lanes]
 
     def _lesson(self, step: int, lane: int, names: Sequence[str], counts: dict[str, int]) -> Lesson:
-        name = draw(self._seed, step, lane, names)
+        name = draw(self._config.seed, step, lane, names)
         others = [n for n in names if n != name]
-        rival = others[np.random.default_rng((self._seed, step, lane, 1)).integers(len(others))] if others else None
+        rival = (
+            others[np.random.default_rng((self._config.seed, step, lane, 1)).integers(len(others))] if others else None
+        )
         stream, count, shut = self._streams[name], counts[name], self._shut[name]
-        rng = np.random.default_rng((self._seed, step, lane, 2))
-        hushed = len(shut.frames) > 0 and rng.random() < self._hush
+        rng = np.random.default_rng((self._config.seed, step, lane, 2))
+        hushed = len(shut.frames) > 0 and rng.random() < self._config.hush
         position = int(rng.choice(shut.frames)) if hushed else stream.position(count)
-        in_place = rng.random() < self._in_place
+        in_place = rng.random() < self._config.in_place
         shot = replace(self._resident(name, position).shot(in_place), shut_lips=shut.lips, hushed=hushed)
         positive = shot.embedding
-        if count and self._positives:
+        if count and self._config.loss.triplet > 0:
             # The frame before it in the stream is another one of the same person.
             before = self.readers[name].embedding(stream.position(count - 1))
             positive = torch.from_numpy(before).to(self._device)
@@ -235,7 +232,7 @@ class Feed:
         found = self._residents.pop((name, position), None)
         if found is None:
             frame = self.readers[name].frame(position)
-            found = resident_of(frame, self.metas[name], self._device, self._in_place > 0)
+            found = resident_of(frame, self.metas[name], self._device, self._config.in_place > 0)
             self._room -= found.bytes
         self._residents[name, position] = found
         while self._room < 0 and self._residents:
@@ -254,28 +251,3 @@ def _parted(positions: np.ndarray, held_out: int) -> tuple[np.ndarray, np.ndarra
     kept = np.zeros(len(positions), bool)
     kept[((np.arange(num) + 0.5) * len(positions) / max(num, 1)).astype(int)] = True
     return positions[~kept], positions[kept]
-
-
-def feed_of(
-    config: TrainConfig,
-    storage: Storage,
-    manifest: Manifest,
-    ownership: Ownership,
-    rank: int,
-    device: torch.device | str,
-    held_out: int = 0,
-) -> Feed:
-    """The feed that a training asks for."""
-    return Feed(
-        storage,
-        manifest,
-        ownership,
-        rank,
-        config.seed,
-        device,
-        held_out=held_out,
-        positives=config.loss.triplet > 0,
-        curriculum_every=config.curriculum_every,
-        hush=config.hush,
-        in_place=config.in_place,
-    )

@@ -22,7 +22,7 @@ from fiag_dist.dist.ownership import Ownership, assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.saving import Saved, Saver
 from fiag_dist.errors import guarded
-from fiag_dist.feed import feed_of
+from fiag_dist.feed import Feed
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
 from fiag_dist.model.head import Head
@@ -152,7 +152,7 @@ def build(
         head = fresh_head(config.train, data, manifest, names, config.train.seed, here.device)
         # What is fitted and drawn differs in last bits between kinds of CPU.
         process.broadcast(head.state_dict().values())
-    feed = feed_of(config.train, data, manifest, ownership, here.rank, here.device)
+    feed = Feed(config.train, data, manifest, ownership, here.rank, here.device)
     personals = {name: _personal(head, config.train.seed, name).to(here.device) for name in feed.names}
     embeddings = first_embeddings(config.train.model.identity, feed.names, config.train.seed)
     pool = PersonalPool(personals, {name: start.to(here.device) for name, start in embeddings.items()})
@@ -161,7 +161,7 @@ def build(
     )
     engine = make_engine(head, optimizer_groups(head))
     perceptual = perceptual_loss(config.train, here.device)
-    training = Training(config.train, head, engine, pool, feed, len(ownership.lanes), here.world, perceptual)
+    training = Training(config.train, head, engine, pool, feed, perceptual)
     neighbours = Neighbours(ownership, here.rank, pool, training.embedding, config.neighbour_every)
     training.neighbours = neighbours
     if stored:

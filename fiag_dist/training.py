@@ -85,15 +85,15 @@ class Training:
     engine: Engine
     pool: PersonalPool
     feed: Feed
-    lanes: int
-    world: int = 1
     perceptual: Lpips | None = None
     """Compares patches in the second half of the fusion stage."""
     neighbours: Neighbours | None = None
     """Whom those are told from who are alone in a lane."""
     step: int = 0
-    averages: dict[str, Tensor] = field(default_factory=dict)
-    statistics: dict[str, density.Statistics] = field(default_factory=dict)
+    averages: dict[str, Tensor] = field(init=False)
+    """Moving averages of the parameters in AVERAGED, by name."""
+    statistics: dict[str, density.Statistics] = field(init=False)
+    """What growth and pruning go by, by field."""
 
     def __post_init__(self) -> None:
         self._groups = list(self.head.groups())
@@ -108,6 +108,11 @@ class Training:
         self._averaged: list[Tensor] = list(averaged.values())
 
     @property
+    def lanes(self) -> int:
+        """Frames of the global batch."""
+        return len(self.feed.ownership.lanes)
+
+    @property
     def done(self) -> bool:
         return self.step >= total_steps(self.config)
 
@@ -119,7 +124,9 @@ class Training:
         """One step over this rank's lanes. Returns its numbers. Raises DistributedError when too many steps in a row had to be refused."""
         named = rates(self.step, self.config, [*self._groups, *PERSONAL_GROUPS])
         self.engine.set_rates({name: rate for name, rate in named.items() if name not in PERSONAL_GROUPS})
-        share = self.lanes / self.world  # a rank's loss is scaled so that the mean over ranks is the mean over lanes
+        share = (
+            self.lanes / self.feed.ownership.world
+        )  # a rank's loss is scaled so that the mean over ranks is the mean over lanes
         if self.neighbours:
             self.neighbours.renew(self.step)
         tried = self._perform(lessons)

@@ -11,7 +11,7 @@ import torch
 
 from fiag_dist.adaptation.job import Job, stored_json
 from fiag_dist.adaptation.trial import build
-from fiag_dist.cluster import living_nodes
+from fiag_dist.cluster import living_nodes, result_of
 from fiag_dist.config import AdaptConfig
 from fiag_dist.configfile import to_dict
 from fiag_dist.errors import ConfigError, FiagError
@@ -177,7 +177,7 @@ def _measured(by_footage: Sequence[Job], threads: Sequence[int], room: Room) -> 
     look = ray.remote(num_cpus=max(threads), num_gpus=1 if gpus else 0, max_calls=1, max_retries=1)(look_at)
     for job in by_footage[:LOOKED_AT]:
         with suppress(RayError, FiagError):
-            return ray.get(look.remote(job, threads))
+            return result_of(look.remote(job, threads))
     return None
 
 

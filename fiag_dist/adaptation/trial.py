@@ -26,7 +26,7 @@ from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.process import Process
 from fiag_dist.examine import METRICS, evaluate_identity
-from fiag_dist.feed import feed_of
+from fiag_dist.feed import Feed
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.loop import run
 from fiag_dist.mirror import Mirror
@@ -220,7 +220,7 @@ def build(job: Job) -> Training:
     device = torch.device("cuda" if torch.cuda.is_available() and job.config.gpus_per_trial != 0 else "cpu")
     owners = assign([job.name], {job.name: entry.split.train}, 1, 1)
     torch.manual_seed(config.seed)  # a new IM-Net is drawn
-    feed = feed_of(config, data, manifest, owners, 0, device, job.config.plateau.frames)
+    feed = Feed(config, data, manifest, owners, 0, device, job.config.plateau.frames)
     if job.start:
         storage, name = checkpoint.resolve(job.start)
         stored = checkpoint.load(storage, name)
@@ -248,7 +248,7 @@ def build(job: Job) -> Training:
         head = fresh_head(config, data, manifest, [job.name], config.seed, device)
         pool = _pool(job.name, head, first_embeddings(config.model.identity, [job.name], config.seed))
     engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
-    return Training(config, head, engine, pool, feed, lanes=1, perceptual=perceptual_loss(config, device))
+    return Training(config, head, engine, pool, feed, perceptual_loss(config, device))
 
 
 def _pool(name: str, head: Head, embeddings: Mapping[str, torch.Tensor]) -> PersonalPool:

@@ -19,7 +19,7 @@ from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.errors import ConfigError
-from fiag_dist.feed import feed_of
+from fiag_dist.feed import Feed
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import Stage
@@ -148,7 +148,7 @@ def build(config: TrainConfig, data: Storage, manifest: Manifest, device: torch.
     head = fresh_head(config, data, manifest, sorted(names), config.seed, device)
     pool = PersonalPool({name: head.universal.new_personal().to(device) for name in names})
     engine = LocalEngine(head, optimizer_groups(head), config.optim.grad_clip)
-    feed = feed_of(config, data, manifest, ownership, 0, device)
-    training = Training(config, head, engine, pool, feed, lanes=1)
+    feed = Feed(config, data, manifest, ownership, 0, device)
+    training = Training(config, head, engine, pool, feed)
     training.step = round(config.steps * (config.stages.identity + config.stages.motion) / 2)
     return training

@@ -2,31 +2,36 @@
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import scripted_trials
 from rich.console import Console
 
+from fiag_dist import cluster
 from fiag_dist.adaptation.job import Job
 from fiag_dist.adaptation.resources import Needs
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.tuning import run_all
 from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig
+from fiag_dist.errors import DistributedError
 
 TRIES = {"calm": 1, "killed once": 2, "always killed": 3, "short of memory once": 2, "damaged": 1}
 """Identity -> how often it is tried when two retries are allowed."""
 
 
-@pytest.fixture
-def ray_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
     import ray
 
     here = Path(__file__).parent
-    monkeypatch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parents[1]}")  # of the workers, who look for the trials
-    start_ray()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{here}{os.pathsep}{here.parents[1]}")  # of the workers, who look for the trials
+        start_ray()
     yield
     ray.shutdown()
 
@@ -60,3 +65,17 @@ def test_who_is_tried_again(ray_here: None, tmp_path: Path) -> None:
     assert "short of memory once: to be tried again: MemoryError" in text
     assert text.count("always killed: to be tried again") == 2
     assert "damaged: to be tried again" not in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_nobody_waits_for_machines_that_are_gone(ray_here: None) -> None:
+    """The last one here: it takes the machine from Ray."""
+    import ray
+
+    task = ray.remote(num_cpus=0)(lambda: time.sleep(600)).remote()
+    assert cluster.result_of(ray.remote(num_cpus=0)(lambda: "found").remote()) == "found"
+    (raylet,) = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+    raylet.kill()
+    with pytest.raises(DistributedError, match="Ray has lost its last machine"):
+        cluster.result_of(task)

@@ -13,6 +13,7 @@ from fault_proxy import Fault, Proxy, always, at_random, every_third
 from made_shards import FRAMES, make, write_two
 
 from fiag_dist import cli
+from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import assign
 from fiag_dist.errors import DataError
 from fiag_dist.feed import Feed
@@ -46,7 +47,7 @@ def lessons(storage: Storage, steps: int = 12) -> list:
     """The first frames that a rank would train on, with what it would learn of them."""
     manifest = read_manifest(storage)
     ownership = assign(manifest.names, {entry.name: entry.split.train for entry in manifest.identities}, 2, 1)
-    feed = Feed(storage, manifest, ownership, 0, 3)
+    feed = Feed(TrainConfig(seed=3), storage, manifest, ownership, 0)
     try:
         return [lesson for step in range(steps) for lesson in feed.next(step)]
     finally:

@@ -9,6 +9,7 @@ import torch
 from made_shards import FRAMES, SIZE, write_two
 
 from fiag_dist.backdrop import surroundings
+from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import assign
 from fiag_dist.feed import Feed, Lesson
 from fiag_dist.shards.manifest import read_manifest
@@ -29,7 +30,8 @@ def feed_of(url: str, resident_mib: float, hush: float = 0.0, in_place: float = 
     storage = open_storage(url)
     manifest = read_manifest(storage)
     ownership = assign(manifest.names, dict.fromkeys(manifest.names, TRAINED), 1, 1)
-    return Feed(storage, manifest, ownership, 0, seed=3, resident_mib=resident_mib, hush=hush, in_place=in_place)
+    config = TrainConfig(seed=3, hush=hush, in_place=in_place)
+    return Feed(config, storage, manifest, ownership, 0, resident_mib=resident_mib)
 
 
 def lessons(feed: Feed, steps: int) -> list[Lesson]:

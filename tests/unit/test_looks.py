@@ -14,7 +14,7 @@ from PIL import Image
 
 from fiag_dist import backdrop, looks
 from fiag_dist.bench.step import Bench, build
-from fiag_dist.config import AudioConfig
+from fiag_dist.config import AudioConfig, TrainConfig
 from fiag_dist.dist.ownership import assign
 from fiag_dist.feed import Feed
 from fiag_dist.shards.manifest import read_manifest
@@ -65,6 +65,7 @@ def test_those_who_are_watched_do_not_depend_on_ranks(tmp_path: Path) -> None:
         for world in (1, 2):
             found = []
             for rank in range(world):
-                with closing(Feed(storage, manifest, assign(manifest.names, frames, 2, world), rank, 0)) as feed:
+                ownership = assign(manifest.names, frames, 2, world)
+                with closing(Feed(TrainConfig(), storage, manifest, ownership, rank)) as feed:
                     found += feed.watched(limit)
             assert found == wanted
