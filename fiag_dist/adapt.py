@@ -129,15 +129,15 @@ def _packed(command: AdaptCommand, formats: dict[str, Any]) -> tuple[str, Mappin
             f"{command.clips}: the checkpoint hears speech features that another program made ({extractor}); make them for these clips, pack, and adapt "
             "the shards: fiag-dist pack CLIPS --out SHARDS --extractor 'file:PATTERN'"
         )
-    if formats["id_model"] != EMBEDDING.model:
-        raise ConfigError(
-            f"--from {command.checkpoint}: its people are told apart by {formats['id_model']}, those of clips by {EMBEDDING.model}, so it is no start for "
-            "them (demo heads teach nothing of people); pretrain on clips: fiag-dist pack CLIPS --out SHARDS"
-        )
     path = Path(command.clips)
     if not path.exists():
         raise DataError(
             f"{command.clips}: no such folder, clip or shards; give clips (mp4, mov, mkv, webm, avi) or a folder with {MANIFEST}"
+        )
+    if formats["id_model"] != EMBEDDING.model:
+        raise ConfigError(
+            f"--from {command.checkpoint}: its people are told apart by {formats['id_model']}, those of clips by {EMBEDDING.model}, so it is no start for "
+            "them (demo heads teach nothing of people); pretrain on clips: fiag-dist pack CLIPS --out SHARDS"
         )
     shards = f"{command.out.rstrip('/')}/{BESIDE}"
     settings = PackConfig(size=formats["size"], fps=formats["fps"], extractor=extractor)

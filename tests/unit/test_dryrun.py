@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_shards import make, manifest_of
+from made_shards import SIZE, make, manifest_of
 
 from fiag_dist import cli
 from fiag_dist.config import FieldConfig, ModelConfig, TrainConfig
@@ -79,7 +79,7 @@ def test_ranks_people_and_memory_are_listed(
     lines = out.splitlines()
     assert lines[0] == "dry run: nothing is started"
     assert lines[1].endswith(": 2 ranks, 5 identities")
-    assert "2 frames of 32x32 a step" in lines[2]
+    assert f"2 frames of {SIZE}x{SIZE} a step" in lines[2]
     rows = [line.split() for line in lines if re.match(r" +\d", line)]
     assert [row[:4] for row in rows] == [["0", "1", "3", "60"], ["1", "1", "2", "40"]]
     assert sorted(" ".join(" ".join(row[8:]) for row in rows).replace(",", "").split()) == sorted(NAMES)
