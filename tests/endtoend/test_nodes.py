@@ -12,7 +12,7 @@ from commands import ROOT, records
 
 # As Slurm has it: one task a node, and a signal reaches every process of a task.
 SRUN = """
-shift
+while [[ "$1" == -* ]]; do shift; done
 for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
   SLURM_NODEID=$node setsid "$@" &
   tasks+=($!)
