@@ -1,6 +1,5 @@
 """fiag-dist adapt: a folder of clips in, a folder of identities out, one Ray Tune trial a clip."""
 
-import hashlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -75,7 +74,7 @@ def main(argv: list[str]) -> int:
         manifest = read_manifest(data)
         check_channels(formats, command.checkpoint)
         check_formats(manifest, formats, f"checkpoint {command.checkpoint}")
-        learnt = hashlib.sha256(storage.read(f"{folder}/{checkpoint.COMMIT}")).hexdigest()
+        learnt = checkpoint.commit_sha256(storage, folder)
         jobs = _jobs(command, searched, data, manifest, f"{storage.url}/{folder}", learnt)
         return _adapted(command, jobs, unfit)
 

@@ -1,6 +1,5 @@
 """From trained networks to an identity folder that stands on its own: the baked head, and the backdrop to render it over."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,7 +85,7 @@ def bake_run(
     change(head)
     learnt_from = stored.info.get("footage", {})  # checkpoints of before did not say
     known = open_storage(out)
-    source = hashlib.sha256(storage.read(f"{folder}/{checkpoint.COMMIT}")).hexdigest().encode()
+    source = checkpoint.commit_sha256(storage, folder).encode()
     if not known.exists(BAKED_FROM) or known.read(BAKED_FROM) != source:
         known.delete("")
         known.write(BAKED_FROM, source)

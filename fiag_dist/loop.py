@@ -32,7 +32,7 @@ def run(
         monitor.add(training.step, tags | times, config.log_every)
         if due(training.step, config.checkpoint_every) and not training.done:
             with clock.aside("time/save_ms"):
-                save()  # first: whatever a look meets, the run goes on from here
+                save()  # first: its files are written while people are looked at
         if due(training.step, config.images_every) and not training.done:
             with clock.aside("time/look_ms"):
                 look(training, monitor)

@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
         refuse_a_second(run_storage)
     data, stored = open_storage(config.data), newest_of(run_storage, here)
     training = build(config, here, data, stored)
-    info = resume.info(config, read_manifest(data), training.feed.ownership.names, stored.info if stored else {})
+    manifest, ownership = read_manifest(data, check=False), training.feed.ownership  # `build` has checked it
+    info = resume.info(config, manifest, ownership.names, stored.info if stored else {})
     if here.is_first and not training.done:  # a finished run keeps the settings that it was trained with
         command = f"{_launcher(here.world)} -m fiag_dist.pretrain {shlex.quote(f'{folder}/config.yaml')}"
         run_storage.write("config.yaml", to_yaml(config, command).encode())
@@ -68,13 +69,12 @@ def main(argv: list[str]) -> int:
         closing(process.StopSignal()) as stop,
         closing(Heartbeat(here, first_s, config.step_timeout_s, training.step)) as heartbeat,
     ):
-        monitor.text(
-            "ownership", dryrun.report(config, read_manifest(config.data, check=False), training.feed.ownership)
-        )
+        monitor.text("ownership", dryrun.report(config, manifest, ownership))
 
         begun = f"goes on from step {training.step} of {steps}" if training.step else f"starts, {steps} steps"
-        people = sum(len(lane) for lane in training.feed.ownership.lanes)
-        monitor.say(f"{folder}: {begun}, {people} people, {here.world} rank{'s' if here.world > 1 else ''}")
+        monitor.say(
+            f"{folder}: {begun}, {len(ownership.names)} people, {here.world} rank{'s' if here.world > 1 else ''}"
+        )
 
         def say(saved: Saved) -> None:
             monitor.say(

@@ -84,6 +84,11 @@ class Checkpoint:
             raise CheckpointError(f"{where}: not a safetensors file ({error}); {_FIX}") from error
 
 
+def commit_sha256(storage: Storage, folder: str) -> str:
+    """What tells a checkpoint from one that was trained anew at the same step, wherever it lies."""
+    return hashlib.sha256(storage.read(f"{folder}/{COMMIT}")).hexdigest()
+
+
 def newest(storage: Storage, prefix: str) -> str | None:
     """Folder of the newest checkpoint below `prefix` that is whole: committed, all sizes right, the shared files' hashes too.
 

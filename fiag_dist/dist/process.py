@@ -109,10 +109,11 @@ def broadcast_object(value: T, source: int = 0) -> T:
 def broadcast(tensors: Iterable[torch.Tensor], source: int = 0) -> None:
     """Gives every rank `source`'s values, in place; shapes are the same on all. Raises DistributedError when a rank is lost."""
     if _world() > 1:
+        given = list(tensors)
         with _collective("broadcast"):
-            for tensor in tensors:
+            for tensor in given:
                 dist.broadcast(tensor, source)
-                _wait(tensor)
+            _wait(*given)
 
 
 def all_gather_object(value: T) -> list[T]:
