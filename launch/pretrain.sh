@@ -36,10 +36,11 @@ fi
   exec torchrun --nnodes="$nodes" --nproc-per-node="$nproc" --max-restarts="${RESTARTS:-3}" "${rendezvous[@]}" -m fiag_dist.pretrain "$@"
 ) &
 agent=$!
-trap 'pkill -USR1 -P "$agent" || true' USR1
-trap 'kill -TERM "$agent"' TERM INT
-status=0
-while kill -0 "$agent" 2>/dev/null; do # a signal interrupts a wait
+trap 'interrupted=1; pkill -USR1 -P "$agent" || true' USR1
+trap 'interrupted=1; kill -TERM "$agent" || true' TERM INT
+interrupted=1
+while [ "$interrupted" ]; do # a signal ends a wait early, with a status of its own
+  interrupted=""
   wait "$agent" && status=0 || status=$?
 done
 exit "$status"

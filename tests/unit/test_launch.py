@@ -60,6 +60,13 @@ def with_torchrun(checkout: Path, text: str = 'echo "$@"') -> None:
     executable(checkout / "bin" / "python", "echo 0 ${3:+10.0.0.9}")
 
 
+def dawdling(checkout: Path) -> str:
+    """A BASH_ENV with which a script takes so long to set its traps that what it started has ended before it waits."""
+    path = checkout / "dawdling.sh"
+    path.write_text(f'trap() {{ builtin trap "$@"; [ $BASHPID != $$ ] || {shutil.which("sleep")} 0.3; }}\n')
+    return str(path)
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_parse(script: str) -> None:
     subprocess.run(["bash", "-n", str(LAUNCH / script)], check=True, timeout=30)
@@ -184,8 +191,22 @@ def test_pretrain_calls_torchrun(checkout: Path, environment: dict[str, str], ex
 
 
 def test_pretrain_ends_as_torchrun_does(checkout: Path) -> None:
+    """Also where it has ended before the script waits for it."""
     with_torchrun(checkout, "exit 7")
     assert run(checkout, "pretrain.sh", "x.yaml").returncode == 7
+    assert run(checkout, "pretrain.sh", "x.yaml", BASH_ENV=dawdling(checkout)).returncode == 7
+
+
+def test_pretrain_ends_as_a_torchrun_does_that_answers_a_signal(checkout: Path) -> None:
+    sleep = shutil.which("sleep")
+    with_torchrun(checkout, f"trap '{sleep} 0.3; exit 5' TERM; echo ready; while :; do {sleep} 0.05; done")
+    command = ["bash", "launch/pretrain.sh", "x.yaml"]
+    bare = {"PATH": str(checkout / "bin")}
+    with subprocess.Popen(command, cwd=checkout, env=bare, stdout=subprocess.PIPE) as script:
+        assert script.stdout
+        assert script.stdout.readline() == b"ready\n"
+        script.terminate()
+        assert script.wait(20) == 5
 
 
 @pytest.mark.parametrize(
@@ -227,6 +248,15 @@ def test_the_slurm_job_gives_each_node_its_number_and_the_first_ones_address(che
     for own, other in of_second.items():
         first = first.replace(own, other)
     assert first == second
+
+
+def test_the_slurm_job_ends_as_srun_does(checkout: Path) -> None:
+    """Also where it has ended before the script waits for it: a job that failed is not put back as one that saved."""
+    executable(checkout / "bin" / "scontrol", 'echo "${1/show/gpu-17}"')
+    executable(checkout / "bin" / "srun", "exit 7")
+    job = {"SLURM_SUBMIT_DIR": str(checkout), "SLURM_JOB_NODELIST": "gpu-17", "SLURM_JOB_NUM_NODES": "1"}
+    result = run(checkout, "slurm.sbatch", "x.yaml", **job, SLURM_JOB_ID="12", BASH_ENV=dawdling(checkout))
+    assert result.returncode == 7, result.stderr
 
 
 def test_the_slurm_job_wants_to_be_submitted_in_the_checkout(checkout: Path) -> None:
