@@ -17,11 +17,12 @@ for ((node = 0; node < SLURM_JOB_NUM_NODES; node++)); do
   SLURM_NODEID=$node setsid "$@" &
   tasks+=($!)
 done
-trap 'for task in "${tasks[@]}"; do kill -USR1 -- "-$task"; done' USR1
+trap 'interrupted=1; for task in "${tasks[@]}"; do kill -USR1 -- "-$task"; done' USR1
 trap 'for task in "${tasks[@]}"; do kill -KILL -- "-$task"; done' EXIT
 worst=0
 for task in "${tasks[@]}"; do
-  while kill -0 "$task" 2>/dev/null; do wait "$task" && status=0 || status=$?; done
+  interrupted=1
+  while [ "$interrupted" ]; do interrupted=""; wait "$task" && status=0 || status=$?; done
   [ "$status" = 0 ] || worst=$status
 done
 trap - EXIT
