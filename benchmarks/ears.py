@@ -15,7 +15,8 @@ import tyro
 from jaxtyping import Float64
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fiag_dist.errors import DataError, guarded
+from fiag_dist.ending import guarded
+from fiag_dist.errors import DataError
 from fiag_dist.ingest import speech
 from fiag_dist.metrics.motion import STILL_MOUTH
 from fiag_dist.model.audio import TAPS, taps

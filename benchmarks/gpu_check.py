@@ -31,9 +31,10 @@ from gpu_pairs import PAIRS
 from gpu_report import Report
 from make_demo import Demo, make_demo
 
-from fiag_dist import raster, ssim
 from fiag_dist.bench.machine import machine
-from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError
+from fiag_dist.images import raster, ssim
 from fiag_dist.kernels.warm import warm
 from fiag_dist.model import grid
 

@@ -11,10 +11,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "numerics"))
 from scenes import SCENES, image_gradients, scene
 
-from fiag_dist import ssim
 from fiag_dist.config import GridConfig
+from fiag_dist.images import ssim
+from fiag_dist.images.raster import Splats, choose, rasterize_frames
 from fiag_dist.model import grid
-from fiag_dist.raster import Splats, choose, rasterize_frames
 from fiag_dist.types import BOUND_M, Camera
 
 NORM, TYPICAL, QUANTILE = 1e-2, 1e-3, 0.98

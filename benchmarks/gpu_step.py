@@ -14,12 +14,12 @@ from fiag_dist.config import FieldConfig, LossConfig, ModelConfig, StageConfig, 
 from fiag_dist.dist.engine import LocalEngine, StepReport
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool
-from fiag_dist.feed import Feed
 from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
-from fiag_dist.training import Training, optimizer_groups
+from fiag_dist.training.feed import Feed
+from fiag_dist.training.start import fresh_head
+from fiag_dist.training.step import Training, optimizer_groups
 
 TEST_FRAMES = 4
 STEP_NORM = 5e-2

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from gpu_step import config, training
 
-from fiag_dist import ssim
-from fiag_dist.actor import Actor
+from fiag_dist.acting.actor import Actor
 from fiag_dist.bench.scene import head_scene
 from fiag_dist.config import GridConfig
+from fiag_dist.images import ssim
+from fiag_dist.images.raster import Splats, rasterize_frames
 from fiag_dist.model import grid
-from fiag_dist.raster import Splats, rasterize_frames
-from fiag_dist.training import Training
+from fiag_dist.training.step import Training
 
 WARM_UP = 3
 

@@ -14,11 +14,12 @@ import tyro
 from jaxtyping import Float32, Float64
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from fiag_dist.errors import DataError, guarded
+from fiag_dist.ending import guarded
+from fiag_dist.errors import DataError
 from fiag_dist.ingest import lips, sync
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.shards.manifest import IdentityEntry, read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
-from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage, open_storage
 
 COMPONENTS, RIDGE, ROUNDS = 64, 300.0, 4

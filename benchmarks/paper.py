@@ -18,9 +18,9 @@ from paper_experiments import EXPERIMENTS
 from paper_page import caption, write_page
 from paper_study import Study, divided
 
-from fiag_dist.errors import guarded
+from fiag_dist.ending import guarded
 from fiag_dist.metrics.panel import asked
-from fiag_dist.start import refuse_below
+from fiag_dist.training.settings import refuse_below
 
 Experiment = Literal[
     "table1", "table2", "table3", "table4", "table5", "table6", "table7", "table8", "fig8", "fig10", "likeness", "prior"

@@ -16,27 +16,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fiag_dist.actor import load_actor, load_info
+from fiag_dist.acting.actor import load_actor, load_info
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.adaptation.job import Job
 from fiag_dist.adaptation.trial import adapt_identity
-from fiag_dist.bake import bake_run
 from fiag_dist.bench.machine import machine
 from fiag_dist.config import AdaptConfig, PackConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict, to_yaml
 from fiag_dist.dist import checkpoint
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.evaluate import embeddings_of
-from fiag_dist.examine import Evaluation, evaluate_identity
+from fiag_dist.evaluation.examine import Evaluation, evaluate_identity
 from fiag_dist.ingest.gather import find_clips
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.metrics.panel import Panel
-from fiag_dist.monitor import peak_mib
+from fiag_dist.monitoring.monitor import peak_mib
 from fiag_dist.pack import pack
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.sound import SAMPLE_RATE
-from fiag_dist.start import forget
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity
+from fiag_dist.training.bake import bake_run
+from fiag_dist.training.start import forget
 
 ROOT = Path(__file__).resolve().parents[1]
 TEST_S = 2.0

@@ -27,7 +27,7 @@ from paper_page import (
 from paper_study import CUBE, OWN_FIELD, WITHOUT_IDENTITY, Study, means, parts
 
 from fiag_dist.errors import ConfigError
-from fiag_dist.examine import STRIP
+from fiag_dist.evaluation.examine import STRIP
 
 
 def table1(study: Study) -> Findings:

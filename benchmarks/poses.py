@@ -16,7 +16,7 @@ from paper_cells import Lab, Plan
 
 from fiag_dist.bench.benchmark import say
 from fiag_dist.config import PackConfig, Poses
-from fiag_dist.errors import guarded
+from fiag_dist.ending import guarded
 from fiag_dist.ingest.gather import identity_name
 from fiag_dist.metrics.panel import IMAGE
 from fiag_dist.pack import pack

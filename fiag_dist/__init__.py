@@ -17,4 +17,4 @@ def __getattr__(name: str) -> Any:
     homes = {"Identity": "synthesize", "Staging": "staging"}
     if name not in homes:
         raise AttributeError(f"module 'fiag_dist' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fiag_dist.{homes[name]}"), name)
+    return getattr(importlib.import_module(f"fiag_dist.acting.{homes[name]}"), name)

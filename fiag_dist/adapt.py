@@ -21,14 +21,16 @@ from fiag_dist.cluster import start_ray
 from fiag_dist.config import AdaptConfig, PackConfig
 from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import checkpoint
-from fiag_dist.errors import ConfigError, DataError, guarded, meant
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError, DataError, meant
 from fiag_dist.ingest.gather import find_clips
 from fiag_dist.ingest.speech import FROM_FILE
 from fiag_dist.pack import EMBEDDING, pack
 from fiag_dist.shards.manifest import BESIDE, Manifest, read_manifest
 from fiag_dist.shards.manifest import FILE as MANIFEST
-from fiag_dist.start import check_channels, check_formats, refuse_below, refuse_nonsense
 from fiag_dist.storage import open_storage
+from fiag_dist.training.formats import check_channels, check_formats
+from fiag_dist.training.settings import refuse_below, refuse_nonsense
 
 WITHOUT_EFFECT = ("--train.model", "--train.keep")
 """Flags of a pretraining: an adaptation has its checkpoint's model, and keeps no checkpoint."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fiag_dist import __version__
-from fiag_dist.errors import ConfigError, guarded, meant
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError, meant
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from fiag_dist import raster, ssim, weights
-from fiag_dist.backend import fault_of
-from fiag_dist.errors import ConfigError, FiagError, guarded
+from fiag_dist import weights
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError, FiagError
+from fiag_dist.images import raster, ssim
+from fiag_dist.images.backend import fault_of
 from fiag_dist.model import grid
 from fiag_dist.storage import open_storage
 from fiag_dist.tables import tabulate

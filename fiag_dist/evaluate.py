@@ -12,18 +12,19 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fiag_dist import report
-from fiag_dist.actor import INFO, load_info, refuse_remote
-from fiag_dist.bake import bake_run
+from fiag_dist.acting.actor import INFO, load_info, refuse_remote
 from fiag_dist.dist import checkpoint
-from fiag_dist.errors import ConfigError, DataError, FiagError, guarded
-from fiag_dist.examine import METRICS, PROTOCOL, STRIP, Evaluation, evaluate_identity, stored_metrics
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError, DataError, FiagError
+from fiag_dist.evaluation import report
+from fiag_dist.evaluation.examine import METRICS, PROTOCOL, STRIP, Evaluation, evaluate_identity, stored_metrics
 from fiag_dist.ingest.identity import MODEL
+from fiag_dist.media.sound import Sound
 from fiag_dist.metrics.panel import Panel, asked
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import read_meta
-from fiag_dist.sound import Sound
 from fiag_dist.storage import open_storage
+from fiag_dist.training.bake import bake_run
 
 REPORT, SCRATCH = "evaluation.md", "scratch"
 METHODS = (

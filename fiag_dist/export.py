@@ -18,16 +18,17 @@ from rich.console import Console
 from scipy.spatial import KDTree
 
 from fiag_dist import __version__
-from fiag_dist.actor import refuse_remote
-from fiag_dist.container import writing
-from fiag_dist.errors import ConfigError, guarded
-from fiag_dist.listening import num_frames
+from fiag_dist.acting.actor import refuse_remote
+from fiag_dist.acting.listening import num_frames
+from fiag_dist.acting.rehearsal import Rehearsal
+from fiag_dist.acting.synthesize import Identity
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError
+from fiag_dist.media.container import writing
+from fiag_dist.media.sound import SAMPLE_RATE, Sound
 from fiag_dist.model.field import PARAMETERS
 from fiag_dist.model.head import Person
-from fiag_dist.rehearsal import Rehearsal
-from fiag_dist.sound import SAMPLE_RATE, Sound
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity
 from fiag_dist.types import Gaussians
 
 WRITER = "comment fiag_dist"

@@ -8,10 +8,11 @@ from pathlib import Path
 import tyro
 from safetensors import SafetensorError, safe_open
 
-from fiag_dist import provenance
-from fiag_dist.actor import TENSORS, load_info
-from fiag_dist.backdrop import POSES, VIDEO
-from fiag_dist.errors import DataError, guarded
+from fiag_dist.acting import provenance
+from fiag_dist.acting.actor import TENSORS, load_info
+from fiag_dist.acting.backdrop import POSES, VIDEO
+from fiag_dist.ending import guarded
+from fiag_dist.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

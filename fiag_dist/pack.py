@@ -13,10 +13,12 @@ from typing import Annotated
 import tyro
 
 from fiag_dist.config import PackConfig
-from fiag_dist.errors import DataError, guarded
+from fiag_dist.ending import guarded
+from fiag_dist.errors import DataError
 from fiag_dist.ingest import precomputed, speech
 from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
 from fiag_dist.ingest.layouts import pack_any
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.shards.folder import is_whole, marked, probe, stranger, write_mark
 from fiag_dist.shards.manifest import (
     FILE,
@@ -31,7 +33,6 @@ from fiag_dist.shards.manifest import (
 from fiag_dist.shards.packing import Done, Packer, Work
 from fiag_dist.shards.settings import refuse_nonsense
 from fiag_dist.shards.workers import pack_all
-from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.tables import tabulate, text_of
 from fiag_dist.types import EXPRESSION_NAMES

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from fiag_dist import dryrun, raster, resume
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load, to_yaml
 from fiag_dist.dist import checkpoint, process
@@ -21,18 +20,21 @@ from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.ownership import Ownership, assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.saving import Saved, Saver
-from fiag_dist.errors import guarded
-from fiag_dist.feed import Feed
-from fiag_dist.loop import run
-from fiag_dist.mirror import Mirror
+from fiag_dist.ending import guarded
+from fiag_dist.images import raster
 from fiag_dist.model.head import Head
-from fiag_dist.monitor import Monitor
+from fiag_dist.monitoring.mirror import Mirror
+from fiag_dist.monitoring.monitor import Monitor
+from fiag_dist.monitoring.status import Teller, refuse_a_second, told
+from fiag_dist.pretraining import dryrun, resume
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import stage_at, total_steps
-from fiag_dist.start import fresh_head, load_head, refuse_below, refuse_nonsense
-from fiag_dist.status import Teller, refuse_a_second, told
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.training import Training, optimizer_groups, perceptual_loss
+from fiag_dist.training.feed import Feed
+from fiag_dist.training.loop import run
+from fiag_dist.training.settings import refuse_below, refuse_nonsense
+from fiag_dist.training.start import fresh_head, load_head
+from fiag_dist.training.step import Training, optimizer_groups, perceptual_loss
 
 
 def main(argv: list[str]) -> int:

@@ -17,18 +17,19 @@ from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fiag_dist import provenance
-from fiag_dist.actor import refuse_remote
-from fiag_dist.container import writing
-from fiag_dist.credentials import Credentials
-from fiag_dist.errors import ConfigError, guarded
+from fiag_dist.acting import provenance
+from fiag_dist.acting.actor import refuse_remote
+from fiag_dist.acting.credentials import Credentials
+from fiag_dist.acting.listening import num_frames
+from fiag_dist.acting.provenance import SYNTHETIC
+from fiag_dist.acting.staging import Staging
+from fiag_dist.acting.synthesize import Identity, write_behind
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError
 from fiag_dist.kernels.launch import use_threads
-from fiag_dist.listening import num_frames
-from fiag_dist.provenance import SYNTHETIC
-from fiag_dist.sound import SAMPLE_RATE, Sound
-from fiag_dist.staging import Staging
-from fiag_dist.synthesize import Identity, write_behind
-from fiag_dist.video import tags_of
+from fiag_dist.media.container import writing
+from fiag_dist.media.sound import SAMPLE_RATE, Sound
+from fiag_dist.media.video import tags_of
 
 STATEMENT = "provenance.json"
 _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]

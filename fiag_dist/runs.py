@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 
 import tyro
 
-from fiag_dist import status
 from fiag_dist.dist import checkpoint
-from fiag_dist.errors import DataError, guarded
-from fiag_dist.mirror import METRICS
-from fiag_dist.status import Status
+from fiag_dist.ending import guarded
+from fiag_dist.errors import DataError
+from fiag_dist.monitoring import status
+from fiag_dist.monitoring.mirror import METRICS
+from fiag_dist.monitoring.status import Status
 from fiag_dist.storage import LocalStorage, Storage, open_storage
 
 SILENT_S = 300.0

@@ -13,10 +13,11 @@ import numba
 import torch
 import tyro
 
-from fiag_dist.actor import refuse_remote
-from fiag_dist.errors import ConfigError, guarded
-from fiag_dist.sound import Sound
-from fiag_dist.synthesize import Identity
+from fiag_dist.acting.actor import refuse_remote
+from fiag_dist.acting.synthesize import Identity
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError
+from fiag_dist.media.sound import Sound
 from fiag_dist.viewing.origin import is_loopback
 from fiag_dist.viewing.show import Show
 

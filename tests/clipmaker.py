@@ -9,8 +9,8 @@ import av
 import cv2
 import numpy as np
 
-from fiag_dist import video
-from fiag_dist.sound import read_audio
+from fiag_dist.media import video
+from fiag_dist.media.sound import read_audio
 
 RATE = 16_000
 

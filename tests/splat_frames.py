@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fiag_dist.raster import Splats
+from fiag_dist.images.raster import Splats
 from fiag_dist.types import Camera
 
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fiag_dist.actor import Actor, IdentityInfo, save_actor
-from fiag_dist.backdrop import write_backdrop
+from fiag_dist.acting.actor import Actor, IdentityInfo, save_actor
+from fiag_dist.acting.backdrop import write_backdrop
 from fiag_dist.config import FieldConfig, ModelConfig, MotionConfig, TrainConfig
 from fiag_dist.ingest import speech
 from fiag_dist.shards.manifest import AudioFormat, EmbeddingFormat, Manifest, read_manifest, write_manifest
 from fiag_dist.shards.reader import iter_frames
 from fiag_dist.shards.writer import write_identity
-from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
+from fiag_dist.training.start import fresh_head
 from fiag_dist.types import EXPRESSION_NAMES, NUM_LANDMARKS, STILL, Frame, IdentityMeta, Label, Split
 
 SIZE, FPS, TRAIN, TEST = 64, 25, 40, 4

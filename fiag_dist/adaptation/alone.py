@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from fiag_dist.container import writing
 from fiag_dist.errors import ConfigError
+from fiag_dist.media.container import writing
 from fiag_dist.storage import LocalStorage, open_storage
 
 LOCK = ".adapt.lock"

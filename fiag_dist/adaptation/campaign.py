@@ -9,10 +9,10 @@ from fiag_dist.adaptation.resources import Needs, Room, needs_of
 from fiag_dist.adaptation.standings import Standings
 from fiag_dist.adaptation.trial import adapt_identity, final_score_db, train
 from fiag_dist.adaptation.tuning import run_all
-from fiag_dist.feed import num_held_out
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import total_steps
 from fiag_dist.storage import open_storage
+from fiag_dist.training.feed import num_held_out
 
 HALVING = 2
 """Of the samples of one identity that reach a rung, one in so many goes on: of 2, one."""

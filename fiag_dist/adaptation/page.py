@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from fiag_dist.acting.synthesize import PREVIEW
 from fiag_dist.adaptation.results import Result
 from fiag_dist.errors import DataError
-from fiag_dist.examine import STRIP
+from fiag_dist.evaluation.examine import STRIP
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.synthesize import PREVIEW
 
 PAGE = "summary.html"
 PICTURES = 200

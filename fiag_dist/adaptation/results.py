@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from fiag_dist.actor import INFO
+from fiag_dist.acting.actor import INFO
 from fiag_dist.adaptation.job import DONE, Job, is_done, stored_json
 from fiag_dist.adaptation.trial import SCRATCH, WORK
-from fiag_dist.examine import METRICS
+from fiag_dist.evaluation.examine import METRICS
 from fiag_dist.storage import Storage
 from fiag_dist.tables import tabulate
 

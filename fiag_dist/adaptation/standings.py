@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fiag_dist.adaptation.job import Progress
-from fiag_dist.progress import Pace, clock_text
+from fiag_dist.monitoring.progress import Pace, clock_text
 
 WAITING, STARTING, AGAIN, BEHIND, DONE, FAILED = (
     "waiting",

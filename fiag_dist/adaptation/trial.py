@@ -10,14 +10,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.nn import functional as F
 
-from fiag_dist import hearing
-from fiag_dist.actor import INFO, TENSORS
+from fiag_dist.acting.actor import INFO, TENSORS
+from fiag_dist.acting.backdrop import POSES, VIDEO
+from fiag_dist.acting.synthesize import PREVIEW, write_preview
 from fiag_dist.adaptation.hparams import write_hparams
 from fiag_dist.adaptation.job import DONE, Job, Progress, Report, Search, is_adapted, write_done
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.search import chosen_sample, samples
-from fiag_dist.backdrop import POSES, VIDEO
-from fiag_dist.bake import write_identity_folder
 from fiag_dist.config import ModelConfig
 from fiag_dist.configfile import from_dict
 from fiag_dist.dist import checkpoint, saving
@@ -25,19 +24,21 @@ from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.dist.process import Process
-from fiag_dist.examine import METRICS, evaluate_identity
-from fiag_dist.feed import Feed
+from fiag_dist.evaluation.examine import METRICS, evaluate_identity
 from fiag_dist.kernels.launch import use_threads
-from fiag_dist.loop import run
-from fiag_dist.mirror import Mirror
 from fiag_dist.model.head import Head
-from fiag_dist.monitor import Monitor, peak_mib
+from fiag_dist.monitoring.mirror import Mirror
+from fiag_dist.monitoring.monitor import Monitor, peak_mib
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage, due, first_of_fusion, total_steps
-from fiag_dist.start import bake_in, fresh_head, load_head, roomier, settle, take_field
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.synthesize import PREVIEW, write_preview
-from fiag_dist.training import Training, optimizer_groups, perceptual_loss
+from fiag_dist.training import hearing
+from fiag_dist.training.bake import write_identity_folder
+from fiag_dist.training.feed import Feed
+from fiag_dist.training.loop import run
+from fiag_dist.training.planting import settle
+from fiag_dist.training.start import bake_in, fresh_head, load_head, roomier, take_field
+from fiag_dist.training.step import Training, optimizer_groups, perceptual_loss
 
 PREVIEW_S = 4.0
 WORK = "work"

@@ -1,0 +1,1 @@
+"""How fast the rooms of this package are on this machine, beside plain torch."""

@@ -19,11 +19,11 @@ from fiag_dist.configfile import from_yaml
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, LocalEngine, ZeroEngine
 from fiag_dist.dist.process import Process
-from fiag_dist.errors import guarded
-from fiag_dist.monitor import peak_mib
+from fiag_dist.ending import guarded
+from fiag_dist.monitoring.monitor import peak_mib
 from fiag_dist.pretrain import build
 from fiag_dist.storage import open_storage
-from fiag_dist.training import Training
+from fiag_dist.training.step import Training
 
 APART = "apart"
 """The engine of ranks that never talk: what the machine alone costs them."""

@@ -21,7 +21,7 @@ from fiag_dist.bench.scene import field_of
 from fiag_dist.config import DensityConfig, LossConfig, ModelConfig, PretrainConfig, StageConfig, TrainConfig
 from fiag_dist.configfile import to_yaml
 from fiag_dist.errors import ConfigError, DistributedError
-from fiag_dist.scaling import Machine, sizes, step_time
+from fiag_dist.pretraining.scaling import Machine, sizes, step_time
 from fiag_dist.shards.manifest import read_manifest
 
 World = tuple[int, int]

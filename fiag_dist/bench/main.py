@@ -3,7 +3,8 @@
 import importlib
 import sys
 
-from fiag_dist.errors import ConfigError, guarded, meant
+from fiag_dist.ending import guarded
+from fiag_dist.errors import ConfigError, meant
 
 BENCHMARKS = {
     "raster": "Gaussians to an image and back, against tiles in plain torch",

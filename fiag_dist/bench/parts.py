@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from fiag_dist import losses
 from fiag_dist.bench.contest import now_s
-from fiag_dist.training import Training
+from fiag_dist.training import losses
+from fiag_dist.training.step import Training
 
 PARTS = (
     "data",

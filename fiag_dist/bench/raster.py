@@ -9,7 +9,7 @@ from fiag_dist.bench import reference
 from fiag_dist.bench.benchmark import Benchmark, at_least, choose, device_for, say
 from fiag_dist.bench.contest import Contender, agreement, contest
 from fiag_dist.bench.scene import head_scene
-from fiag_dist.raster import rasterize
+from fiag_dist.images.raster import rasterize
 from fiag_dist.types import Camera
 
 NAMES = ("means", "quats", "scales", "opacities", "colors")

@@ -27,7 +27,7 @@ def rasterize(
     camera: Camera,
     background_D: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Image [D, height, width] and alpha [1, height, width], by the rules of `fiag_dist.raster.rasterize`."""
+    """Image [D, height, width] and alpha [1, height, width], by the rules of `fiag_dist.images.raster.rasterize`."""
     centers_N2, conics_N3, depths_N, radii_N2 = _project(means_N3, quats_N4, scales_N3, opacities_N, camera)
     tiles_x, tiles_y = -(-camera.width // TILE), -(-camera.height // TILE)
     ids_P, counts_T = _lists(centers_N2.detach(), radii_N2, depths_N.detach(), tiles_x, tiles_y)

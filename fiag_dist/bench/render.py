@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from fiag_dist.bake import write_identity_folder
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.bench.benchmark import Benchmark, at_least, say
 from fiag_dist.bench.contest import now_s, spread
 from fiag_dist.bench.demo import demo_shards
 from fiag_dist.bench.scene import worn
 from fiag_dist.config import FieldConfig, ModelConfig, MotionConfig, TrainConfig
 from fiag_dist.errors import ConfigError
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.sound import SAMPLE_RATE
-from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity
+from fiag_dist.training.bake import write_identity_folder
+from fiag_dist.training.start import fresh_head
 
 STILL = 0.05
 """Output scale of motion networks that have learnt nothing: they are asked as usual, and do not throw the head about."""

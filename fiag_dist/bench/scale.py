@@ -10,7 +10,7 @@ from fiag_dist.bench.benchmark import Benchmark, at_least, choose, say
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import from_yaml
 from fiag_dist.errors import ConfigError
-from fiag_dist.scaling import Machine, Sizes, memory, sizes, step_time, traffic
+from fiag_dist.pretraining.scaling import Machine, Sizes, memory, sizes, step_time, traffic
 
 MIB = 2**20
 HEARD = {"id_dim": 128, "audio_dim": 384, "audio_window": 2}

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fiag_dist.bench.benchmark import Benchmark, at_least, choose, device_for, say
 from fiag_dist.bench.contest import Contender, agreement, contest
+from fiag_dist.images.ssim import ssim
 from fiag_dist.kernels.ssim import WINDOW
-from fiag_dist.ssim import ssim
 
 LIBRARY = "pytorch-msssim"
 

@@ -19,13 +19,13 @@ from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.errors import ConfigError
-from fiag_dist.feed import Feed
 from fiag_dist.kernels.launch import use_threads
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.stages import Stage
-from fiag_dist.start import fresh_head
 from fiag_dist.storage import Storage, open_storage
-from fiag_dist.training import Training, optimizer_groups
+from fiag_dist.training.feed import Feed
+from fiag_dist.training.start import fresh_head
+from fiag_dist.training.step import Training, optimizer_groups
 
 STEPS = 100_000
 """Length of the run that the timed steps are a piece of: rates and weights hardly change within them."""

@@ -6,7 +6,8 @@ import sys
 
 import torch
 
-from fiag_dist.errors import DistributedError, guarded
+from fiag_dist.ending import guarded
+from fiag_dist.errors import DistributedError
 
 
 def address_towards(other: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from fiag_dist.errors import DistributedError, endings
+from fiag_dist.ending import endings
+from fiag_dist.errors import DistributedError
 
 T = TypeVar("T")
 OPERATIONS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from fiag_dist import video, weights
+from fiag_dist import weights
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import backdrop, expression, footage, pose, span, speech, summary, sync, tracks
@@ -25,7 +25,8 @@ from fiag_dist.ingest.footage import Progress, Reel, Stopwatch, Tracked, shrunk
 from fiag_dist.ingest.masks import PersonMatte
 from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.whisper import WHISPER
-from fiag_dist.sound import SAMPLE_RATE
+from fiag_dist.media import video
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.types import Frame, IdentityMeta
 
 SEARCH_STEP = 10

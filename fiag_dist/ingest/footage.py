@@ -13,13 +13,13 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from fiag_dist import video
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import expression, span
 from fiag_dist.ingest.face import Crop, Face, FaceTracker
 from fiag_dist.ingest.identity import IdentityEmbedder
 from fiag_dist.ingest.spool import Spool
+from fiag_dist.media import video
 from fiag_dist.memory import peak_resident_mib
 from fiag_dist.types import ACTION_UNITS, NUM_LANDMARKS
 

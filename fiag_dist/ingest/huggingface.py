@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32
 
 from fiag_dist.errors import ConfigError
-from fiag_dist.sound import SAMPLE_RATE
+from fiag_dist.media.sound import SAMPLE_RATE
 
 _CHUNK_S, _OVERLAP_S = 20, 4
 """Neighbouring chunks share 4 s, and each gives up the outer half of it."""

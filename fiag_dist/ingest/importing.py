@@ -25,7 +25,7 @@ from fiag_dist.ingest.prepared import Prepared
 from fiag_dist.ingest.spool import Spool, handed_on
 from fiag_dist.ingest.tracks import POSE_SIZE
 from fiag_dist.landmarks import RIGID
-from fiag_dist.sound import SAMPLE_RATE
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.types import STILL, Frame, IdentityMeta, Label, Split
 
 MOST_FRAMES = 100

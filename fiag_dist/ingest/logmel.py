@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from fiag_dist.sound import SAMPLE_RATE
+from fiag_dist.media.sound import SAMPLE_RATE
 
 RATE_HZ = 100
 NUM_MELS = 80

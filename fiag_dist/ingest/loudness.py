@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from fiag_dist.sound import SAMPLE_RATE
+from fiag_dist.media.sound import SAMPLE_RATE
 
 SILENT_DB, CLEAR_DB = -35.0, -20.0
 """Against the loud frames of the same sound: at the first nobody speaks, at the second somebody does."""

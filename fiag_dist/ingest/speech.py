@@ -20,7 +20,7 @@ from fiag_dist.ingest import precomputed
 from fiag_dist.ingest.huggingface import HuggingFace
 from fiag_dist.ingest.logmel import LogMel
 from fiag_dist.ingest.whisper import LAYERS, Whisper
-from fiag_dist.sound import SAMPLE_RATE, read_audio
+from fiag_dist.media.sound import SAMPLE_RATE, read_audio
 from fiag_dist.types import AUDIO_FRAMES
 
 FROM_LIBRARY, FROM_FILE = "hf:", "file:"

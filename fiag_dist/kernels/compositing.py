@@ -87,7 +87,7 @@ def compare(
     mask: Float[Tensor, "h w"],
     backdrop: Float[Tensor, "3 h w"],
 ) -> tuple[Float[Tensor, "3 h w"], Float[Tensor, "3 h w"], Float[Tensor, ""], Float[Tensor, ""]]:
-    """`fiag_dist.compositing.compare` on the CPU, float32: image, target, error and uncovered. Gradients to layer and alpha.
+    """`fiag_dist.images.compositing.compare` on the CPU, float32: image, target, error and uncovered. Gradients to layer and alpha.
 
     Numbers that are not finite are refused in checked mode (`check`); else they spread to what depends on them.
     """

@@ -1,0 +1,1 @@
+"""Each metric on its own."""

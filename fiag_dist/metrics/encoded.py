@@ -11,7 +11,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import UInt8
 
-from fiag_dist.video import VideoWriter, read_frames
+from fiag_dist.media.video import VideoWriter, read_frames
 
 Image = UInt8[np.ndarray, "size size 3"]
 CRF = 18

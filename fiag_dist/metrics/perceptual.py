@@ -6,7 +6,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fiag_dist import weights
-from fiag_dist.lpips import SMALLEST_PX, Lpips
+from fiag_dist.images.lpips import SMALLEST_PX, Lpips
 from fiag_dist.metrics.regions import Truth
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
 
-from fiag_dist.ssim import ssim
+from fiag_dist.images.ssim import ssim
 from fiag_dist.types import Frame
 
 _CEILING = 1e-10

@@ -22,8 +22,8 @@ from scipy.ndimage import median_filter
 from torch import Tensor, nn
 
 from fiag_dist.errors import ConfigError, WeightsError
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.metrics.faces import Seen
-from fiag_dist.sound import SAMPLE_RATE
 
 Image = UInt8[np.ndarray, "height width 3"]
 

@@ -1,0 +1,1 @@
+"""The networks and the field (docs/model.md 2)."""

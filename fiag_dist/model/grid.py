@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fiag_dist.backend import Choice, fault_of, must_agree
 from fiag_dist.config import EncoderBackend, GridConfig
 from fiag_dist.errors import ConfigError
+from fiag_dist.images.backend import Choice, fault_of, must_agree
 from fiag_dist.kernels import grid as kernel
 from fiag_dist.types import BOUND_M
 

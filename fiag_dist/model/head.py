@@ -10,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fiag_dist.config import EncoderBackend, ModelConfig, Precision, RasterBackend
+from fiag_dist.images.raster import Splats, checked_degree, rasterize_frames, view_colors
 from fiag_dist.kernels import colors as kernel
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
 from fiag_dist.model.layers import kind_of
 from fiag_dist.model.motion import Drive, Motion, PersonalNet, swung
 from fiag_dist.model.universal import UniversalMotion
-from fiag_dist.raster import Splats, checked_degree, rasterize_frames, view_colors
 from fiag_dist.types import Camera, Gaussians, Rendering, Shot
 
 MOUTH_SCALE_M = 0.006

@@ -1,0 +1,1 @@
+"""Samples to tar files with a manifest, and back."""

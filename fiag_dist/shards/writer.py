@@ -11,9 +11,9 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from fiag_dist.errors import DataError
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.shards import folder
 from fiag_dist.shards.manifest import IdentityEntry, MetaEntry, ShardEntry, SplitEntry, check_name
-from fiag_dist.sound import SAMPLE_RATE
 from fiag_dist.storage import Storage
 from fiag_dist.types import Frame, IdentityMeta
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Float64
 
-from fiag_dist.staging import NECK_M, about_neck
+from fiag_dist.acting.staging import NECK_M, about_neck
 from fiag_dist.types import Camera
 
 HOME_M = 1.0

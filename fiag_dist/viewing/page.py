@@ -16,10 +16,10 @@ from pathlib import Path
 import numba
 import viser
 
-from fiag_dist.backdrop import bounce
+from fiag_dist.acting.backdrop import bounce
+from fiag_dist.acting.staging import COLOURS
 from fiag_dist.errors import FiagError
-from fiag_dist.sound import Sound
-from fiag_dist.staging import COLOURS
+from fiag_dist.media.sound import Sound
 from fiag_dist.types import EXPRESSION_NAMES, GAZE
 from fiag_dist.viewing.orbit import FOV_RAD, Orbit
 from fiag_dist.viewing.origin import is_own_page

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from jaxtyping import Float16, Float32, UInt8
 
+from fiag_dist.acting.rehearsal import Rehearsal
+from fiag_dist.acting.staging import colour, composed
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.speech import windows
-from fiag_dist.rehearsal import Rehearsal
-from fiag_dist.sound import SAMPLE_RATE, Sound
-from fiag_dist.staging import colour, composed
-from fiag_dist.synthesize import Identity
+from fiag_dist.media.sound import SAMPLE_RATE, Sound
 from fiag_dist.types import AUDIO_FRAMES
 from fiag_dist.viewing.orbit import Orbit
 

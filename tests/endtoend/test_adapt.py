@@ -13,11 +13,12 @@ import pytest
 from commands import fiag_dist
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fiag_dist import cli, video
-from fiag_dist.actor import load_info
+from fiag_dist import cli
+from fiag_dist.acting.actor import load_info
+from fiag_dist.acting.synthesize import Identity
+from fiag_dist.media import video
+from fiag_dist.media.sound import read_audio
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.sound import read_audio
-from fiag_dist.synthesize import Identity
 
 TINY_ADAPT = """
 train:

@@ -23,7 +23,7 @@ import browser
 from commands import ROOT
 from scipy.io import wavfile
 
-from fiag_dist.synthesize import Identity
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.viewing.orbit import Orbit
 from fiag_dist.viewing.page import Page, Visit
 from fiag_dist.viewing.show import Show

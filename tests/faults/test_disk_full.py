@@ -12,11 +12,12 @@ import torch
 from fiag_dist.dist.checkpoint import load, newest
 from fiag_dist.dist.process import Process
 from fiag_dist.dist.saving import save
-from fiag_dist.errors import CheckpointError, DataError, guarded
-from fiag_dist.monitor import Monitor
+from fiag_dist.ending import guarded
+from fiag_dist.errors import CheckpointError, DataError
+from fiag_dist.media.video import VideoWriter
+from fiag_dist.monitoring.monitor import Monitor
 from fiag_dist.render import PngFolder
 from fiag_dist.storage import open_storage
-from fiag_dist.video import VideoWriter
 
 
 @pytest.fixture

@@ -10,15 +10,16 @@ import pytest
 from fault_proxy import Proxy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fiag_dist import board, cli
+from fiag_dist import cli
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import load
 from fiag_dist.dist.checkpoint import COMMIT, FOLDER
 from fiag_dist.dist.process import Process
 from fiag_dist.errors import DataError
-from fiag_dist.mirror import Mirror
-from fiag_dist.monitor import Monitor
-from fiag_dist.status import told
+from fiag_dist.monitoring import board
+from fiag_dist.monitoring.mirror import Mirror
+from fiag_dist.monitoring.monitor import Monitor
+from fiag_dist.monitoring.status import told
 from fiag_dist.storage import S3Storage, open_storage
 
 

@@ -16,11 +16,11 @@ from fiag_dist import cli
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import assign
 from fiag_dist.errors import DataError
-from fiag_dist.feed import Feed
 from fiag_dist.shards.manifest import FILE, read_manifest
 from fiag_dist.shards.reader import FrameReader, iter_frames, read_meta
 from fiag_dist.shards.writer import write_identity
 from fiag_dist.storage import S3Storage, Storage, open_storage, retry
+from fiag_dist.training.feed import Feed
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "shards"))
 import make_demo

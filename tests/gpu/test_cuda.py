@@ -15,11 +15,12 @@ import gpu_pairs
 import gpu_step
 from make_demo import Demo, make_demo
 
-from fiag_dist import doctor, raster, ssim
+from fiag_dist import doctor
 from fiag_dist.bench.scene import head_scene
 from fiag_dist.config import GridConfig
+from fiag_dist.images import raster, ssim
+from fiag_dist.images.raster import Splats, rasterize_frames
 from fiag_dist.model import grid
-from fiag_dist.raster import Splats, rasterize_frames
 from fiag_dist.types import Camera
 
 pytestmark = pytest.mark.gpu

@@ -8,13 +8,14 @@ import torch
 from scenes import NAMES, gradients, leaves, scene
 from torch import Tensor
 
-from fiag_dist.errors import CHECKED, NumericsError, guarded
+from fiag_dist.ending import guarded
+from fiag_dist.errors import CHECKED, NumericsError
+from fiag_dist.images.raster import rasterize
 from fiag_dist.kernels.grid import encode, layout
 from fiag_dist.kernels.mlp import mlp
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.kernels.ssim import ssim
-from fiag_dist.raster import rasterize
 
 NAN, INF = float("nan"), float("inf")
 GRID = layout(3, 8, 20.0, 17)

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from fiag_dist.errors import NumericsError
+from fiag_dist.images.raster import view_colors
 from fiag_dist.kernels.colors import shown_colors
 from fiag_dist.model.head import at_most
-from fiag_dist.raster import view_colors
 from fiag_dist.types import Camera
 
 

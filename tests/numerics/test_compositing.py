@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fiag_dist.compositing import compare
 from fiag_dist.errors import NumericsError
+from fiag_dist.images.compositing import compare
 
 
 def parts(height: int, width: int, seed: int = 0) -> list[Tensor]:

@@ -18,7 +18,7 @@ import json, time
 start = time.perf_counter()
 import torch, numba, jaxtyping
 libraries = time.perf_counter()
-from fiag_dist import raster
+from fiag_dist.images import raster
 from fiag_dist.kernels import grid, projection, ssim, warm
 imported = time.perf_counter()
 warm.warm()

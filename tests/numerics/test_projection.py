@@ -8,9 +8,9 @@ from numeric_twins import project as project_twin
 from scenes import SCENES, gradients, image_gradients, incoming, leaves, scene
 
 from fiag_dist.errors import ConfigError
+from fiag_dist.images.raster import view_colors
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
-from fiag_dist.raster import view_colors
 from fiag_dist.types import Camera
 
 

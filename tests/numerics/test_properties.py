@@ -13,10 +13,10 @@ from numeric_twins import ssim as ssim_twin
 from scenes import camera, gradients, image_gradients, incoming, leaves, scene
 from torch import Tensor
 
+from fiag_dist.images.raster import rasterize
 from fiag_dist.kernels.grid import encode, layout
 from fiag_dist.kernels.ssim import ssim
 from fiag_dist.kernels.warm import CHANNELS
-from fiag_dist.raster import rasterize
 from fiag_dist.types import Rendering
 
 SIDES = st.one_of(st.sampled_from([1, 15, 16, 17, 32, 33, 63, 64, 65]), st.integers(1, 80))

@@ -9,8 +9,8 @@ from numeric_twins import assert_close, render
 from scenes import NAMES, SCENES, gradients, image_gradients, leaves, scene
 
 from fiag_dist.errors import ConfigError
+from fiag_dist.images.raster import rasterize
 from fiag_dist.kernels.tiles import deal, near_to_far
-from fiag_dist.raster import rasterize
 from fiag_dist.types import Camera
 
 

@@ -5,7 +5,7 @@ import torch
 from numeric_twins import assert_close
 from numeric_twins import ssim as twin
 
-from fiag_dist.ssim import ssim
+from fiag_dist.images.ssim import ssim
 
 SIZES = [(3, 64, 64), (3, 37, 53), (1, 5, 7), (3, 33, 1)]
 

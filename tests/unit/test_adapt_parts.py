@@ -15,7 +15,7 @@ import tiny_identity as tiny
 from made_shards import write_two
 from rich.console import Console
 
-from fiag_dist.actor import TENSORS, load_info
+from fiag_dist.acting.actor import TENSORS, load_info
 from fiag_dist.adaptation import campaign, resources, search, trial
 from fiag_dist.adaptation.job import DONE, Job, Progress, Search, is_done, write_done
 from fiag_dist.adaptation.page import PAGE, write_page

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fiag_dist import backdrop
-from fiag_dist.backdrop import behind, surroundings
+from fiag_dist.acting import backdrop
+from fiag_dist.acting.backdrop import behind, surroundings
 
 SIZE = 40
 

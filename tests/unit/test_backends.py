@@ -12,14 +12,14 @@ import torch
 from splat_frames import frame
 from torch import Tensor
 
-from fiag_dist import raster, ssim
-from fiag_dist.backend import Choice, fault_of, must_agree
 from fiag_dist.config import GridConfig
 from fiag_dist.errors import ConfigError
+from fiag_dist.images import raster, ssim
+from fiag_dist.images.backend import Choice, fault_of, must_agree
+from fiag_dist.images.raster import Splats, rasterize, rasterize_frames
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.model import grid
-from fiag_dist.raster import Splats, rasterize, rasterize_frames
 
 HOST, META, CUDA = torch.device("cpu"), torch.device("meta"), torch.device("cuda", 7)
 

@@ -7,7 +7,7 @@ import pytest
 import tiny_identity as tiny
 from scipy.spatial.transform import Rotation
 
-from fiag_dist import baselines
+from fiag_dist.evaluation import baselines
 from fiag_dist.types import Frame, IdentityMeta
 
 

@@ -20,7 +20,7 @@ from fiag_dist.bench.scene import head_scene
 from fiag_dist.bench.step import Bench as StepBench
 from fiag_dist.bench.step import build
 from fiag_dist.config import DensityConfig
-from fiag_dist.raster import rasterize
+from fiag_dist.images.raster import rasterize
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.storage import open_storage
 from fiag_dist.types import Camera

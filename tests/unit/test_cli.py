@@ -13,7 +13,7 @@ import pytest
 
 from fiag_dist import __version__, cli
 from fiag_dist.errors import DataError
-from fiag_dist.video import VideoWriter
+from fiag_dist.media.video import VideoWriter
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(arguments: list[str], buf
 
 def test_a_broken_pipe_that_is_not_ours_keeps_its_traceback() -> None:
     program = (
-        "from fiag_dist.errors import guarded\ndef main(argv): raise BrokenPipeError('of a socket')\nguarded(main)"
+        "from fiag_dist.ending import guarded\ndef main(argv): raise BrokenPipeError('of a socket')\nguarded(main)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
     assert result.returncode == 1

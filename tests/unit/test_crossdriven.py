@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import tiny_identity as tiny
 
-from fiag_dist import crossdriven
-from fiag_dist.crossdriven import SpeechTest
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import DataError
+from fiag_dist.evaluation import crossdriven
+from fiag_dist.evaluation.crossdriven import SpeechTest
 from fiag_dist.ingest import lips
 from fiag_dist.metrics.faces import Seen
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity
 
 ROOT = Path(__file__).parents[2]
 FPS, SECONDS, LATE = 25, 4.4, 2

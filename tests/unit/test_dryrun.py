@@ -10,7 +10,7 @@ from made_shards import SIZE, make, manifest_of
 from fiag_dist import cli
 from fiag_dist.config import FieldConfig, ModelConfig, TrainConfig
 from fiag_dist.model.head import Head
-from fiag_dist.scaling import FLOAT, Machine, memory, sizes, step_time, traffic
+from fiag_dist.pretraining.scaling import FLOAT, Machine, memory, sizes, step_time, traffic
 from fiag_dist.shards.manifest import write_manifest
 from fiag_dist.shards.writer import write_identity
 from fiag_dist.storage import open_storage

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import tiny_identity as tiny
 
-from fiag_dist import bake, evaluate, examine
+from fiag_dist import evaluate
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import CheckpointError, ConfigError, DataError
+from fiag_dist.evaluation import examine
 from fiag_dist.metrics.panel import Panel
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity
+from fiag_dist.training import bake
+from fiag_dist.training.start import fresh_head
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ from rights import as_nobody
 from test_render import write_wav
 
 from fiag_dist import export
+from fiag_dist.acting.rehearsal import Rehearsal
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import ConfigError, DataError
+from fiag_dist.images.raster import rasterize, view_colors
 from fiag_dist.model.head import Person
-from fiag_dist.raster import rasterize, view_colors
-from fiag_dist.rehearsal import Rehearsal
-from fiag_dist.synthesize import Identity
 from fiag_dist.types import Camera, Gaussians, Rendering
 
 

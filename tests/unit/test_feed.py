@@ -8,14 +8,14 @@ import pytest
 import torch
 from made_shards import FRAMES, SIZE, write_two
 
-from fiag_dist.backdrop import surroundings
+from fiag_dist.acting.backdrop import surroundings
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import assign
-from fiag_dist.feed import Feed, Lesson
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.shut_lips import HARDLY_SHUT
 from fiag_dist.storage import open_storage
-from fiag_dist.stream import Stream
+from fiag_dist.training.feed import Feed, Lesson
+from fiag_dist.training.shut_lips import HARDLY_SHUT
+from fiag_dist.training.stream import Stream
 
 TRAINED = FRAMES - 3
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fiag_dist.actor import INFO
+from fiag_dist.acting.actor import INFO
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.gather import find_clips, find_prepared, identity_name
 from fiag_dist.pack import main

@@ -12,15 +12,15 @@ from rights import as_nobody
 from safetensors.torch import load_file, save_file
 
 from fiag_dist import identity_info
-from fiag_dist.actor import VERSION, load_info
-from fiag_dist.bake import write_identity_folder
+from fiag_dist.acting.actor import VERSION, load_info
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.config import FieldConfig, ModelConfig, TrainConfig
 from fiag_dist.errors import DataError
 from fiag_dist.model.audio import WIDE
 from fiag_dist.shards.manifest import read_manifest, write_manifest
-from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity
+from fiag_dist.training.bake import write_identity_folder
+from fiag_dist.training.start import fresh_head
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import pytest
 
-from fiag_dist import video
 from fiag_dist.config import PackConfig
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import clip, rest, sync
 from fiag_dist.ingest.clip import pack_clip
 from fiag_dist.ingest.sheet import contact_sheet
-from fiag_dist.sound import SAMPLE_RATE, read_audio
+from fiag_dist.media import video
+from fiag_dist.media.sound import SAMPLE_RATE, read_audio
 from fiag_dist.types import BOUND_M, Label
 
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from fiag_dist.config import AudioConfig, FieldConfig, ModelConfig, MotionConfig, TrainConfig
-from fiag_dist.hearing import OWN_FRAMES, attune
 from fiag_dist.landmarks import INNER_LIP_BOTTOM, INNER_LIP_TOP
 from fiag_dist.model.audio import NARROW, WIDE, Listener
 from fiag_dist.model.lipreader import MOTIONS, RIDGE, LipReader, motions
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import read_meta
-from fiag_dist.start import fresh_head, load_head
 from fiag_dist.storage import Storage, open_storage
+from fiag_dist.training.hearing import OWN_FRAMES, attune
+from fiag_dist.training.start import fresh_head, load_head
 from fiag_dist.types import EXPRESSION_NAMES, IdentityMeta
 
 

@@ -59,7 +59,7 @@ def test_the_reading_that_comes_with_the_package_fits_what_is_heard() -> None:
 @pytest.mark.weights
 @pytest.mark.clips
 def test_what_is_expected_moves_with_the_sound_and_rests_in_silence(clips: Path) -> None:
-    from fiag_dist.sound import read_audio
+    from fiag_dist.media.sound import read_audio
 
     wav = read_audio(clips / "anchor_a.mp4")[: 10 * 16_000]
     expected = lips.expected(wav, 250)

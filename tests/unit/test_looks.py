@@ -12,13 +12,14 @@ import torch
 from made_shards import write_two
 from PIL import Image
 
-from fiag_dist import backdrop, looks
+from fiag_dist.acting import backdrop
 from fiag_dist.bench.step import Bench, build
 from fiag_dist.config import AudioConfig, TrainConfig
 from fiag_dist.dist.ownership import assign
-from fiag_dist.feed import Feed
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.storage import open_storage
+from fiag_dist.training import looks
+from fiag_dist.training.feed import Feed
 
 
 @pytest.mark.parametrize("form", ["direct", "attention"])

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fiag_dist import looks, loop
 from fiag_dist.dist.process import Process
-from fiag_dist.monitor import Monitor
+from fiag_dist.monitoring.monitor import Monitor
+from fiag_dist.training import looks, loop
 
 
 @dataclass

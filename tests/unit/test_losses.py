@@ -9,7 +9,6 @@ import torch
 from heads import small_head, small_shot
 from scipy.spatial.transform import Rotation
 
-from fiag_dist import density, losses
 from fiag_dist.config import (
     DensityConfig,
     FieldConfig,
@@ -21,9 +20,10 @@ from fiag_dist.config import (
 )
 from fiag_dist.dist.ownership import draw
 from fiag_dist.landmarks import IRISES, LIPS
-from fiag_dist.losses import Rival
 from fiag_dist.model.motion import StillNet
 from fiag_dist.stages import landmark_weight, rates, sh_degree, stage_at, total_steps
+from fiag_dist.training import density, losses
+from fiag_dist.training.losses import Rival
 from fiag_dist.types import Rendering, Shot, axes
 
 

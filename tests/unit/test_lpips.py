@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fiag_dist import lpips, weights
+from fiag_dist import weights
 from fiag_dist.errors import WeightsError
+from fiag_dist.images import lpips
 
 present = pytest.mark.skipif(not weights.present("lpips-alex"), reason="needs: fiag-dist weights fetch")
 

@@ -21,13 +21,13 @@ from fiag_dist.landmarks import (
     RIGHT_EYE_OUTER,
     RIGHT_IRIS,
 )
+from fiag_dist.media.video import read_frames
 from fiag_dist.metrics import action_units, likeness, lipsync, motion
 from fiag_dist.metrics.encoded import ThroughVideo
 from fiag_dist.metrics.faces import FaceFinder, Seen
 from fiag_dist.metrics.panel import ALL, Look, Panel
 from fiag_dist.metrics.perceptual import Perceptual, at_least
 from fiag_dist.metrics.regions import Truth
-from fiag_dist.video import read_frames
 
 SHAPES = sorted(
     {name for units in (action_units.UPPER, action_units.LOWER) for names in units.values() for name in names}

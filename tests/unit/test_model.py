@@ -6,7 +6,7 @@ import pytest
 import torch
 from heads import camera, rest_landmarks, small_config, small_head, small_shot
 
-from fiag_dist.actor import Actor
+from fiag_dist.acting.actor import Actor
 from fiag_dist.config import AudioConfig
 from fiag_dist.errors import ConfigError
 from fiag_dist.model.audio import NARROW, TAPS, WIDE, AudioCode, Listener, held, taps

@@ -15,10 +15,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from fiag_dist import board, monitor
-from fiag_dist.board import LAYOUT, gif, png
 from fiag_dist.dist.process import Process
-from fiag_dist.monitor import Clock, Monitor, Ratio
+from fiag_dist.monitoring import board, monitor
+from fiag_dist.monitoring.board import LAYOUT, gif, png
+from fiag_dist.monitoring.monitor import Clock, Monitor, Ratio
 
 
 def records(folder: Path) -> list[dict]:

@@ -12,11 +12,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fiag_dist import raster, ssim
 from fiag_dist.config import AudioConfig, GridConfig
+from fiag_dist.images import raster, ssim
+from fiag_dist.images.raster import Splats
 from fiag_dist.model import grid
 from fiag_dist.model.audio import Listener, held
-from fiag_dist.raster import Splats
 from fiag_dist.types import Camera
 
 META = torch.device("meta")

@@ -19,8 +19,8 @@ from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, from_yaml, to_dict
 from fiag_dist.errors import ConfigError
 from fiag_dist.shards.manifest import read_manifest, write_manifest
-from fiag_dist.start import refuse_nonsense
 from fiag_dist.storage import open_storage
+from fiag_dist.training.settings import refuse_nonsense
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import paper

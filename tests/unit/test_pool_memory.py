@@ -11,7 +11,7 @@ from fiag_dist.config import MotionConfig
 from fiag_dist.dist.ownership import assign
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.model.motion import PersonalNet
-from fiag_dist.training import PERSONAL_GROUPS
+from fiag_dist.training.step import PERSONAL_GROUPS
 
 NAMES = [f"person_{number}" for number in range(8)]
 

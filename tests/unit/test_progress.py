@@ -2,8 +2,8 @@
 
 import pytest
 
-from fiag_dist import progress
-from fiag_dist.progress import Pace, clock_text
+from fiag_dist.monitoring import progress
+from fiag_dist.monitoring.progress import Pace, clock_text
 
 
 class Hand:

@@ -7,14 +7,14 @@ import pytest
 import tiny_identity as tiny
 import torch
 
-from fiag_dist.actor import Actor
+from fiag_dist.acting.actor import Actor
+from fiag_dist.acting.rehearsal import Rehearsal
+from fiag_dist.acting.staging import composed
 from fiag_dist.config import FieldConfig, ModelConfig, MotionConfig, TrainConfig
 from fiag_dist.model.head import Person
-from fiag_dist.rehearsal import Rehearsal
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.staging import composed
-from fiag_dist.start import fresh_head
 from fiag_dist.storage import open_storage
+from fiag_dist.training.start import fresh_head
 from fiag_dist.types import Camera, Gaussians
 
 

@@ -15,11 +15,13 @@ import pytest
 import tiny_identity as tiny
 from rights import as_nobody
 
-from fiag_dist import cli, provenance, render, video
+from fiag_dist import cli, render
+from fiag_dist.acting import provenance
+from fiag_dist.acting.staging import Staging, nearest_to_mean, retargeted
+from fiag_dist.acting.synthesize import Identity, write_behind
 from fiag_dist.errors import ConfigError, DataError
-from fiag_dist.sound import read_audio
-from fiag_dist.staging import Staging, nearest_to_mean, retargeted
-from fiag_dist.synthesize import Identity, write_behind
+from fiag_dist.media import video
+from fiag_dist.media.sound import read_audio
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +298,7 @@ def test_the_library_is_light_until_it_is_used() -> None:
         "print(Identity.__module__, Staging(size=512).size); fiag_dist.Idendity"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["fiag_dist.synthesize", "512"]
+    assert done.stdout.split() == ["fiag_dist.acting.synthesize", "512"]
     assert done.stderr.splitlines()[-1].startswith("AttributeError: module 'fiag_dist' has no attribute 'Idendity'")
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from fiag_dist import report
+from fiag_dist.evaluation import report
 
 
 def metrics(head: float, lmd: float | None = None) -> dict:

@@ -9,18 +9,18 @@ import pytest
 import tiny_identity
 from test_variants import training
 
-from fiag_dist import resume
-from fiag_dist.actor import load_info
-from fiag_dist.bake import bake_run
+from fiag_dist.acting.actor import load_info
 from fiag_dist.config import PretrainConfig
 from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.checkpoint import Checkpoint
 from fiag_dist.dist.process import Process
 from fiag_dist.errors import CheckpointError
 from fiag_dist.pretrain import identity_tensors, newest_of
+from fiag_dist.pretraining import resume
 from fiag_dist.shards.manifest import Manifest, read_manifest, write_manifest
 from fiag_dist.shards.writer import write_identity
 from fiag_dist.storage import open_storage
+from fiag_dist.training.bake import bake_run
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from fiag_dist import cli, runs, status
+from fiag_dist import cli, runs
 from fiag_dist.dist.process import Process
 from fiag_dist.errors import ConfigError
+from fiag_dist.monitoring import status
 from fiag_dist.storage import open_storage
 
 
@@ -66,8 +67,9 @@ def test_a_run_that_raises_says_why(tmp_path: Path) -> None:
 
 def test_a_killed_run_has_crashed_although_it_never_said_so(tmp_path: Path) -> None:
     folder = make(tmp_path / "a", step=3, loss=1.0)
-    words = "from fiag_dist import status; from fiag_dist.dist.process import Process; from fiag_dist.storage import open_storage; import sys, signal"
-    words += "; status.Teller(open_storage(sys.argv[1]), Process(), 9).say('running', 2); print('said', flush=True); signal.pause()"
+    words = "import signal, sys; from fiag_dist.dist.process import Process; from fiag_dist.monitoring.status import Teller; "
+    words += "from fiag_dist.storage import open_storage; Teller(open_storage(sys.argv[1]), Process(), 9).say('running', 2); "
+    words += "print('said', flush=True); signal.pause()"
     run = subprocess.Popen([sys.executable, "-c", words, str(folder)], stdout=subprocess.PIPE, text=True)
     try:
         assert run.stdout

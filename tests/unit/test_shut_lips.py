@@ -8,8 +8,8 @@ from made_shards import FRAMES, write_two
 
 from fiag_dist.landmarks import LIPS
 from fiag_dist.shards.reader import FrameReader
-from fiag_dist.shut_lips import HARDLY_SHUT, SHUT, ShutLips, met
 from fiag_dist.storage import open_storage
+from fiag_dist.training.shut_lips import HARDLY_SHUT, SHUT, ShutLips, met
 
 
 @pytest.fixture

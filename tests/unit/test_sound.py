@@ -13,9 +13,9 @@ import pytest
 from scipy.io import wavfile
 from stamped import mux_sound, write_at
 
-from fiag_dist import sound
 from fiag_dist.errors import DataError
-from fiag_dist.sound import read_audio
+from fiag_dist.media import sound
+from fiag_dist.media.sound import read_audio
 
 
 @pytest.mark.parametrize("click_s", [0.7, 0.5])
@@ -154,7 +154,7 @@ def test_what_can_be_read_but_once_is_refused_unread(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=f"^{path}: is a pipe or a device, .*; write it to a file first$"):
             sound.Sound(path)
     clipmaker.write_sound(tmp_path / "a.wav", np.ones(1600, np.float32))
-    code = "from fiag_dist.sound import Sound\ntry: print(Sound('/dev/stdin').seconds)\nexcept Exception as e: print(e)"
+    code = "from fiag_dist.media.sound import Sound\ntry: print(Sound('/dev/stdin').seconds)\nexcept Exception as e: print(e)"
     with (tmp_path / "a.wav").open("rb") as file:
         said = subprocess.run(
             [sys.executable, "-c", code], stdin=file, capture_output=True, text=True, timeout=60

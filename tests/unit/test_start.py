@@ -9,15 +9,17 @@ import pytest
 import tiny_identity
 import torch
 
-from fiag_dist import start
 from fiag_dist.config import FieldConfig, IdentityConfig, LossConfig, ModelConfig, TrainConfig
 from fiag_dist.errors import CheckpointError
 from fiag_dist.landmarks import LIPS_INNER
 from fiag_dist.model.head import Head
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import read_meta
-from fiag_dist.start import bake_in, check_channels, check_formats, forget, fresh_head, load_head, roomier, settle
 from fiag_dist.storage import Storage, open_storage
+from fiag_dist.training import planting
+from fiag_dist.training.formats import check_channels, check_formats
+from fiag_dist.training.planting import settle
+from fiag_dist.training.start import bake_in, forget, fresh_head, load_head, roomier
 from fiag_dist.types import EXPRESSION_NAMES, SH_DC, Camera, IdentityMeta, Label, Shot
 
 FIELD = FieldConfig(num_face=600, num_mouth=40, capacity_face=600, capacity_mouth=40)
@@ -88,7 +90,7 @@ def test_a_mouth_that_no_frame_shows_keeps_its_colours(
     packed: tuple[Storage, Manifest], monkeypatch: pytest.MonkeyPatch, shown: bool
 ) -> None:
     """Of a clip that is quiet in the frames that are looked at, teeth and tongue of others are a better guess than grey."""
-    head, look = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD))), start._look
+    head, look = head_of(packed, TrainConfig(model=ModelConfig(field=FIELD))), planting.look
 
     def seen(*of_whom: Any) -> list[Shot]:
         shots = look(*of_whom)
@@ -97,7 +99,7 @@ def test_a_mouth_that_no_frame_shows_keeps_its_colours(
             shot.labels[20:24, 20:24] = int(Label.MOUTH if shown else Label.LIPS)
         return shots
 
-    monkeypatch.setattr(start, "_look", seen)
+    monkeypatch.setattr(planting, "look", seen)
     with torch.no_grad():
         head.mouth_field.sh_dc.fill_(0.7)
     settle(head, *packed, meta_of(packed))

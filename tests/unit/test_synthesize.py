@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import tiny_identity as tiny
 
-from fiag_dist import listening, render, synthesize, video
-from fiag_dist.actor import load_info
-from fiag_dist.backdrop import Loop, read_backdrop, write_backdrop
+from fiag_dist import render
+from fiag_dist.acting import listening, synthesize
+from fiag_dist.acting.actor import load_info
+from fiag_dist.acting.backdrop import Loop, read_backdrop, write_backdrop
+from fiag_dist.acting.listening import listen
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.ingest import speech
-from fiag_dist.listening import listen
-from fiag_dist.sound import read_audio
-from fiag_dist.synthesize import Identity
+from fiag_dist.media import video
+from fiag_dist.media.sound import read_audio
 
 
 @pytest.fixture(scope="module")

@@ -12,26 +12,26 @@ import tiny_identity
 import torch
 from heads import small_config, small_head, small_shot
 
-from fiag_dist import resume
-from fiag_dist.actor import Actor
+from fiag_dist.acting.actor import Actor
+from fiag_dist.acting.rehearsal import Rehearsal
 from fiag_dist.adaptation import trial
 from fiag_dist.adaptation.job import Job
-from fiag_dist.bake import bake_run
 from fiag_dist.config import AdaptConfig, PretrainConfig
 from fiag_dist.configfile import from_dict, to_dict
 from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.engine import LocalEngine
 from fiag_dist.dist.process import Process
 from fiag_dist.errors import CheckpointError, ConfigError
-from fiag_dist.loop import run
-from fiag_dist.monitor import Monitor
+from fiag_dist.monitoring.monitor import Monitor
 from fiag_dist.pretrain import build, identity_tensors, newest_of
-from fiag_dist.rehearsal import Rehearsal
+from fiag_dist.pretraining import resume
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.stages import Stage
-from fiag_dist.start import refuse_nonsense
 from fiag_dist.storage import open_storage
-from fiag_dist.training import Training
+from fiag_dist.training.bake import bake_run
+from fiag_dist.training.loop import run
+from fiag_dist.training.settings import refuse_nonsense
+from fiag_dist.training.step import Training
 
 NO_IDENTITY = {"model": {"identity": {"enabled": False}}, "loss": {"triplet": 0}}
 NO_PERSONAL = {"model": {"motion": {"personal": False}}, "loss": {"contrast": 0}}

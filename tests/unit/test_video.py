@@ -11,9 +11,9 @@ import pytest
 from av.stream import Disposition
 from stamped import SIDE, grey, write_at
 
-from fiag_dist import video
 from fiag_dist.errors import DataError
-from fiag_dist.sound import read_audio
+from fiag_dist.media import video
+from fiag_dist.media.sound import read_audio
 
 
 def levels(path: Path, fps: float, max_seconds: float = 0.0) -> list[int]:

@@ -12,10 +12,10 @@ import tiny_identity as tiny
 import torch
 
 from fiag_dist import view
+from fiag_dist.acting.staging import NECK_M, Staging
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import ConfigError, DataError
-from fiag_dist.sound import Sound
-from fiag_dist.staging import NECK_M, Staging
-from fiag_dist.synthesize import Identity
+from fiag_dist.media.sound import Sound
 from fiag_dist.viewing import show as viewing
 from fiag_dist.viewing.orbit import FARTHEST_M, FOV_RAD, HOME_M, Orbit
 from fiag_dist.viewing.origin import is_loopback, is_own_page

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fiag_dist.actor import INFO
+from fiag_dist.acting.actor import INFO
 from fiag_dist.dist.process import Process
 from fiag_dist.storage import LocalStorage, Storage, cache_folder, open_storage
 

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from fiag_dist.board import Board
 from fiag_dist.dist.process import Process, all_gather_object
 from fiag_dist.memory import peak_resident_mib
-from fiag_dist.mirror import METRICS, is_mirrored
-from fiag_dist.progress import Bar, Pace
+from fiag_dist.monitoring.board import Board
+from fiag_dist.monitoring.mirror import METRICS, is_mirrored
+from fiag_dist.monitoring.progress import Bar, Pace
 from fiag_dist.stages import due
 
 LINE = (

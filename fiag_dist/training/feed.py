@@ -11,14 +11,14 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from fiag_dist.backdrop import surroundings
+from fiag_dist.acting.backdrop import surroundings
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist.ownership import Ownership, draw
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
-from fiag_dist.shut_lips import ShutLips
 from fiag_dist.storage import Storage
-from fiag_dist.stream import Stream
+from fiag_dist.training.shut_lips import ShutLips
+from fiag_dist.training.stream import Stream
 from fiag_dist.types import Camera, Frame, IdentityMeta, Label, Shot
 
 

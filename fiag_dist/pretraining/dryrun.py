@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from fiag_dist.config import PretrainConfig
 from fiag_dist.dist.ownership import Ownership
-from fiag_dist.scaling import Memory, Sizes, memory, sizes, traffic
+from fiag_dist.pretraining.scaling import Memory, Sizes, memory, sizes, traffic
 from fiag_dist.shards.manifest import IdentityEntry, Manifest
 from fiag_dist.stages import total_steps
 

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Float32, Float64, UInt8
 from torch import Tensor
 
-from fiag_dist.backdrop import Loop, bounce, longest_take
+from fiag_dist.acting.backdrop import Loop, bounce, longest_take
+from fiag_dist.acting.rehearsal import Layer
 from fiag_dist.errors import ConfigError
-from fiag_dist.rehearsal import Layer
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import read_meta
 from fiag_dist.storage import open_storage

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from fiag_dist.actor import INFO, Actor, IdentityInfo, load_info, save_actor
-from fiag_dist.backdrop import write_backdrop
+from fiag_dist.acting.actor import INFO, Actor, IdentityInfo, load_info, save_actor
+from fiag_dist.acting.backdrop import write_backdrop
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import from_dict
 from fiag_dist.dist import checkpoint
@@ -15,8 +15,9 @@ from fiag_dist.model.motion import PersonalNet
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import iter_frames, read_meta
 from fiag_dist.stages import sh_degree
-from fiag_dist.start import check_formats, load_head
 from fiag_dist.storage import Storage, open_storage
+from fiag_dist.training.formats import check_formats
+from fiag_dist.training.start import load_head
 
 BAKED_FROM = "checkpoint.sha256"
 """Beside the people of a run: the hash of the checkpoint's COMMIT.json, which has those of all its files."""

@@ -18,9 +18,9 @@ from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation, VideoReformatter
 from jaxtyping import Float32, UInt8
 
-from fiag_dist.container import decoded, opened, refuse_jump, video_track, writing
 from fiag_dist.errors import DataError
-from fiag_dist.sound import Sound
+from fiag_dist.media.container import decoded, opened, refuse_jump, video_track, writing
+from fiag_dist.media.sound import Sound
 
 _ASPECT_CHANGE = 0.05
 """By this share the shape of the picture may change within a clip: its size is a whole number of pixels, or of blocks of them."""

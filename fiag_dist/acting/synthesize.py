@@ -10,17 +10,17 @@ import torch
 from jaxtyping import Float, Float16, Float32, UInt8
 from torch import Tensor
 
-from fiag_dist import provenance
-from fiag_dist.actor import Actor, IdentityInfo, load_actor, load_info
-from fiag_dist.backdrop import Loop, read_backdrop
-from fiag_dist.listening import listen
-from fiag_dist.rehearsal import Rehearsal
+from fiag_dist.acting import provenance
+from fiag_dist.acting.actor import Actor, IdentityInfo, load_actor, load_info
+from fiag_dist.acting.backdrop import Loop, read_backdrop
+from fiag_dist.acting.listening import listen
+from fiag_dist.acting.rehearsal import Rehearsal
+from fiag_dist.acting.staging import Stage, Staging, composed
+from fiag_dist.media.sound import SAMPLE_RATE, Sound
+from fiag_dist.media.video import VideoWriter
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import read_meta
-from fiag_dist.sound import SAMPLE_RATE, Sound
-from fiag_dist.staging import Stage, Staging, composed
 from fiag_dist.storage import open_storage
-from fiag_dist.video import VideoWriter
 
 PREVIEW = "preview.mp4"
 _WAITING = 4

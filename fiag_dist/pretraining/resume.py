@@ -10,7 +10,7 @@ from fiag_dist.dist.checkpoint import Checkpoint
 from fiag_dist.errors import CheckpointError
 from fiag_dist.shards.manifest import Manifest
 from fiag_dist.stages import total_steps
-from fiag_dist.start import check_formats
+from fiag_dist.training.formats import check_formats
 
 BEGINS_WITH = (
     "init_identities",

@@ -8,13 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fiag_dist.compositing import compare
 from fiag_dist.config import LossConfig, SsimBackend
+from fiag_dist.images.compositing import compare
+from fiag_dist.images.lpips import Lpips
+from fiag_dist.images.ssim import ssim
 from fiag_dist.landmarks import IRISES, LIPS, LIPS_AND_LIDS
-from fiag_dist.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
 from fiag_dist.model.motion import METRES, PersonalNet
-from fiag_dist.ssim import ssim
 from fiag_dist.stages import Stage
 from fiag_dist.types import LIDS_MEET, NUM_LANDMARKS, Label, Shot
 

@@ -11,8 +11,8 @@ import numpy as np
 from av.container import InputContainer
 from jaxtyping import Float32
 
-from fiag_dist.container import audio_track, decoded, opened, refuse_jump, video_tracks
 from fiag_dist.errors import DataError
+from fiag_dist.media.container import audio_track, decoded, opened, refuse_jump, video_tracks
 
 SAMPLE_RATE = 16_000
 _PIECE = SAMPLE_RATE

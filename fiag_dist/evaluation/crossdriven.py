@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from fiag_dist.acting.listening import FAINT_DB
+from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import DataError
 from fiag_dist.ingest import lips, speech
 from fiag_dist.ingest.loudness import audible, loud_db, loudness_db
-from fiag_dist.listening import FAINT_DB
+from fiag_dist.media.sound import SAMPLE_RATE, read_audio
 from fiag_dist.metrics import lipsync, motion
 from fiag_dist.metrics.faces import Seen
 from fiag_dist.metrics.panel import Numbers
 from fiag_dist.metrics.syncnet import SyncNet
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.shards.reader import FrameReader, read_meta
-from fiag_dist.sound import SAMPLE_RATE, read_audio
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity
 from fiag_dist.types import IdentityMeta
 
 VOICE_S, SHORTEST_S = 12.0, 3.0

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fiag_dist import __version__
-from fiag_dist.actor import TENSORS, IdentityInfo
+from fiag_dist.acting.actor import TENSORS, IdentityInfo
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 """IPTC's term for a recording that a trained model added to, which C2PA uses, too."""

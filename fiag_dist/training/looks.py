@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fiag_dist.board import gif, png
 from fiag_dist.dist.heartbeat import alive
 from fiag_dist.model.head import Act, Performance, act, film
+from fiag_dist.monitoring.board import gif, png
 from fiag_dist.stages import Stage, moving
-from fiag_dist.training import Training
+from fiag_dist.training.step import Training
 from fiag_dist.types import Shot
 
 FRAMES = 4

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float16, Float32
 
 from fiag_dist.ingest import loudness, speech
-from fiag_dist.sound import SAMPLE_RATE
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.types import AUDIO_FRAMES
 
 PIECE_S, BLEND_S = 29, 2

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from fiag_dist import looks
-from fiag_dist.monitor import Clock, Monitor
+from fiag_dist.monitoring.monitor import Clock, Monitor
 from fiag_dist.stages import due
-from fiag_dist.training import Training
+from fiag_dist.training import looks
+from fiag_dist.training.step import Training
 
 
 def run(

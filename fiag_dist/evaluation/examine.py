@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 
-from fiag_dist import baselines
-from fiag_dist.actor import TENSORS, Actor, IdentityInfo, load_actor, load_info
-from fiag_dist.backdrop import behind
-from fiag_dist.baselines import Pasted
-from fiag_dist.crossdriven import SpeechTest
+from fiag_dist.acting.actor import TENSORS, Actor, IdentityInfo, load_actor, load_info
+from fiag_dist.acting.backdrop import behind
+from fiag_dist.acting.synthesize import Identity, to_image
 from fiag_dist.errors import DataError, FiagError
-from fiag_dist.feed import shot_of
+from fiag_dist.evaluation import baselines
+from fiag_dist.evaluation.baselines import Pasted
+from fiag_dist.evaluation.crossdriven import SpeechTest
+from fiag_dist.media.sound import SAMPLE_RATE
 from fiag_dist.metrics.encoded import ThroughVideo
 from fiag_dist.metrics.panel import OF_FACES, Look, Numbers, Panel
 from fiag_dist.metrics.regions import Truth
@@ -28,10 +29,9 @@ from fiag_dist.metrics.syncnet import FEWEST, FPS, MOST
 from fiag_dist.shards.manifest import BESIDE, read_manifest
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.shards.reader import FrameReader, read_meta
-from fiag_dist.sound import SAMPLE_RATE
-from fiag_dist.start import check_formats
 from fiag_dist.storage import open_storage
-from fiag_dist.synthesize import Identity, to_image
+from fiag_dist.training.feed import shot_of
+from fiag_dist.training.formats import check_formats
 from fiag_dist.types import Frame, IdentityMeta
 
 METRICS, STRIP = "metrics.json", "strip.png"

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from fiag_dist.actor import refuse_unreadable
+from fiag_dist.acting.actor import refuse_unreadable
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.span import spikes
+from fiag_dist.media.video import VideoWriter, read_frames
 from fiag_dist.types import ACTION_UNITS, EXPRESSION_NAMES, GAZE, STILL, Frame, IdentityMeta
-from fiag_dist.video import VideoWriter, read_frames
 
 VIDEO, POSES = "backdrop.mp4", "poses.npz"
 _HEAD_ABOVE = 2

@@ -7,9 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fiag_dist.backend import Choice, must_agree
 from fiag_dist.config import SsimBackend
 from fiag_dist.errors import ConfigError
+from fiag_dist.images.backend import Choice, must_agree
 from fiag_dist.kernels import ssim as kernel
 from fiag_dist.kernels.ssim import C1, C2, SIGMA, WINDOW
 

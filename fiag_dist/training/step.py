@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiag_dist import density, losses, weights
-from fiag_dist.backdrop import Filled
+from fiag_dist import weights
+from fiag_dist.acting.backdrop import Filled
 from fiag_dist.config import TrainConfig
 from fiag_dist.dist import process
 from fiag_dist.dist.engine import Engine, Group, StepReport
@@ -19,9 +19,7 @@ from fiag_dist.dist.neighbours import Neighbours
 from fiag_dist.dist.pool import PersonalPool
 from fiag_dist.dist.state import RowEdit, flatten, unflatten
 from fiag_dist.errors import DistributedError
-from fiag_dist.feed import Feed, Lesson
-from fiag_dist.losses import Rival
-from fiag_dist.lpips import Lpips
+from fiag_dist.images.lpips import Lpips
 from fiag_dist.model.head import Head, Performance
 from fiag_dist.stages import (
     FIELD_GROUPS,
@@ -36,6 +34,9 @@ from fiag_dist.stages import (
     stage_at,
     total_steps,
 )
+from fiag_dist.training import density, losses
+from fiag_dist.training.feed import Feed, Lesson
+from fiag_dist.training.losses import Rival
 from fiag_dist.types import Shot
 
 PERSONAL_GROUPS = ["personal_grids", "personal_nets", "personal_audio"]

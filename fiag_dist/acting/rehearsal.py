@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from fiag_dist.actor import Actor
+from fiag_dist.acting.actor import Actor
+from fiag_dist.images.raster import rasterize
 from fiag_dist.kernels.projection import project
 from fiag_dist.kernels.raster import blend
 from fiag_dist.model.head import Person, shown_colors
 from fiag_dist.model.motion import NUM_EXPRESSION, Drive, swung
-from fiag_dist.raster import rasterize
 from fiag_dist.types import AUDIO_FRAMES, Camera, Gaussians
 
 

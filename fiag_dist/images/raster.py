@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fiag_dist.backend import Choice, fault_of, must_agree
 from fiag_dist.config import RasterBackend
 from fiag_dist.errors import ConfigError
+from fiag_dist.images.backend import Choice, fault_of, must_agree
 from fiag_dist.kernels.falloff import MIN_ALPHA
 from fiag_dist.kernels.launch import alone
 from fiag_dist.kernels.projection import BLUR_PX2, FAR_M, NEAR_M, project

@@ -1,0 +1,1 @@
+"""An identity on its own: baked and loaded, rehearsed, staged over its backdrop, driven by speech to frames and video, signed."""

@@ -1,0 +1,1 @@
+"""Gaussians to images, layers over a backdrop, and how alike two images are; which backend does it."""
