@@ -9,19 +9,6 @@ LEAST_DONE = 0.02
 """Share of the work from which on the time left is estimated."""
 
 
-class Board:
-    """The shares done of the clips at work, 0..1, by number: a Ray actor, to which workers on any node write."""
-
-    def __init__(self) -> None:
-        self._shares: dict[int, float] = {}
-
-    def write(self, number: int, share: float) -> None:
-        self._shares[number] = share
-
-    def read(self) -> dict[int, float]:
-        return self._shares
-
-
 class Far:
     """Which of the clips are finished, and since when they are at work."""
 

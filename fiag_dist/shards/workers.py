@@ -11,8 +11,9 @@ import cv2
 
 from fiag_dist.cluster import living_nodes, start_ray
 from fiag_dist.errors import DataError, DistributedError, FiagError
+from fiag_dist.shards.board import Board
 from fiag_dist.shards.packing import Done, Packer, Work, pack_one
-from fiag_dist.shards.progress import Board, Far
+from fiag_dist.shards.progress import Far
 from fiag_dist.storage import open_storage
 
 WORKER_BYTES = 1_500_000_000

@@ -123,6 +123,11 @@ def test_no_import_circles() -> None:
         visit(path, ())
 
 
+def test_the_packers_board_imports_nothing() -> None:
+    """Its actor has a process of its own, which would load torch for it."""
+    assert not imported(PACKAGE / "shards" / "board.py")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES.get)
 def test_heavy_libraries_have_one_door(path: Path) -> None:
     for name in imported(path):
