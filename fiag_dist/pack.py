@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from fiag_dist.ingest import precomputed, speech
 from fiag_dist.ingest.gather import find_clips, find_prepared, fingerprint
 from fiag_dist.ingest.layouts import pack_any
 from fiag_dist.media.sound import SAMPLE_RATE
+from fiag_dist.shards.collection import Collection
 from fiag_dist.shards.folder import is_whole, marked, probe, stranger, write_mark
 from fiag_dist.shards.manifest import (
     FILE,
@@ -27,8 +28,6 @@ from fiag_dist.shards.manifest import (
     IdentityEntry,
     Manifest,
     SourceEntry,
-    read_manifest,
-    write_manifest,
 )
 from fiag_dist.shards.packing import Done, Packer, Work
 from fiag_dist.shards.settings import refuse_nonsense
@@ -104,12 +103,50 @@ def pack(
     refuse_nonsense(cfg)
     found = (find_prepared if cfg.layout == "instag" else find_clips)([Path(c) for c in clips])
     storage = open_storage(out)
+    there = Collection(storage, _formats(cfg, found), frozenset(found))
     sizes = storage.sizes()
-    formats = _formats(cfg, found)
     probe(storage)
-    stored = _stored(storage, formats)
-    _others(storage, stored, formats, set(found))  # another format is refused before the work, not after it
-    named, before = {entry.name: entry for entry in stored.identities}, _named(stored, formats)
+    stored = there.stored()
+    there.others(stored)  # another format is refused before the work, not after it
+    before = there.named(stored)
+    done, todo = _sorted(found, there, sizes, cfg, consent, _everywhere(out), stored)
+    done = there.with_earlier(before, done)
+    for name, result in done.items():
+        say(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
+    if todo and FILE in sizes:  # what the manifest names must be complete at every moment
+        there.write(done)
+    try:
+        for work, result in pack_all(todo, cfg.jobs, packer, say, address):
+            result = done[work.name] = there.arrived(result)
+            say(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
+    except KeyboardInterrupt:
+        say(
+            f"stopped: {len(done)} of {len(found)} clips are finished and stay; the same command goes on with the others"
+        )
+        raise
+    done = there.with_earlier(before | there.named(there.stored()), done)
+    say(_table({name: done[name] for name in found}, {work.name for work in todo}))
+    refused = {name: done[name].reason for name in found if done[name].reason}
+    if len(refused) == len(found):
+        if any(result.entry for result in done.values()):
+            there.write(done)
+        name, reason = next(iter(refused.items()))
+        raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
+    return PackResult(there.write(done), refused)
+
+
+def _sorted(
+    found: Mapping[str, list[Path]],
+    there: Collection,
+    sizes: dict[str, int],
+    cfg: PackConfig,
+    consent: str,
+    out: str,
+    stored: Manifest,
+) -> tuple[dict[str, Done], list[Work]]:
+    """Clips that need no work, because they can't be packed or are packed already, and what is to be done for the others."""
+    named = {entry.name: entry for entry in stored.identities}
+    shape = (there.formats.audio.dim, there.formats.audio.window)
     done: dict[str, Done] = {}
     todo: list[Work] = []
     for name, paths in found.items():
@@ -117,47 +154,31 @@ def pack(
             done[name] = Done(None, f"{len(paths)} clips have this name ({', '.join(map(str, paths))}); rename them")
             continue
         try:
-            source, shape = _source(paths[0], cfg), (formats.audio.dim, formats.audio.window)
+            source = _source(paths[0], cfg)
         except DataError as error:
             done[name] = Done(None, str(error))
             continue
-        there = marked(storage, sizes, name)
-        note = consent or _agreed(named.get(name) or there, source)
-        work = Work(paths[0].absolute(), name, _everywhere(out), cfg, source, shape, note)
-        if there and _is_finished(there, sizes, work):
-            if there.consent != note:
-                there = dataclasses.replace(there, consent=note)
-                write_mark(storage, there)
-            done[name] = Done(there)
+        mark = marked(there.storage, sizes, name)
+        note = consent or _agreed(named.get(name) or mark, source)
+        work = Work(paths[0].absolute(), name, out, cfg, source, shape, note)
+        if mark and _is_finished(mark, sizes, work):
+            done[name] = Done(_with_note(there.storage, mark, note))
         elif other := stranger(sizes, name):
-            reason = f"{storage.url}/{other} lies where its shards would go, and is none of them; give another --out"
+            reason = (
+                f"{there.storage.url}/{other} lies where its shards would go, and is none of them; give another --out"
+            )
             done[name] = Done(None, reason)
         else:
             todo.append(work)
-    done = _with_earlier(storage, before, done)
-    for name, result in done.items():
-        say(f"{name}: " + (f"refused: {result.reason}" if result.reason else "unchanged, skipped"))
-    if todo and FILE in sizes:  # what the manifest names must be complete at every moment
-        _write(storage, formats, set(found), done)
-    try:
-        for work, result in pack_all(todo, cfg.jobs, packer, say, address):
-            result = done[work.name] = _arrived(storage, result)
-            say(f"[{len(done)}/{len(found)}] {work.name}: {_outcome(result)}")
-    except KeyboardInterrupt:
-        say(
-            f"stopped: {len(done)} of {len(found)} clips are finished and stay; the same command goes on with the others"
-        )
-        raise
-    done = _with_earlier(storage, before | _named(_stored(storage, formats), formats), done)
-    table = _table({name: done[name] for name in found}, {work.name for work in todo})
-    say(table)
-    refused = {name: done[name].reason for name in found if done[name].reason}
-    if len(refused) == len(found):
-        if any(result.entry for result in done.values()):
-            _write(storage, formats, set(found), done)
-        name, reason = next(iter(refused.items()))
-        raise DataError(f"none of {len(found)} clips can be used; {name}: {reason}")
-    return PackResult(_write(storage, formats, set(found), done), refused)
+    return done, todo
+
+
+def _with_note(storage: Storage, mark: IdentityEntry, note: str) -> IdentityEntry:
+    """The entry of a finished identity, with this note of consent, here and in its folder."""
+    if mark.consent != note:
+        mark = dataclasses.replace(mark, consent=note)
+        write_mark(storage, mark)
+    return mark
 
 
 def _formats(cfg: PackConfig, found: dict[str, list[Path]]) -> Manifest:
@@ -179,41 +200,6 @@ def _dims(cfg: PackConfig, clips: list[Path]) -> tuple[int, int]:
         with suppress(DataError):
             return speech.dims(cfg.extractor, clip)
     return speech.dims(cfg.extractor, clips[-1])
-
-
-def _stored(storage: Storage, formats: Manifest) -> Manifest:
-    """The manifest that is there now; `formats`, which names nobody, where there is none."""
-    return read_manifest(storage, check=False) if storage.exists(FILE) else formats
-
-
-def _others(storage: Storage, there: Manifest, formats: Manifest, names: set[str]) -> list[IdentityEntry]:
-    """Identities of a stored manifest, apart from `names`. Raises DataError when they have another format."""
-    others = [entry for entry in there.identities if entry.name not in names]
-    if others and dataclasses.replace(there, identities=[]) != formats:
-        raise DataError(
-            f"{storage.url}: holds {len(others)} {'identities' if len(others) > 1 else 'identity'} of {there.size}x{there.size} at {there.fps} fps "
-            f"with {there.audio.extractor} speech "
-            f"and {there.id_embedding.model} embeddings, which these settings do not give; give another --out, or the same settings"
-        )
-    return others
-
-
-def _named(there: Manifest, formats: Manifest) -> dict[str, IdentityEntry]:
-    """Identities that a stored manifest names; none where it has another format."""
-    same = dataclasses.replace(there, identities=[]) == formats
-    return {entry.name: entry for entry in there.identities} if same else {}
-
-
-def _with_earlier(storage: Storage, named: dict[str, IdentityEntry], done: dict[str, Done]) -> dict[str, Done]:
-    """The results, where a refused clip's shards of before, which were `named`, stay as long as they are whole: nothing was written over them."""
-    kept = {}
-    for name, result in done.items():
-        if result.entry is None and name in named:
-            sizes = storage.sizes(name)
-            entry = marked(storage, sizes, name)
-            if entry and entry.sha256 == named[name].sha256 and is_whole(entry, sizes):
-                kept[name] = Done(entry, f"{result.reason}; the shards of before stay", result.seconds)
-    return done | kept
 
 
 def _source(path: Path, cfg: PackConfig) -> SourceEntry:
@@ -249,30 +235,6 @@ def _agreed(before: IdentityEntry | None, source: SourceEntry) -> str:
 def _everywhere(out: str) -> str:
     """The same place for a process with another working folder."""
     return out if "://" in out else str(Path(out).expanduser().absolute())
-
-
-def _arrived(storage: Storage, result: Done) -> Done:
-    """Refuses shards that a worker wrote where this process does not see them."""
-    entry = result.entry
-    if entry is None or storage.sizes(entry.name).items() >= entry.files.items():
-        return result
-    return Done(
-        None,
-        f"packed by a node whose {storage.url} is not this one's; give an --out that all nodes share: s3://bucket/prefix or a shared folder",
-    )
-
-
-def _write(storage: Storage, formats: Manifest, names: set[str], done: dict[str, Done]) -> Manifest:
-    """Writes what is done of `names` beside the others that the manifest has now: another pack may have ended since this one began.
-
-    Two that end within the same moment can still miss one another; packed again, each finds its shards and only names them.
-    """
-    entries = _others(storage, _stored(storage, formats), formats, names) + [
-        result.entry for result in done.values() if result.entry
-    ]
-    manifest = dataclasses.replace(formats, identities=sorted(entries, key=lambda entry: entry.name))
-    write_manifest(storage, manifest)
-    return manifest
 
 
 def _outcome(result: Done) -> str:

@@ -19,6 +19,7 @@ from fiag_dist.config import PackConfig
 from fiag_dist.errors import ConfigError, DataError, WeightsError
 from fiag_dist.pack import pack
 from fiag_dist.shards import progress as progress_module
+from fiag_dist.shards.collection import Collection
 from fiag_dist.shards.manifest import SourceEntry, read_manifest, write_manifest
 from fiag_dist.shards.packing import Done, Work, pack_one
 from fiag_dist.shards.progress import Far
@@ -358,8 +359,9 @@ def test_what_nodes_of_a_cluster_do_not_share_is_said(packed, tmp_path: Path) ->
     _, out, result, _ = packed
     here, entry = open_storage(out), result.manifest.entry("anna")
     assert entry.source
-    assert pack_module._arrived(here, Done(entry)).entry == entry
-    elsewhere = pack_module._arrived(open_storage(tmp_path / "other"), Done(entry))
+    formats = dataclasses.replace(result.manifest, identities=[])
+    assert Collection(here, formats, frozenset()).arrived(Done(entry)).entry == entry
+    elsewhere = Collection(open_storage(tmp_path / "other"), formats, frozenset()).arrived(Done(entry))
     assert elsewhere.entry is None
     assert "give an --out that all nodes share" in elsewhere.reason
     work = Work(tmp_path / "anna.mp4", "anna", str(tmp_path / "out"), CFG, entry.source, (80, 4))
