@@ -10,9 +10,11 @@ import pytest
 import tiny_identity as tiny
 
 from fiag_dist import evaluate
+from fiag_dist.acting.backdrop import behind
 from fiag_dist.acting.synthesize import Identity
 from fiag_dist.errors import CheckpointError, ConfigError, DataError
 from fiag_dist.evaluation import examine
+from fiag_dist.evaluation.subject import Subject
 from fiag_dist.metrics.panel import Panel
 from fiag_dist.shards.manifest import read_manifest
 from fiag_dist.storage import open_storage
@@ -32,8 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_behind_shows_nothing_of_the_head() -> None:
     frame = tiny.clip("ball")[1][0]
-    behind = examine.behind(frame.image, frame.alpha)
-    error = np.abs(behind.astype(int) - tiny.wall())
+    error = np.abs(behind(frame.image, frame.alpha).astype(int) - tiny.wall())
     assert error[frame.alpha == 0].mean() < 1
     assert error[frame.alpha > 0].max() < 40  # the ball differs from the wall by 100
     assert np.abs(frame.image.astype(int) - tiny.wall()).max() > 90
@@ -99,7 +100,7 @@ def test_what_was_asked_for_by_name_and_can_not_be_had_is_an_error(folder: Path)
 
 
 def test_a_render_equal_to_the_truth_scores_its_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examine, "composed", lambda actor, frame, meta, backdrop: frame.image)
+    monkeypatch.setattr(Subject, "play", lambda self, frame, backdrop=None: frame.image)
     with Panel() as panel:
         metrics = examine.evaluate_identity(folder / "ball" / "scratch", examine.Evaluation(panel, encoded=True))
     assert metrics["head_psnr_db"] == metrics["train_head_psnr_db"] == metrics["full_psnr_db"] == 100.0
