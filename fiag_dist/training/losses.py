@@ -53,10 +53,13 @@ class Critic:
 
 
 def backdrop_of(shot: Shot) -> Float[Tensor, "3 size size"]:
-    """What both branches and their targets are put over: the frame's surroundings, or a random colour from torch's generator."""
-    if shot.surroundings is not None:
-        return shot.surroundings
-    return torch.rand(3, 1, 1, device=shot.image.device).expand_as(shot.image)
+    """What both branches and their targets are put over: a random colour, from torch's generator, or the frame's surroundings.
+
+    Surroundings, too, have that colour inside the mouth: theirs is the same in every step there, and the face branch would learn to paint it in front of the
+    teeth.
+    """
+    color = torch.rand(3, 1, 1, device=shot.image.device).expand_as(shot.image)
+    return color if shot.surroundings is None else torch.where(shot.labels == Label.MOUTH, color, shot.surroundings)
 
 
 def _shown(shot: Shot) -> Float[Tensor, "1 size size"]:
@@ -98,8 +101,11 @@ def mouth_terms(
     if shot.mouth_seen:
         seen = (shot.labels == Label.MOUTH)[None, y0:y1, x0:x1]
         image = performance.mouth.image[:, y0:y1, x0:x1] + (1 - inside) * backdrop[:, y0:y1, x0:x1]
-        target = torch.where(seen, shot.image[:, y0:y1, x0:x1], image.detach())
-        terms["mouth"] = critic.reconstruction(image, target)
+        hidden = (
+            image.detach()
+        )  # on both sides: SSIM would have it lighter or darker for the sake of its seen neighbours
+        target = torch.where(seen, shot.image[:, y0:y1, x0:x1], hidden)
+        terms["mouth"] = critic.reconstruction(torch.where(seen, image, hidden), target)
         coverage = coverage + ((1 - inside) * seen).mean()
     return terms | {"mouth_coverage": critic.config.coverage * coverage}
 
