@@ -52,14 +52,17 @@ class Critic:
         return (image - target).abs().mean() + self.config.ssim * (1 - ssim(image, target, self.ssim))
 
 
-def backdrop_of(shot: Shot) -> Float[Tensor, "3 size size"]:
+def backdrop_of(shot: Shot, stage: Stage) -> Float[Tensor, "3 size size"]:
     """What both branches and their targets are put over: a random colour, from torch's generator, or the frame's surroundings.
 
-    Surroundings, too, have that colour inside the mouth: theirs is the same in every step there, and the face branch would learn to paint it in front of the
-    teeth.
+    Until motion is learnt surroundings, too, have that colour inside the mouth: theirs is the same in every step there, and the face branch would learn to
+    paint it in front of the teeth (docs/decisions.md, 51).
     """
+    around = shot.surroundings
+    if around is not None and stage >= Stage.MOTION:
+        return around
     color = torch.rand(3, 1, 1, device=shot.image.device).expand_as(shot.image)
-    return color if shot.surroundings is None else torch.where(shot.labels == Label.MOUTH, color, shot.surroundings)
+    return color if around is None else torch.where(shot.labels == Label.MOUTH, color, around)
 
 
 def _shown(shot: Shot) -> Float[Tensor, "1 size size"]:
@@ -238,7 +241,7 @@ def compute(
     personal: the IM-Net of the frame's person, who is told from `rival`.
     """
     config = critic.config
-    backdrop = backdrop_of(shot)
+    backdrop = backdrop_of(shot, stage)
     if stage is Stage.FUSION:
         return fusion_terms(performance, shot, backdrop, critic)
     terms = face_terms(performance, shot, backdrop, critic) | mouth_terms(performance, shot, backdrop, critic)

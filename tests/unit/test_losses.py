@@ -21,7 +21,7 @@ from fiag_dist.config import (
 from fiag_dist.dist.ownership import draw
 from fiag_dist.landmarks import IRISES, LIPS
 from fiag_dist.model.motion import StillNet
-from fiag_dist.stages import landmark_weight, rates, sh_degree, stage_at, total_steps
+from fiag_dist.stages import Stage, landmark_weight, rates, sh_degree, stage_at, total_steps
 from fiag_dist.training import density, losses
 from fiag_dist.training.losses import Rival
 from fiag_dist.types import Label, Rendering, Shot, axes
@@ -162,7 +162,7 @@ def test_a_face_that_paints_its_surroundings_in_front_of_the_teeth_is_wrong(in_p
     def error(picture: torch.Tensor, alpha: torch.Tensor) -> float:
         face = replace(performance.face, image=picture * alpha, alpha=alpha)
         terms = losses.face_terms(
-            replace(performance, face=face), shot, losses.backdrop_of(shot), losses.Critic(LossConfig())
+            replace(performance, face=face), shot, losses.backdrop_of(shot, Stage.IDENTITY), losses.Critic(LossConfig())
         )
         return terms["face"].item()
 
@@ -180,7 +180,7 @@ def test_in_its_own_surroundings_a_head_is_asked_for_what_the_matte_cuts_off():
     critic = losses.Critic(LossConfig())
 
     def error(shot: Shot) -> float:
-        return losses.face_terms(nothing, shot, losses.backdrop_of(shot), critic)["face"].item()
+        return losses.face_terms(nothing, shot, losses.backdrop_of(shot, Stage.MOTION), critic)["face"].item()
 
     # Where frame and surroundings are alike no head is missed.
     assert error(replace(shot, surroundings=shot.image)) < 1e-6
@@ -199,7 +199,7 @@ def test_in_its_own_surroundings_a_head_is_composed_onto_the_frame():
     performance = head.perform(shot, head.universal.new_personal())
     around = torch.rand_like(shot.image)
     placed = replace(shot, surroundings=around)
-    backdrop = losses.backdrop_of(placed)
+    backdrop = losses.backdrop_of(placed, Stage.FUSION)
     placed = replace(placed, image=performance.over(backdrop).detach())
     terms = losses.fusion_terms(performance, placed, backdrop, losses.Critic(LossConfig()))
     assert terms["fusion"].abs() < 1e-5
