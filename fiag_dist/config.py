@@ -246,7 +246,8 @@ class TrainConfig:
     hush: float = 0.1
     """Share of the draws that take, instead of the frame whose turn it is, one with shut lips, heard as silence: few clips show a silence."""
     in_place: float = 0.8
-    """Share of the frames in which the head is put over the frame's own surroundings, as it will be rendered, instead of a random colour."""
+    """Share of the frames in which the head is put over the frame's own surroundings, as it will be rendered, instead of a random colour. Inside the mouth
+    that colour stays until motion is learnt."""
     seed: int = 0
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

@@ -104,9 +104,8 @@ def mouth_terms(
     if shot.mouth_seen:
         seen = (shot.labels == Label.MOUTH)[None, y0:y1, x0:x1]
         image = performance.mouth.image[:, y0:y1, x0:x1] + (1 - inside) * backdrop[:, y0:y1, x0:x1]
-        hidden = (
-            image.detach()
-        )  # on both sides: SSIM would have it lighter or darker for the sake of its seen neighbours
+        # What is hidden is the same on both sides, without gradient: SSIM would have it lighter or darker for the sake of its seen neighbours.
+        hidden = image.detach()
         target = torch.where(seen, shot.image[:, y0:y1, x0:x1], hidden)
         terms["mouth"] = critic.reconstruction(torch.where(seen, image, hidden), target)
         coverage = coverage + ((1 - inside) * seen).mean()
