@@ -95,6 +95,11 @@ def sh_degree(step: int, config: TrainConfig) -> int:
     return min(max(step - config.stages.landmark_steps, 0) // every, most) if every else most
 
 
+def learnt_degree(step: int, config: TrainConfig) -> int:
+    """How many degrees took part in the last of `step` finished steps: of those above, IE-Net says what nobody has taught it."""
+    return sh_degree(max(step - 1, 0), config)
+
+
 def _haste(config: TrainConfig) -> float:
     """Gaussians' rates at the start against those that are configured."""
     return min(max(config.optim.paced_for / max(config.steps, 1), 1.0), MOST_HASTE)

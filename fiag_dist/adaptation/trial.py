@@ -17,7 +17,7 @@ from fiag_dist.adaptation.hparams import write_hparams
 from fiag_dist.adaptation.job import DONE, Job, Progress, Report, Search, is_adapted, write_done
 from fiag_dist.adaptation.plateau import Plateau
 from fiag_dist.adaptation.search import chosen_sample, samples
-from fiag_dist.config import ModelConfig
+from fiag_dist.config import ModelConfig, StageConfig
 from fiag_dist.configfile import from_dict
 from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.engine import LocalEngine
@@ -30,7 +30,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.monitoring.mirror import Mirror
 from fiag_dist.monitoring.monitor import Monitor, peak_mib
 from fiag_dist.shards.manifest import read_manifest
-from fiag_dist.stages import Stage, due, first_of_fusion, total_steps
+from fiag_dist.stages import Stage, due, first_of_fusion, learnt_degree, total_steps
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training import hearing
 from fiag_dist.training.bake import write_identity_folder
@@ -225,9 +225,11 @@ def build(job: Job) -> Training:
     if job.start:
         storage, name = checkpoint.resolve(job.start)
         stored = checkpoint.load(storage, name)
-        model = from_dict(ModelConfig, stored.info["config"]["train"]["model"])
+        before = stored.info["config"]["train"]
+        model, stages = from_dict(ModelConfig, before["model"]), from_dict(StageConfig, before["stages"])
         config = replace(config, model=roomier(model, job.config.room))
         head = load_head(config, stored.info["formats"], stored.shared, averaged=True).to(device)
+        head.sh_degree = learnt_degree(stored.step, replace(config, stages=stages))
         embeddings: dict[str, torch.Tensor] = {}
         known = feed.embedding(job.name).cpu()
         if config.model.identity.embedding == "table":  # nobody knows yet whom the new one is like

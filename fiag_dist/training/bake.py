@@ -14,7 +14,7 @@ from fiag_dist.model.head import Head
 from fiag_dist.model.motion import PersonalNet
 from fiag_dist.shards.manifest import Manifest, read_manifest
 from fiag_dist.shards.reader import iter_frames, read_meta
-from fiag_dist.stages import sh_degree
+from fiag_dist.stages import learnt_degree
 from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training.formats import check_formats
 from fiag_dist.training.start import load_head
@@ -82,7 +82,7 @@ def bake_run(
     out, start = Path(run) / below, f"{storage.url}/{folder}"
     check_formats(manifest, stored.info["formats"], f"run {run}")
     head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
-    head.sh_degree = sh_degree(stored.step, config.train)
+    head.sh_degree = learnt_degree(stored.step, config.train)
     change(head)
     learnt_from = stored.info.get("footage", {})  # checkpoints of before did not say
     known = open_storage(out)

@@ -93,7 +93,8 @@ def bake_in(head: Head, embedding: Float[Tensor, " id_dim"]) -> None:
     person = head.person(embedding)
     for field, own in ((head.face_field, person.face), (head.mouth_field, person.mouth)):
         for name in PARAMETERS:
-            getattr(field, name)[: len(own)] = getattr(own, name)
+            said = getattr(own, name)  # of the degrees of colour that take part
+            getattr(field, name)[tuple(map(slice, said.shape))] = said
     forget(head)
 
 

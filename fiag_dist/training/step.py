@@ -26,6 +26,7 @@ from fiag_dist.stages import (
     Stage,
     due,
     landmark_weight,
+    learnt_degree,
     moving,
     progress,
     prune_threshold,
@@ -325,7 +326,7 @@ class Training:
             self.engine.refused, *regrown = optim["counts"].tolist()
             self._regrown = dict(zip(self._regrown, regrown, strict=True))
         self._judged = int(optim.get("judged", step))  # older checkpoints do not say
-        self.step = step
+        self.step, self.head.sh_degree = step, learnt_degree(step, self.config)
 
 
 def _seed(*parts: int) -> int:

@@ -12,7 +12,7 @@ import tiny_identity
 import torch
 from heads import small_config, small_head, small_shot
 
-from fiag_dist.acting.actor import Actor
+from fiag_dist.acting.actor import Actor, load_actor, load_info
 from fiag_dist.acting.rehearsal import Rehearsal
 from fiag_dist.adaptation import trial
 from fiag_dist.adaptation.job import Job
@@ -121,6 +121,27 @@ def test_learnt_embeddings_start_apart_are_learnt_and_whoever_is_new_starts_from
             new.learn(new.feed.next(step))
         assert float((new.embedding("ball") - mean).abs().max()) > 0
         assert new.pool.tensors("ball")["embedding"].shape == (12,)
+
+
+def test_degrees_of_colour_that_have_not_taken_part_yet_are_not_baked(shards: str, tmp_path: Path) -> None:
+    """Nobody has taught IE-Net what to say of them."""
+    late, run = {"stages": {"landmark_steps": 0, "sh_every": 2}}, str(tmp_path / "run")
+    with training(shards, late) as made:
+        for step in range(2):  # the next step would have been the first of degree 1
+            made.learn(made.feed.next(step))
+        kept = {name: identity_tensors(made, name) for name in made.feed.names}
+        config = PretrainConfig(data=shards, train=made.config)
+        info = resume.info(config, read_manifest(shards), made.feed.names, {})
+        saving.save(open_storage(run), checkpoint.FOLDER, made.step, *made.shared(), kept, info, Process(), keep=1)
+        with training(shards, late) as again:
+            again.restore(made.step, *made.shared(), rank=0)
+            assert again.head.sh_degree == 0
+    person = bake_run(run) / "ball"
+    assert load_actor(person, load_info(person)).person.face.sh_rest.shape[1] == 0
+    settings = from_dict(AdaptConfig, {"settle": False, "train": {"loss": {"lpips": 0}}})
+    new = trial.build(Job("ball", shards, run, str(tmp_path / "ball"), settings))
+    with closing(new.feed):
+        assert not new.head.face_field.sh_rest.any()
 
 
 def test_people_are_trained_with_the_embedding_that_is_baked(shards: str) -> None:
