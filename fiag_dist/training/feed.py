@@ -173,10 +173,12 @@ class Feed:
         return self._embeddings[name]
 
     def watched(self, limit: int) -> list[str]:
-        """Those of this rank's identities that are among `limit` spread evenly over all by name, whatever the number of ranks."""
+        """Those of this rank's identities that are among `limit` spread evenly over all by name, whatever the number of ranks, and have test frames."""
         everybody = sorted(self.ownership.names)
         chosen = np.linspace(0, len(everybody) - 1, min(limit, len(everybody))).round().astype(int)
-        return [everybody[k] for k in chosen if everybody[k] in self.metas]
+        return [
+            name for name in (everybody[k] for k in chosen) if name in self.readers and len(self.readers[name].test)
+        ]
 
     def first_test_shots(self, name: str, limit: int) -> list[Shot]:
         """Up to `limit` test frames of an identity, the first ones in a row."""

@@ -70,3 +70,14 @@ def test_those_who_are_watched_do_not_depend_on_ranks(tmp_path: Path) -> None:
                 with closing(Feed(TrainConfig(), storage, manifest, ownership, rank)) as feed:
                     found += feed.watched(limit)
             assert found == wanted
+
+
+def test_whoever_has_no_test_frames_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of a single frame has none."""
+    monkeypatch.setattr(tiny_identity, "TEST", 0)
+    data = open_storage(tiny_identity.pack(tmp_path))
+    training = build(Bench(num_gaussians=300)._config(), data, read_manifest(data), torch.device("cpu"))
+    with closing(training.feed):
+        seen = looks.look(training, fps=25)
+    assert seen.scores.keys() == {"memory/personal_mib"}
+    assert not seen.pictures
