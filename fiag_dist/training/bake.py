@@ -1,6 +1,7 @@
 """From trained networks to an identity folder that stands on its own: the baked head, and the backdrop to render it over."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -81,7 +82,9 @@ def bake_run(
     manifest = read_manifest(shards)
     out, start = Path(run) / below, f"{storage.url}/{folder}"
     check_formats(manifest, stored.info["formats"], f"run {run}")
-    head = load_head(config.train, stored.info["formats"], stored.shared, averaged=False)
+    # What encodes in training may need a device that this machine has not.
+    anywhere = replace(config.train, encoder="auto")
+    head = load_head(anywhere, stored.info["formats"], stored.shared, averaged=False)
     head.sh_degree = learnt_degree(stored.step, config.train)
     change(head)
     learnt_from = stored.info.get("footage", {})  # checkpoints of before did not say

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny_identity
+import torch
 from test_variants import training
 
 from fiag_dist.acting.actor import load_info
@@ -86,3 +87,13 @@ def test_people_of_a_run_know_what_it_has_learnt_from(tmp_path: Path) -> None:
         people = bake_run(str(tmp_path / "run"))
         assert read_manifest(config.data).entry("ball").sha256 != learnt["ball"]
         assert {name: load_info(people / name).footage for name in learnt} == learnt
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it can be had")
+def test_people_are_baked_where_what_encoded_in_training_cannot_be_had(tmp_path: Path) -> None:
+    with begun(tmp_path) as (stored, _, _):
+        commit = tmp_path / "run" / stored.folder / checkpoint.COMMIT
+        asked = commit.read_text().replace('"encoder": "auto"', '"encoder": "tcnn"')
+        assert asked.count("tcnn") == 1
+        commit.write_text(asked)
+        assert load_info(bake_run(str(tmp_path / "run")) / "ball").steps == 0
