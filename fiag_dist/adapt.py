@@ -29,6 +29,7 @@ from fiag_dist.pack import EMBEDDING, pack
 from fiag_dist.shards.manifest import BESIDE, Manifest, read_manifest
 from fiag_dist.shards.manifest import FILE as MANIFEST
 from fiag_dist.storage import open_storage
+from fiag_dist.training.bake import PEOPLE
 from fiag_dist.training.formats import check_channels, check_formats
 from fiag_dist.training.settings import refuse_below, refuse_nonsense
 
@@ -69,9 +70,15 @@ def main(argv: list[str]) -> int:
     searched = _searched(command)  # what can be refused is refused before the clips are packed
     storage, folder = checkpoint.resolve(command.checkpoint)
     formats = checkpoint.load(storage, folder).info["formats"]
-    if open_storage(_absolute(command.out)).exists(MANIFEST):
+    out = _absolute(command.out)
+    above, _, last = out.rpartition("/")
+    if open_storage(out).exists(MANIFEST):
         raise ConfigError(f"--out {command.out}: holds shards; give identities a folder of their own")
-    with alone_in(_absolute(command.out)):
+    if last == PEOPLE and above and open_storage(above).exists(checkpoint.FOLDER):
+        raise ConfigError(
+            f"--out {command.out}: is where the people of a run are baked, and all others are taken away; give another folder"
+        )
+    with alone_in(out):
         data, unfit = _packed(command, formats)
         manifest = read_manifest(data)
         check_channels(formats, command.checkpoint)

@@ -20,6 +20,8 @@ from fiag_dist.storage import Storage, open_storage
 from fiag_dist.training.formats import check_formats
 from fiag_dist.training.start import load_head
 
+PEOPLE = "identities"
+"""Folder of a run for its people; what else lies there goes with them when there is a newer checkpoint."""
 BAKED_FROM = "checkpoint.sha256"
 """Beside the people of a run: the hash of the checkpoint's COMMIT.json, which has those of all its files."""
 
@@ -67,9 +69,7 @@ def write_identity_folder(
     save_actor(folder, actor, info)
 
 
-def bake_run(
-    run: str, below: str = "identities", change: Callable[[Head], None] = lambda head: None, data: str = ""
-) -> Path:
+def bake_run(run: str, below: str = PEOPLE, change: Callable[[Head], None] = lambda head: None, data: str = "") -> Path:
     """The identities that a pretraining was trained on, as folders in `below` in its run folder: each with its own personal net.
 
     Those baked from the newest checkpoint before are kept; of another one, which may have had the same name, all go. change: what is done to the head

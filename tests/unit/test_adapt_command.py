@@ -7,14 +7,19 @@ from pathlib import Path
 
 import pytest
 import tiny_identity as tiny
+from test_variants import training
 
 from fiag_dist import adapt
 from fiag_dist.adapt import AdaptCommand, _adapted, _asked, _jobs, _packed
 from fiag_dist.adaptation.alone import alone_in
 from fiag_dist.adaptation.job import Search, write_done
+from fiag_dist.dist import checkpoint, saving
+from fiag_dist.dist.process import Process
 from fiag_dist.errors import ConfigError, DataError
 from fiag_dist.pack import EMBEDDING, PackResult
+from fiag_dist.pretrain import identity_tensors
 from fiag_dist.shards.manifest import read_manifest
+from fiag_dist.storage import open_storage
 
 
 def test_a_name_given_twice_is_one_job(tmp_path: Path) -> None:
@@ -122,3 +127,14 @@ def test_clips_for_a_checkpoint_that_hears_what_others_made_are_to_be_packed_fir
         ConfigError, match=r"speech features that another program made \(file:aud_ds.npy\).*fiag-dist pack CLIPS"
     ):
         _packed(command, {"size": 256, "fps": 25, "extractor": "file:aud_ds.npy"})
+
+
+def test_people_of_a_run_have_their_folder_for_themselves(tmp_path: Path) -> None:
+    """The next evaluation of the run would take whoever else is there away."""
+    run = tmp_path / "run"
+    with training(tiny.pack(tmp_path / "data", "ball", "twin"), {}) as made:
+        kept = {name: identity_tensors(made, name) for name in made.feed.names}
+        saving.save(open_storage(run), checkpoint.FOLDER, 0, *made.shared(), kept, {"formats": {}}, Process())
+    with pytest.raises(ConfigError, match=rf"^--out {run}/identities/: is where the people of a run are baked"):
+        adapt.main([str(tmp_path / "data"), "--from", str(run), "--out", f"{run}/identities/"])
+    assert not (run / "identities").exists()
