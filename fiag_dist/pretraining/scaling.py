@@ -8,7 +8,7 @@ import torch
 from fiag_dist.config import EncoderBackend, TrainConfig
 from fiag_dist.model.field import GaussianField
 from fiag_dist.model.identity import IdentityNet
-from fiag_dist.model.motion import FaceMotionNet, MouthMotionNet, PersonalNet
+from fiag_dist.model.motion import FaceMotionNet, MouthMotionNet, PersonalNet, StillNet
 
 FLOAT = 4
 BACKEND: EncoderBackend = "torch"
@@ -27,7 +27,7 @@ class Sizes:
     networks: int
     """IE-Nets and UM-Net, of which a moving average is kept."""
     personal: int
-    """One IM-Net."""
+    """One IM-Net, with the person's embedding where that is learnt."""
 
     @property
     def shared(self) -> int:
@@ -40,12 +40,14 @@ def sizes(config: TrainConfig, id_dim: int, audio_dim: int, audio_window: int) -
     model, motion, hears = config.model, config.model.motion, (audio_dim, audio_window)
     field, num_sh = model.field, (model.field.sh_degree + 1) ** 2
     fields = [GaussianField(rows, field.sh_degree) for rows in (field.capacity_face, field.capacity_mouth)]
-    networks = [IdentityNet(model.identity, id_dim, num_sh, BACKEND) for _ in fields]
+    learnt_dim = model.identity.table_dim if model.identity.embedding == "table" else 0
+    networks = [IdentityNet(model.identity, learnt_dim or id_dim, num_sh, BACKEND) for _ in fields]
+    personal = PersonalNet(motion, *hears, BACKEND) if motion.personal else StillNet(motion)
     face = FaceMotionNet(motion, motion.universal_grid, motion.universal_hidden, *hears, BACKEND)
     return Sizes(
         field=_elements(*fields),
         networks=_elements(*networks, face, MouthMotionNet(motion, *hears, BACKEND)),
-        personal=_elements(PersonalNet(motion, *hears, BACKEND)),
+        personal=_elements(personal) + learnt_dim,
     )
 
 

@@ -1,14 +1,17 @@
 """The dry run of a pretraining: who owns what on so many ranks, what that takes, and what is refused, counted on the real thing."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from made_shards import SIZE, make, manifest_of
 
 from fiag_dist import cli
-from fiag_dist.config import FieldConfig, ModelConfig, TrainConfig
+from fiag_dist.config import FieldConfig, IdentityConfig, ModelConfig, MotionConfig, TrainConfig
+from fiag_dist.dist.pool import PersonalPool, first_embeddings
 from fiag_dist.model.head import Head
 from fiag_dist.pretraining.scaling import FLOAT, Machine, memory, sizes, step_time, traffic
 from fiag_dist.shards.manifest import write_manifest
@@ -32,11 +35,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_parameters_are_those_of_the_model() -> None:
-    found = sizes(TRAIN, 16, 4, 2)
-    head = Head(TRAIN.model, 16, 4, 2, torch.randn(478, 3) / 20, "torch")
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"identity": IdentityConfig(embedding="table", table_dim=12)}, {"motion": MotionConfig(personal=False)}],
+)
+def test_parameters_are_those_of_the_model(variant: dict[str, Any]) -> None:
+    model = replace(TRAIN.model, **variant)
+    found = sizes(replace(TRAIN, model=model), 16, 4, 2)
+    head = Head(model, 16, 4, 2, torch.randn(478, 3) / 20, "torch")
+    pool = PersonalPool({"ann": head.universal.new_personal()}, first_embeddings(model.identity, ["ann"], 0))
     assert found.shared == sum(p.numel() for p in head.parameters() if p.requires_grad)
-    assert found.personal == sum(p.numel() for p in head.universal.new_personal().parameters())
+    assert found.personal == sum(tensor.numel() for tensor in pool.tensors("ann").values())
     assert found.field == sum(p.numel() for field in head.fields.values() for p in field.parameters())
 
 
