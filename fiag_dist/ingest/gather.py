@@ -13,8 +13,9 @@ from fiag_dist.errors import DataError
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 PREPARED = "transforms_train.json"
 """What a folder of already prepared frames holds (`--layout instag`)."""
-IDENTITY = "identity.json"
-"""What a folder that adapt has made of a clip holds: the videos beside it are no clips. (Folders of shards hold no videos but the clips they were made of.)"""
+IDENTITIES = ({"identity.json"}, {"backdrop.mp4", "poses.npz"})
+"""What a folder holds that adapt has made of a clip, or was about to when it was cut off: the videos beside it are no clips. (Folders of shards hold no
+videos but the clips they were made of.)"""
 
 _LONGEST = 64
 
@@ -30,7 +31,7 @@ def find_clips(paths: Sequence[Path]) -> dict[str, list[Path]]:
         with _readable(path):
             is_folder, is_file = path.is_dir(), path.is_file()
         if is_folder:
-            walked = _walk(path, passing=IDENTITY)
+            walked = _walk(path, passing=IDENTITIES)
             inside = [Path(folder, name) for folder, names in walked for name in names if _is_clip(name)]
             if not inside:
                 raise DataError(f"{path}: no clips in this folder; give one with {', '.join(SUFFIXES)} files")
@@ -100,8 +101,8 @@ def _readable(path: Path) -> Iterator[None]:
         raise DataError(f"{where}: can't be read ({error.strerror}); check its rights, or leave it out") from error
 
 
-def _walk(path: Path, passing: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Each folder once, with its files' names, both sorted. passing: a file; folders that hold it are passed over, with all that is in them.
+def _walk(path: Path, passing: Sequence[set[str]] = ()) -> Iterator[tuple[str, list[str]]]:
+    """Each folder once, with its files' names, both sorted. passing: folders that hold all files of one of these are passed over, with all that is in them.
 
     Raises DataError for a folder that can't be read: clips in it would be missed in silence.
     """
@@ -112,7 +113,7 @@ def _walk(path: Path, passing: str = "") -> Iterator[tuple[str, list[str]]]:
             raise error
 
     for folder, folders, names in os.walk(path, onerror=unreadable, followlinks=True):
-        if passing in names:
+        if any(files <= {*names} for files in passing):
             folders.clear()
             continue
         entered.add(Path(folder).resolve())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fiag_dist.acting.actor import INFO
+from fiag_dist.acting.backdrop import POSES
 from fiag_dist.errors import DataError
 from fiag_dist.ingest.gather import find_clips, find_prepared, identity_name
 from fiag_dist.pack import main
@@ -55,6 +56,10 @@ def test_videos_of_identities_are_no_clips(tmp_path: Path) -> None:
     assert sorted(find_clips([folder])) == ["a", "b", "c"]
     with pytest.raises(DataError, match="no clips in this folder"):
         find_clips([made])
+    (made / INFO).unlink()  # an adaptation that is baked anew begins with this
+    assert "preview" in find_clips([folder]), "anybody may call a clip so"
+    (made / POSES).write_text("")
+    assert sorted(find_clips([folder])) == ["a", "b", "c"]
 
 
 def test_folders_that_can_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
