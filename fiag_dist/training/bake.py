@@ -11,6 +11,7 @@ from fiag_dist.acting.backdrop import write_backdrop
 from fiag_dist.config import PretrainConfig
 from fiag_dist.configfile import from_dict
 from fiag_dist.dist import checkpoint
+from fiag_dist.errors import DataError
 from fiag_dist.model.head import Head
 from fiag_dist.model.motion import PersonalNet
 from fiag_dist.shards.manifest import Manifest, read_manifest
@@ -72,8 +73,9 @@ def write_identity_folder(
 def bake_run(run: str, below: str = PEOPLE, change: Callable[[Head], None] = lambda head: None, data: str = "") -> Path:
     """The identities that a pretraining was trained on, as folders in `below` in its run folder: each with its own personal net.
 
-    Those baked from the newest checkpoint before are kept; of another one, which may have had the same name, all go. change: what is done to the head
-    first. data: where the shards are; empty: where they were in training. Raises CheckpointError when the run has none, or shards hold something else by now.
+    Those baked from the newest checkpoint before are kept; of another one, which may have had the same name, all go. Who was taken out of the shards since
+    is left out, in a line. change: what is done to the head first. data: where the shards are; empty: where they were in training. Raises CheckpointError
+    when the run has none, or shards hold something else by now, and DataError when they hold none of its people.
     """
     storage, folder = checkpoint.resolve(run)
     stored = checkpoint.load(storage, folder)
@@ -93,7 +95,12 @@ def bake_run(run: str, below: str = PEOPLE, change: Callable[[Head], None] = lam
     if not known.exists(BAKED_FROM) or known.read(BAKED_FROM) != source:
         known.delete("")
         known.write(BAKED_FROM, source)
-    for name in stored.identities:
+    there = [name for name in stored.identities if name in manifest.names]
+    if not there:
+        raise DataError(f"{shards.url}: holds nobody of run {run}; name its shards with --data, or pack them again")
+    if gone := sorted(set(stored.identities) - set(there)):
+        print(f"{run}: left out, no longer in {shards.url}: {', '.join(gone)}", flush=True)
+    for name in there:
         done = out / name
         if (done / INFO).is_file() and load_info(done).checkpoint == start:
             continue

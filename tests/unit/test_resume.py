@@ -15,7 +15,7 @@ from fiag_dist.config import PretrainConfig
 from fiag_dist.dist import checkpoint, saving
 from fiag_dist.dist.checkpoint import Checkpoint
 from fiag_dist.dist.process import Process
-from fiag_dist.errors import CheckpointError
+from fiag_dist.errors import CheckpointError, DataError
 from fiag_dist.pretrain import identity_tensors, newest_of
 from fiag_dist.pretraining import resume
 from fiag_dist.shards.manifest import Manifest, read_manifest, write_manifest
@@ -97,3 +97,18 @@ def test_people_are_baked_where_what_encoded_in_training_cannot_be_had(tmp_path:
         assert asked.count("tcnn") == 1
         commit.write_text(asked)
         assert load_info(bake_run(str(tmp_path / "run")) / "ball").steps == 0
+
+
+def test_who_was_taken_out_of_the_shards_keeps_nobody_else_from_being_baked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with begun(tmp_path) as (stored, config, manifest):
+        store = open_storage(config.data)
+        write_manifest(store, replace(manifest, identities=[manifest.entry("twin")]))
+        people = bake_run(str(tmp_path / "run"))
+        assert [folder.name for folder in people.iterdir() if folder.is_dir()] == ["twin"]
+        assert capsys.readouterr().out == f"{tmp_path}/run: left out, no longer in {store.url}: ball\n"
+        strangers = [replace(manifest.entry(name), name=f"{name}_2") for name in stored.identities]
+        write_manifest(store, replace(manifest, identities=strangers))
+        with pytest.raises(DataError, match=f"^{store.url}: holds nobody of run {tmp_path}/run; name its shards with"):
+            bake_run(str(tmp_path / "run"))
