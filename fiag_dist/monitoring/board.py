@@ -28,7 +28,7 @@ LAYOUT = {
     },
     "2 Losses": {
         "pictures": ["loss/(face|mouth|fusion|lpips|face_lips)$"],
-        "motion": ["loss/(landmarks|motion|contrast)$"],
+        "motion": ["loss/(landmarks|silence|motion|contrast)$"],
         "identity": ["loss/triplet$"],
         "where things may be": ["loss/(face_coverage|mouth_coverage|attention_.*)$"],
     },
