@@ -41,7 +41,7 @@ WITHOUT_EFFECT = ("--train.model", "--train.keep")
 class AdaptCommand:
     """Adapts every clip of a folder, or every identity of packed shards, to a pretrained checkpoint. Run again, it does only what is missing."""
 
-    clips: tyro.conf.Positional[str]
+    clips: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CLIPS_OR_SHARDS")]
     """Folder of clips, a clip, or the folder or s3:// prefix of packed shards."""
     checkpoint: Annotated[str, tyro.conf.arg(name="from")]
     """Run folder of a pretraining (its newest checkpoint), or one checkpoints/step-NNNNNNNN."""
@@ -60,7 +60,7 @@ class AdaptCommand:
     address: str = ""
     """Of a Ray cluster: host:port, or `auto`; none: RAY_ADDRESS, else this machine alone. All its machines must see the paths given here."""
     config: str = ""
-    """YAML file of the settings below, e.g. configs/adapt_fast.yaml."""
+    """YAML file of the settings below, e.g. configs/adapt_fast.yaml. The flags --train.model.* and --train.keep* are a pretraining's and refused here."""
     settings: Annotated[AdaptConfig, tyro.conf.arg(name="")] = field(default_factory=AdaptConfig)
 
 

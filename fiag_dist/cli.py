@@ -78,7 +78,7 @@ def help_text() -> str:
     lines += [
         "",
         "fiag-dist COMMAND --help explains one. --debug shows the traceback of an error and refuses NaN in kernels. --version prints the version.",
-        "A mistake in what was asked ends with one line and status 2; under torchrun each rank says it, and torchrun ends with status 1.",
+        "A mistake in what was asked ends with one line (in flags: a box) and status 2; under torchrun each rank says it, and torchrun ends with status 1.",
     ]
     return "\n".join(lines)
 

@@ -285,6 +285,7 @@ class PretrainConfig:
     identities: tuple[str, ...] = ()
     """Names to train on; none: all of the manifest."""
     runs: str = "runs"
+    """Folder or s3:// prefix of the run folders."""
     name: str = "pretrain"
     """The run folder is runs/name; a run that is there goes on from its newest checkpoint."""
     zero_stage: int = 1

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ _NEAR_M, _SHEET_M, _BEHIND_M, _MOST_SETBACK_M = 0.006, 0.02, 0.002, 0.06
 class ExportCommand:
     """Writes an identity's Gaussians as .ply: at rest, in one frame of what it says, or in a range of frames."""
 
-    identity: tyro.conf.Positional[Path]
+    identity: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IDENTITY")]
     """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
     out: Path
     """A name that ends in .ply; with --sequence, a folder for 000000.ply, 000001.ply .."""

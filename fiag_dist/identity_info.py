@@ -4,6 +4,7 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ from fiag_dist.errors import DataError
 class InfoCommand:
     """Prints what an identity folder is: formats, Gaussians, origin, consent, sizes."""
 
-    identity: tyro.conf.Positional[Path]
+    identity: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IDENTITY")]
     """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
 
 

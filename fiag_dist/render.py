@@ -40,7 +40,7 @@ _PNG = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 class RenderCommand:
     """Lets an adapted identity say what is in a sound file: H.264 and AAC in an mp4 as long as the sound, or a folder of PNG frames."""
 
-    identity: tyro.conf.Positional[Path]
+    identity: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IDENTITY")]
     """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
     audio: Path
     """Speech: wav, mp3, flac, m4a, or any video with a sound track."""

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Annotated
 
 import tyro
 
@@ -44,7 +45,7 @@ class ListCommand:
     A run on S3 brings its loss and its word up to date with each checkpoint, so both may be that old. Example: fiag-dist runs ls runs
     """
 
-    folder: tyro.conf.Positional[str] = "runs"
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="[DIR]")] = "runs"
     """A folder of runs, or one run; a local path or s3://bucket/prefix."""
 
 

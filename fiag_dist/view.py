@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numba
 import torch
@@ -28,7 +29,7 @@ HINT = "bash launch/install.sh ingest,view"
 class ViewCommand:
     """Serves a page with an identity in it: turn it about, drop a sound file, and see and hear it talk. Ctrl-C ends it."""
 
-    identity: tyro.conf.Positional[Path]
+    identity: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="IDENTITY")]
     """Identity folder: one of those that `fiag-dist adapt` wrote, or `fiag-dist evaluate runs/NAME` in runs/NAME/identities."""
     audio: Path | None = None
     """What it says at first; any sound file or video, up to 10 minutes. Others can be dropped into the page."""
