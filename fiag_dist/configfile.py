@@ -43,7 +43,10 @@ def from_yaml(cls: type[T], path: str | Path) -> T:
         raise ConfigError(f"config {path}: can't be read ({reason}); check its rights, or save it as UTF-8") from error
     if text is None:
         near = difflib.get_close_matches(path.name, [p.name for p in Path("configs").glob("*.yaml")], 1)
-        raise ConfigError(f"config {path}: no such file" + (f"; did you mean configs/{near[0]}?" if near else ""))
+        raise ConfigError(
+            f"config {path}: no such file"
+            + (f"; did you mean configs/{near[0]}?" if near else "; give one like those in configs/")
+        )
     return _from_text(cls, text, str(path))
 
 
